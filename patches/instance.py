@@ -11,7 +11,7 @@ import functools
 import hashlib
 import inspect
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 from torch import nn
@@ -97,7 +97,7 @@ def restore_class(obj: nn.Module) -> None:
 class Patch:
     """Something that can be applied to a model and taken off again; see `patched`."""
 
-    def hosts(self, model: Any) -> list[nn.Module]:
+    def hosts(self, model: Any) -> Sequence[nn.Module]:
         """The objects of `model` whose class the patch swaps; never empty."""
         raise NotImplementedError
 

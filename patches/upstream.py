@@ -87,6 +87,9 @@ def import_isolated(name: str, root: Path = SUBMODULE) -> ModuleType:
             _loaded[key] = module
             module.__name__ = f"var_upstream.{key}"
             sys.modules[module.__name__] = module
+            for value in vars(module).values():
+                if isinstance(value, type) and value.__module__ == key:
+                    value.__module__ = module.__name__
         return _loaded[name]
 
 

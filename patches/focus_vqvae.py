@@ -1,0 +1,94 @@
+"""VQVAE -> encodes the K focus states of an image, so that its stock methods and callers produce focus tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from patches.focus_quantizer import FocusQuantizer, PatchNums
+from patches.instance import InstancePatch, Patch, PatchError, swap_class
+
+if TYPE_CHECKING:
+    from refocus_ext.pyramid import FocusPyramid
+
+
+class FocusVQVAE(InstancePatch):
+    """Modifications:
+    - images are encoded as their focus states: T_k = quant_conv(E(F_k)), plus beta_k noise in train mode
+    - the quantizer gets the list of targets instead of one latent; decoding is stock
+    - with the pyramid's blur off the image is encoded once and that one latent takes the stock path
+    """
+
+    host = "VQVAE"
+    fingerprints = {  # noqa: RUF012
+        "forward": "51bf54bf02db",
+        "img_to_idxBl": "8604b1e46b45",
+        "img_to_reconstructed_img": "a43c2c60247d",
+    }
+
+    focus_pyramid: FocusPyramid
+    # of the stock class
+    training: bool
+    encoder: nn.Module
+    decoder: nn.Module
+    quant_conv: nn.Module
+    post_quant_conv: nn.Module
+    quantize: FocusQuantizer
+
+    def encode_view(self, view_B3HW: Tensor) -> Tensor:
+        """T = quant_conv(E(view)), (B,C,h,w)."""
+        return self.quant_conv(self.encoder(view_B3HW))
+
+    def decode(self, f_hat_BChw: Tensor) -> Tensor:
+        """Image (B,3,H,W) of a latent, not clamped."""
+        return self.decoder(self.post_quant_conv(f_hat_BChw))
+
+    def encode_targets(self, x_B3HW: Tensor) -> Tensor | list[Tensor]:
+        """The focus targets T_k, K times (B,C,h,w); one latent (B,C,h,w) if the pyramid does not refocus."""
+        if not self.focus_pyramid.refocuses:
+            return self.encode_view(x_B3HW)
+        return [self.encode_view(view) for view in self.focus_pyramid.structure_views(x_B3HW, training=self.training)]
+
+    def forward(self, inp: Tensor, ret_usages: bool = False) -> tuple[Tensor, list[float] | None, Tensor]:
+        """Stock contract: (reconstruction (B,3,H,W), usage per scale or None, VQ loss)."""
+        f_hat, usages, vq_loss = self.quantize(self.encode_targets(inp), ret_usages=ret_usages)  # type: ignore[operator]
+        return self.decode(f_hat), usages, vq_loss
+
+    def img_to_idxBl(self, inp_img_no_grad: Tensor, v_patch_nums: PatchNums | None = None) -> list[Tensor]:
+        """Focus tokens of an image batch: S times (B, pn*pn)."""
+        targets = self.encode_targets(inp_img_no_grad)
+        return self.quantize.f_to_idxBl_or_fhat(targets, to_fhat=False, v_patch_nums=v_patch_nums)
+
+    def img_to_reconstructed_img(
+        self, x: Tensor, v_patch_nums: PatchNums | None = None, last_one: bool = False
+    ) -> list[Tensor] | Tensor:
+        """Images of every prefix (S times (B,3,H,W), clamped to [-1,1]), or of the whole sequence."""
+        f_hat_S = self.quantize.f_to_idxBl_or_fhat(self.encode_targets(x), to_fhat=True, v_patch_nums=v_patch_nums)
+        if last_one:
+            return self.decode(f_hat_S[-1]).clamp_(-1, 1)
+        return [self.decode(f_hat).clamp_(-1, 1) for f_hat in f_hat_S]
+
+
+class Focus(Patch):
+    """The focus pyramid as a patch of a VQVAE: `with patched(vae, Focus(pyramid)): vae.img_to_idxBl(x)`."""
+
+    def __init__(self, pyramid: FocusPyramid) -> None:
+        self.pyramid = pyramid
+
+    def hosts(self, model: Any) -> Sequence[nn.Module]:
+        if not isinstance(getattr(model, "quantize", None), nn.Module):
+            raise PatchError(f"Focus patches a VQVAE; a {type(model).__name__} has no quantizer in `quantize`.")
+        return [model, model.quantize]
+
+    def apply(self, model: Any) -> None:
+        vae, quantizer = self.hosts(model)
+        latent = quantizer.v_patch_nums[-1]
+        if latent != self.pyramid.latent_size:
+            raise ValueError(
+                f"the pyramid is for {self.pyramid.image_size} px ({self.pyramid.latent_size} latent cells) but the VQVAE's "
+                f"last token map has {latent}; build the pyramid for {latent * self.pyramid.stride} px."
+            )
+        swap_class(quantizer, FocusQuantizer, focus_pyramid=self.pyramid)
+        swap_class(vae, FocusVQVAE, focus_pyramid=self.pyramid)

@@ -1,0 +1,120 @@
+"""`bash run.sh COMMAND`: picks the command. Only the command that runs imports torch."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from refocus_ext import config, options
+from refocus_ext.errors import RunFailed, UsageError
+
+
+@dataclass(frozen=True)
+class Command:
+    """One line of the list of commands; `module` is empty for one that is planned but not there."""
+
+    summary: str
+    module: str = ""
+    options: type | None = None
+    presets: Mapping[str, Mapping[str, Any]] | None = None
+    description: str = ""
+
+
+TOKENIZER_DESCRIPTION = """
+Trains the tokenizer of stage 1: VAR's VQVAE, whose coarse token maps follow defocused views of the image
+instead of downsampled ones. Without --data it trains a small one on the photographs inside scikit-image,
+in minutes on two CPU cores. Typed again, the same command continues an interrupted run.
+"""
+
+COMMANDS = {
+    "tokenizer": Command(
+        "stage 1: train the tokenizer with its focus pyramid",
+        "refocus_ext.train_tokenizer",
+        config.TokenizerOptions,
+        config.PRESETS,
+        TOKENIZER_DESCRIPTION,
+    ),
+    "distill": Command("stage 2: train the teacher and distil it into a vanilla VAR"),
+    "tokens": Command("precompute the tokens that distill reads"),
+    "sample": Command("draw images from a student"),
+    "eval": Command("FID, sFID, IS, precision, recall; rFID, PSNR, SSIM, LPIPS of a tokenizer"),
+    "export": Command("student and tokenizer as plain upstream files"),
+    "verify": Command("prove that exported files are vanilla VAR"),
+    "notebook": Command("run upstream's demo notebook on exported files"),
+    "pyramid": Command("draw focus pyramid, alias residuals and spectra of an image"),
+    "aliasing": Command("the alias benchmark"),
+    "ablate": Command("the rows of the paper's Table 2 at any size"),
+    "bench": Command("speed and memory beside upstream"),
+}
+TEST_SUMMARY = "run the test suite (further words go to pytest; --slow adds the long ones)"
+
+
+def listing() -> str:
+    """The list of commands."""
+    there = {name: command.summary for name, command in COMMANDS.items() if command.module} | {"test": TEST_SUMMARY}
+    planned = {name: command.summary for name, command in COMMANDS.items() if not command.module}
+    lines = ["ReFocus-VAR: next-focus prediction for visual autoregressive models", "", "usage: bash run.sh COMMAND [options]", ""]
+    lines += [f"  {name:<11}{summary}" for name, summary in there.items()]
+    if planned:
+        lines += ["", "not there yet:"] + [f"  {name:<11}{summary}" for name, summary in planned.items()]
+    lines += ["", "`bash run.sh COMMAND --help` lists a command's options. First: `bash run.sh tokenizer`."]
+    return "\n".join(lines)
+
+
+def _unknown(name: str) -> int:
+    close = difflib.get_close_matches(name, [*COMMANDS, "test", "help"], n=1)
+    hint = f"; did you mean '{close[0]}'?" if close else "; `bash run.sh` lists them."
+    print(f"refocus: there is no command '{name}'{hint}", file=sys.stderr)
+    return 2
+
+
+def main(argv: list[str]) -> int:
+    """Runs one command; returns the exit code: 0 done, 1 failed, 2 wrong usage, 130/143 interrupted and saved."""
+    if not argv or argv[0] in ("help", "--help", "-h"):
+        if len(argv) > 1 and argv[0] == "help":
+            return main([argv[1], "--help"])
+        print(listing())
+        return 0
+    name, rest = argv[0], argv[1:]
+    if name == "test":  # run.sh runs pytest itself; only the help comes here
+        print(f"usage: bash run.sh test [--slow] [pytest's options]\n\n{TEST_SUMMARY}")
+        return 0
+    if name not in COMMANDS:
+        return _unknown(name)
+    command = COMMANDS[name]
+    if not command.module or command.options is None:
+        print(f"refocus: '{name}' ({command.summary}) is not there yet; `bash run.sh` lists what is.", file=sys.stderr)
+        return 2
+    parsed = options.parse(
+        command.options,
+        rest,
+        prog=f"bash run.sh {name}",
+        description=command.description,
+        presets=command.presets,
+        choose_preset=config.choose_preset,
+    )
+    return _run(command.module, parsed)
+
+
+def _run(module: str, parsed: Any) -> int:
+    from patches.upstream import UpstreamError
+
+    try:
+        return importlib.import_module(module).main(parsed)
+    except UsageError as error:
+        print(f"refocus: {error}", file=sys.stderr)
+        return 2
+    except (RunFailed, UpstreamError) as error:
+        print(f"refocus: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nrefocus: stopped; the last checkpoint is what remains.", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,0 +1,56 @@
+"""Files that are either whole or absent: written beside, flushed, renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+@contextlib.contextmanager
+def written_beside(path: Path) -> Iterator[Path]:
+    """Yields a temporary path in the same folder; on success it is fsynced and renamed to `path`, else removed."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield beside
+        with open(beside, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+        _sync_folder(path.parent)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(beside)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def save_json(path: Path, value: Any) -> None:
+    with written_beside(path) as beside:
+        beside.write_text(json.dumps(value, indent=2) + "\n")
+
+
+def save_tensors(path: Path, value: Any) -> None:
+    """torch.save of tensors and plain values, whole or not at all."""
+    with written_beside(path) as beside:
+        torch.save(value, beside)
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(1 << 22):
+            digest.update(piece)
+    return digest.hexdigest()

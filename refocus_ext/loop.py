@@ -1,0 +1,117 @@
+"""What every training loop here needs: learning-rate schedule, interruption at step boundaries, progress, devices."""
+
+from __future__ import annotations
+
+import math
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from refocus_ext.errors import UsageError
+
+
+def warmup_cosine(step: int, steps: int, warmup: int, end: float) -> float:
+    """Factor on the peak rate at `step` (0-based): linear over `warmup` steps, then a half cosine down to `end`."""
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = (step - warmup) / max(1, steps - 1 - warmup)
+    return end + (1 - end) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+def pick_device(name: str) -> torch.device:
+    """'auto' is CUDA where there is one.
+
+    Raises:
+        UsageError: the device does not exist here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError):
+        raise UsageError(f"--device {name} is not available here; use cpu, or leave it out.") from None
+    return device
+
+
+def gradient_norm(module: nn.Module, clip: float) -> float:
+    """Norm over all gradients; they are clipped to `clip` if that is positive."""
+    limit = clip if clip > 0 else math.inf
+    return float(nn.utils.clip_grad_norm_([p for p in module.parameters() if p.grad is not None], limit))
+
+
+class Interruption:
+    """Turns the first SIGINT or SIGTERM into a flag that the loop reads between steps; a second one acts at once."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Interruption:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        self.signal = number
+        signal.signal(number, self._before[number])
+        print("\ninterrupted: saving at the end of this step (once more to stop at once)", file=sys.stderr, flush=True)
+
+    @property
+    def exit_code(self) -> int:
+        """130 after Ctrl-C, 143 after SIGTERM."""
+        return 128 + (self.signal or 0)
+
+
+class Progress:
+    """A bar on a terminal; a line every ten seconds elsewhere. Shows values, rate and time left."""
+
+    def __init__(self, start: int, steps: int, images_per_step: int, every: float = 10.0) -> None:
+        self.start, self.steps, self.images, self.every = start, steps, images_per_step, every
+        self.began = self.told = time.monotonic()
+        self.bar = tqdm(total=steps, initial=start, unit="step", dynamic_ncols=True, disable=not sys.stderr.isatty())
+
+    def update(self, done: int, values: Mapping[str, float]) -> None:
+        text = " ".join(f"{name} {value:.3g}" for name, value in values.items())
+        now = time.monotonic()
+        rate = (done - self.start) / max(1e-9, now - self.began)
+        if not self.bar.disable:
+            self.bar.set_postfix_str(f"{text} | {rate * self.images:.1f} img/s", refresh=False)
+            self.bar.update(1)
+        elif now - self.told >= self.every or done == self.steps:
+            self.told = now
+            left = duration((self.steps - done) / max(rate, 1e-9))
+            print(f"step {done}/{self.steps}  {text}  {rate:.2f} steps/s  {rate * self.images:.1f} img/s  {left} left", flush=True)
+
+    def say(self, text: str) -> None:
+        """A line above the bar."""
+        if self.bar.disable:
+            print(text, flush=True)
+        else:
+            self.bar.write(text)
+
+    def close(self) -> None:
+        self.bar.close()
+
+
+def duration(seconds: float) -> str:
+    """'1:02:03' or '2:03'."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,0 +1,169 @@
+"""The structure tokenizer's training objective (DESIGN 2): what one step computes, and what a validation measures.
+
+Shapes: x_B3HW images in [-1,1]; K focus states, index k = 0 the most blurred; S token scales.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from patches.focus_quantizer import straight_through
+from refocus_ext.pyramid import FocusPyramid
+
+
+@dataclass(frozen=True)
+class StructureWeights:
+    """Weights of the terms; `commitment` is beta of the VQ loss."""
+
+    l1: float = 1.0
+    l2: float = 1.0
+    commitment: float = 0.25
+    prefix: float = 1.0
+    anchor: float = 1.0
+
+
+@dataclass
+class StructureOutput:
+    """Loss of a step and what the loop looks at: terms (detached), tokens per scale, pooled residuals per scale."""
+
+    loss: Tensor
+    terms: dict[str, Tensor]
+    idx_S: list[Tensor]
+    residual_S: list[Tensor]
+
+
+class StructureObjective(nn.Module):
+    """One training step of a focus-patched VQVAE: `forward(x, state, quantize)` -> StructureOutput.
+
+    Args:
+        vae: a VQVAE patched with `patches.Focus`, in train mode.
+    """
+
+    def __init__(self, vae: nn.Module, weights: StructureWeights) -> None:
+        super().__init__()
+        self.vae, self.weights = vae, weights
+        self.pyramid: FocusPyramid = vae.focus_pyramid  # type: ignore[assignment]
+        self.last_scale = self.pyramid.last_scale_of_state(vae.quantize.v_patch_nums)  # type: ignore[union-attr,arg-type]
+
+    def forward(self, x_B3HW: Tensor, state: int, quantize: bool = True) -> StructureOutput:
+        """
+        Args:
+            state: the focus state whose prefix and anchor this step decodes.
+            quantize: False for the autoencoder warm-up: the unquantized anchors alone.
+        """
+        return self._quantized(x_B3HW, state) if quantize else self._autoencoder(x_B3HW, state)
+
+    def pixel_loss(self, image: Tensor, target: Tensor) -> Tensor:
+        """l1 |.| + l2 |.|^2, means over everything."""
+        return self.weights.l1 * F.l1_loss(image, target) + self.weights.l2 * F.mse_loss(image, target)
+
+    def _autoencoder(self, x: Tensor, state: int) -> StructureOutput:
+        sharp = len(self.last_scale) - 1
+        views = self.pyramid.structure_views(x, training=self.training)
+        terms = {}
+        for name, k in (("recon", sharp), ("anchor", state)):
+            if name == "recon" or (k != sharp and self.pyramid.refocuses):
+                latent = self.vae.encode_view(views[k])  # type: ignore[operator]
+                terms[name] = self.pixel_loss(self.vae.decode(latent), self.pyramid.focused(x, k))  # type: ignore[operator]
+        loss = torch.stack(list(terms.values())).sum()
+        return StructureOutput(loss, {name: term.detach() for name, term in terms.items()}, [], [])
+
+    def _quantized(self, x: Tensor, state: int) -> StructureOutput:
+        targets = self.vae.encode_targets(x)  # type: ignore[operator]
+        T_K = [targets.float()] * self.pyramid.states if isinstance(targets, Tensor) else [T.float() for T in targets]
+        q = self.vae.quantize.quantize(T_K)  # type: ignore[union-attr,operator]
+        decoded = self.vae.decode(straight_through(q.f_hat_S[-1], T_K[-1]))  # type: ignore[operator]
+        commitment, codebook = torch.stack(q.commitment_S), torch.stack(q.codebook_S)
+        terms = {"recon": self.pixel_loss(decoded, x)}
+        if self.pyramid.refocuses:  # plain VAR trains neither
+            terms |= self._focus_terms(x, T_K[state], q.f_hat_S, state)
+        loss = terms["recon"] + (self.weights.commitment * commitment + codebook).mean()
+        loss = loss + self.weights.prefix * terms.get("prefix", 0) + self.weights.anchor * terms.get("anchor", 0)
+        terms |= {"commitment": commitment.mean(), "codebook": codebook.mean()}
+        return StructureOutput(loss, {name: term.detach() for name, term in terms.items()}, q.idx_S, q.residual_S)
+
+    def _focus_terms(self, x: Tensor, T: Tensor, f_hat_S: Sequence[Tensor], state: int) -> dict[str, Tensor]:
+        """Prefix: what the state's tokens say of F_k. Anchor: D(T_k) against F_k, or commitment rewards a constant T_k."""
+        focused = self.pyramid.focused(x, state)
+        terms = {"anchor": self.pixel_loss(self.vae.decode(T), focused)}  # type: ignore[operator]
+        scale = self.last_scale[state]
+        if scale is not None and scale != len(f_hat_S) - 1:  # the sharp state's prefix is the reconstruction itself
+            pn = self.vae.quantize.v_patch_nums[scale]  # type: ignore[union-attr,index]
+            prefix = straight_through(f_hat_S[scale], T, pn)
+            terms["prefix"] = self.pixel_loss(self.vae.decode(prefix), focused)  # type: ignore[operator]
+        return terms
+
+
+# ------------------------------------------------------------------------------------------------ validation
+
+
+@dataclass(frozen=True)
+class PrefixReport:
+    """Per focus state, means over images: PSNR of its prefix against F_k and against x (dB), and tokens' usage.
+
+    `usage_S` and `perplexity_S` are per token scale: percent of the codebook seen, and exp of the entropy of the codes.
+    """
+
+    psnr_focus_K: list[float]
+    psnr_sharp_K: list[float]
+    usage_S: list[float]
+    perplexity_S: list[float]
+
+    def flat(self) -> dict[str, float]:
+        """As scalars for a log; states are numbered from 1, as in the paper."""
+        rows: dict[str, float] = {}
+        for k, (focus, sharp) in enumerate(zip(self.psnr_focus_K, self.psnr_sharp_K, strict=True), start=1):
+            rows |= {f"psnr_prefix{k}_F{k}": focus, f"psnr_prefix{k}_x": sharp}
+        for s, (usage, perplexity) in enumerate(zip(self.usage_S, self.perplexity_S, strict=True), start=1):
+            rows |= {f"usage_scale{s}": usage, f"perplexity_scale{s}": perplexity}
+        return rows
+
+
+def psnr(image: Tensor, target: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio per image, dB, for values in [-1,1] (peak 2), (B,)."""
+    mse = (image.clamp(-1, 1) - target).square().flatten(1).mean(1)
+    return 10 * torch.log10(4 / mse.clamp_min(1e-10))
+
+
+@torch.no_grad()
+def prefixes(vae: nn.Module, x_B3HW: Tensor) -> list[Tensor]:
+    """The image of each focus state's prefix, K times (B,3,H,W): the tokens up to the last scale the state serves."""
+    pyramid: FocusPyramid = vae.focus_pyramid  # type: ignore[assignment]
+    scales = pyramid.last_scale_of_state(vae.quantize.v_patch_nums)  # type: ignore[union-attr,arg-type]
+    images = vae.img_to_reconstructed_img(x_B3HW)  # type: ignore[operator]
+    return [images[scale if scale is not None else -1] for scale in scales]
+
+
+@torch.no_grad()
+def validate(vae: nn.Module, batches: Sequence[Tensor]) -> PrefixReport:
+    """Measures prefixes and code usage over image batches with the model in eval mode (restored afterwards)."""
+    training, pyramid = vae.training, vae.focus_pyramid
+    vae.eval()
+    focus, sharp, idx = [], [], []
+    for x in batches:
+        images = prefixes(vae, x)
+        focus.append(torch.stack([psnr(image, pyramid.focused(x, k)) for k, image in enumerate(images)]))  # type: ignore[operator,union-attr]
+        sharp.append(torch.stack([psnr(image, x) for image in images]))
+        idx.append([tokens.flatten() for tokens in vae.img_to_idxBl(x)])  # type: ignore[operator]
+    vae.train(training)
+    health = [code_health(torch.cat(tokens), vae.quantize.vocab_size) for tokens in zip(*idx, strict=True)]  # type: ignore[union-attr,arg-type]
+    return PrefixReport(
+        psnr_focus_K=torch.cat(focus, dim=1).mean(1).tolist(),
+        psnr_sharp_K=torch.cat(sharp, dim=1).mean(1).tolist(),
+        usage_S=[usage for usage, _ in health],
+        perplexity_S=[perplexity for _, perplexity in health],
+    )
+
+
+def code_health(idx: Tensor, vocab_size: int) -> tuple[float, float]:
+    """(percent of codes seen, perplexity) of a set of tokens."""
+    share = idx.bincount(minlength=vocab_size).float() / idx.numel()
+    entropy = -(share * share.clamp_min(1e-12).log()).sum().item()
+    return 100 * (share > 0).float().mean().item(), math.exp(entropy)
+
