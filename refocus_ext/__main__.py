@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -74,6 +75,8 @@ def _unknown(name: str) -> int:
 
 def main(argv: list[str]) -> int:
     """Runs one command; returns the exit code: 0 done, 1 failed, 2 wrong usage, 130/143 interrupted and saved."""
+    check_only = argv[:1] == ["--check"]  # run.sh asks before it installs anything
+    argv = argv[1:] if check_only else argv
     if not argv or argv[0] in ("help", "--help", "-h"):
         if len(argv) > 1 and argv[0] == "help":
             return main([argv[1], "--help"])
@@ -81,6 +84,8 @@ def main(argv: list[str]) -> int:
         return 0
     name, rest = argv[0], argv[1:]
     if name == "test":  # run.sh runs pytest itself; only the help comes here
+        if check_only:
+            return 0
         print(f"usage: bash run.sh test [--slow] [pytest's options]\n\n{TEST_SUMMARY}")
         return 0
     if name not in COMMANDS:
@@ -97,7 +102,7 @@ def main(argv: list[str]) -> int:
         presets=command.presets,
         choose_preset=config.choose_preset,
     )
-    return _run(command.module, parsed)
+    return 0 if check_only else _run(command.module, parsed)
 
 
 def _run(module: str, parsed: Any) -> int:
@@ -117,4 +122,10 @@ def _run(module: str, parsed: Any) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:]))
+    try:
+        code = main(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:  # `... | head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    raise SystemExit(code)

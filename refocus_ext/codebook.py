@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 
@@ -33,16 +33,12 @@ def initialise_codebook(quantizer: Any, T_K: Sequence[Tensor], generator: torch.
     """Fills the codebook from focus targets: scale by scale, k-means of the residual that the codes so far leave.
 
     Each scale gets codes in proportion to the square root of its tokens, so that the few tokens of the coarse scales,
-    which every later scale builds on, are not starved. phi starts as the identity (its convolution as a Dirac kernel).
+    which every later scale builds on, are not starved. phi is taken for the identity, as `init_vae_weights` leaves it.
 
     Args:
         quantizer: a focus-patched VectorQuantizer2.
         T_K: focus targets of a sample of images, K times (N,C,n,n).
     """
-    for module in quantizer.quant_resi.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.dirac_(module.weight)
-            nn.init.zeros_(module.bias)
     sizes, latent = quantizer.v_patch_nums, T_K[0].shape[-1]
     states = quantizer.focus_pyramid.states_of(sizes)
     weights = torch.tensor([float(pn) for pn in sizes])  # sqrt(pn * pn)

@@ -98,7 +98,7 @@ _PAPER: dict[str, Any] = dict(
 PRESETS: dict[str, dict[str, Any]] = {
     "demo": dict(
         crop_scale=1.125, image_size=64, patch_nums=(1, 2, 3, 4), codebook_size=512, latent_channels=32, ch=32,
-        focus_states=3, rho_max=6.0, l1=1.0, steps=500, warm_autoencoder=200, batch_size=8, lr=8e-4, lr_end=0.05,
+        focus_states=3, rho_max=6.0, l1=1.0, steps=800, warm_autoencoder=300, batch_size=8, lr=6e-4, lr_end=0.05,
         warmup=20, weight_decay=0.0, revive=25, workers=0, save_every=100, picture_every=50,
     ),
     "vanilla": _PAPER | dict(codebook_size=4096),

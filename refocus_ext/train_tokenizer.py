@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from patches import Focus, Upstream, load_upstream
+from patches.vae_init import init_vae_weights
 from refocus_ext.checkpoint import load_checkpoint
 from refocus_ext.codebook import CodeRevival, initialise_codebook
 from refocus_ext.config import TokenizerOptions, identity
@@ -120,6 +121,7 @@ def build_vae(upstream: Upstream, options: TokenizerOptions, pyramid: FocusPyram
         test_mode=False,
         device=device,
     )
+    init_vae_weights(vae)
     Focus(pyramid).apply(vae)
     return vae.train()
 
@@ -179,7 +181,7 @@ class TokenizerTrainer:
         self.options, self.vae, self.train_images, self.device, self.run = options, vae, train, device, run
         weights = StructureWeights(options.l1, options.l2, options.commitment, options.prefix, options.anchor)
         self.objective = StructureObjective(vae, weights)
-        self.optimizer = torch.optim.AdamW(vae.parameters(), lr=options.lr, betas=(0.9, 0.95), weight_decay=options.weight_decay)
+        self.optimizer = torch.optim.AdamW(vae.parameters(), lr=options.lr, betas=(0.9, 0.99), weight_decay=options.weight_decay)
         self.revival = CodeRevival(vae.quantize)
         self.data = Crops(train, options.image_size, scale=options.crop_scale, hflip=options.hflip, seed=options.seed)
         self.val_data = Crops(val, options.image_size, scale=options.crop_scale, random=False)
@@ -204,7 +206,7 @@ class TokenizerTrainer:
             raise RunFailed(f"the loss or gradient of step {step + 1} is not finite; lower --lr (now {options.lr:g}).")
         self.optimizer.step()
         revived = self._revive(step, out.idx_S, out.residual_S)
-        values = {"loss": float(out.loss), **{name: float(term) for name, term in out.terms.items()}}
+        values = {"loss": float(out.loss.detach()), **{name: float(term) for name, term in out.terms.items()}}
         return values | {"lr": lr, "grad_norm": norm} | ({"revived": revived} if revived is not None else {})
 
     @torch.no_grad()

@@ -208,11 +208,12 @@ def quantizer_step(q: Any) -> list[Any]:
 @pytest.mark.parametrize("record_hit", [0, 50, 98])  # the decay changes after 0 and after 100 counted scales
 @MODES
 def test_quantizer_training_step(share: int, znorm: bool, record_hit: int) -> None:
-    models = quantizers(share, znorm)
-    for q in models:
-        q.ema_vocab_hit_SV.fill_(2.5)
+    def step(q: Any) -> list[Any]:
+        q.ema_vocab_hit_SV.uniform_(0, 0.12)  # around the margin that `usages` counts from, 0.06
         q.record_hit = record_hit
-    assert_same(*for_each(models, quantizer_step))
+        return quantizer_step(q)
+
+    assert_same(*for_each(quantizers(share, znorm), step))
 
 
 @pytest.mark.usefixtures("process_group")
@@ -309,8 +310,9 @@ def test_var_initial_weights(shared_aln: bool, attn_l2_norm: bool) -> None:
     models = vars_(shared_aln=shared_aln, attn_l2_norm=attn_l2_norm)
     assert_same(*for_each(models, lambda var: dict(var.state_dict())))
     assert_same(*for_each(models, lambda var: [name for name, _ in var.named_parameters()]))
-    for_each(models, lambda var: var.init_weights(init_adaln=0.3, init_adaln_gamma=1e-2, init_head=-1))
-    assert_same(*for_each(models, lambda var: dict(var.state_dict())))
+    for options in ({}, {"init_adaln": 0.3, "init_adaln_gamma": 1e-2, "init_head": -1}):
+        for_each(models, lambda var, options=options: var.init_weights(**options))  # type: ignore[misc]
+        assert_same(*for_each(models, lambda var: dict(var.state_dict())))
 
 
 @NORMS
@@ -321,7 +323,7 @@ def test_var_weights_before_init_weights(shared_aln: bool, attn_l2_norm: bool) -
             patch_nums=PATCH_NUMS,
             shared_aln=shared_aln,
             attn_l2_norm=attn_l2_norm,
-            **VAR,
+            **{**VAR, "embed_dim": 36},  # no multiple of 16: what normal_ draws depends on the pieces it is asked for
         )
 
     assert_same(*for_each(on_both(construct), lambda var: dict(var.state_dict())))
@@ -376,7 +378,9 @@ def test_var_with_dropout_trains_the_same() -> None:
         options = {**VAR, "drop_rate": 0.2, "attn_drop_rate": 0.2, "drop_path_rate": 0.3, "cond_drop_rate": 0.3}
         return up.VAR(vae_local=up.build_vae(**VAE), patch_nums=PATCH_NUMS, **options)
 
-    assert_same(*for_each(with_drawn_weights(on_both(construct)), gradient_step))
+    models = with_drawn_weights(on_both(construct))
+    assert_same(*for_each(models, gradient_step), "train")
+    assert_same(*for_each(models, lambda var: gradient_step(var.eval())), "eval")
 
 
 def test_var_logits_and_gradients_under_cpu_autocast() -> None:
@@ -450,7 +454,7 @@ def test_sampled_images_of_every_kind_of_block(shared_aln: bool, attn_l2_norm: b
 
 @pytest.mark.parametrize(
     ("top_k", "top_p", "num_samples"),
-    [(0, 0.0, 1), (0, 0.0, -4), (7, 0.0, 1), (7, 0.0, 4), (0, 0.8, 1), (0, 0.99, -2), (30, 0.5, 4), (40, 1.0, 1)],
+    [(0, 0.0, 1), (0, 0.0, -4), (7, 0.0, 1), (7, 0.0, 4), (0, 0.8, 1), (0, 1e-9, 1), (30, 0.5, 4), (40, 1.0, 1)],
 )
 def test_sampling_function(top_k: int, top_p: float, num_samples: int) -> None:
     def draw(up: Any) -> list[Tensor]:

@@ -265,7 +265,7 @@ class VectorQuantizer2(nn.Module):
             yield f_hat
 
     def idxBl_to_var_input(self, gt_ms_idx_Bl: Sequence[Tensor]) -> Tensor | None:
-        """Teacher-forcing input (B, L - first l, C), fp32: for each scale but the first, the pooled prefix before it."""
+        """Teacher-forcing input (B, L - first l, C), fp32: before each scale but the first, the prefix, pooled."""
         B, n, scales = gt_ms_idx_Bl[0].shape[0], self.v_patch_nums[-1], len(self.v_patch_nums)
         known = scales - 1 if self.prog_si < 0 else min(self.prog_si, scales - 1)
         f_hat = torch.zeros(B, self.Cvae, n, n, device=gt_ms_idx_Bl[0].device)

@@ -56,7 +56,8 @@ class FFN(nn.Module):
         self.drop = nn.Dropout(drop) if drop > 0 else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.drop(self.fc2(self.act(self.fc1(x))))
+        hidden = self.act(self.fc1(x))
+        return self.drop(self.fc2(hidden))
 
 
 class SelfAttention(nn.Module):
@@ -81,8 +82,8 @@ class SelfAttention(nn.Module):
         super().__init__()
         if embed_dim % num_heads:
             raise ValueError(f"embed_dim ({embed_dim}) must be a multiple of num_heads ({num_heads}).")
-        self.block_idx, self.num_heads, self.head_dim = block_idx, num_heads, embed_dim // num_heads
-        self.attn_l2_norm, self.attn_drop = attn_l2_norm, attn_drop
+        self.num_heads, self.head_dim = num_heads, embed_dim // num_heads
+        self.block_idx, self.attn_l2_norm, self.attn_drop = block_idx, attn_l2_norm, attn_drop
         self.using_flash = self.using_xform = False
         self.scale: float = 1.0 if attn_l2_norm else 0.25 / math.sqrt(self.head_dim)
         if attn_l2_norm:
@@ -144,7 +145,8 @@ class AdaLNSelfAttn(nn.Module):
     """A transformer block whose norms are modulated and branches gated by the condition.
 
     With `shared_aln` the condition comes as the six vectors (B,1,6,C) that all blocks share, and the block learns
-    offsets `ada_gss`; else it comes as (B,D) and the block has a projection `ada_lin` of its own.
+    offsets `ada_gss`; else it comes as (B,D) and the block has a projection `ada_lin` of its own. The two last options
+    are ignored.
     """
 
     def __init__(
@@ -172,7 +174,8 @@ class AdaLNSelfAttn(nn.Module):
         self.ffn = FFN(embed_dim, round(embed_dim * mlp_ratio), drop=drop)
         self.ln_wo_grad = norm_layer(embed_dim, elementwise_affine=False)
         if shared_aln:
-            self.ada_gss = nn.Parameter(torch.randn(1, 1, 6, embed_dim) / embed_dim**0.5)
+            offsets_116C = torch.randn(1, 1, 6, embed_dim) / embed_dim**0.5
+            self.ada_gss = nn.Parameter(offsets_116C)
         else:
             self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(cond_dim, 6 * embed_dim))
         self.fused_add_norm_fn = None
@@ -201,5 +204,5 @@ class AdaLNBeforeHead(nn.Module):
         self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(D, 2 * C))
 
     def forward(self, x_BLC: Tensor, cond_BD: Tensor) -> Tensor:
-        scale, shift = self.ada_lin(cond_BD).view(-1, 1, 2, self.C).unbind(2)
-        return modulated(self.ln_wo_grad, x_BLC, scale, shift)
+        modulation_B12C = self.ada_lin(cond_BD).view(-1, 1, 2, self.C)
+        return modulated(self.ln_wo_grad, x_BLC, *modulation_B12C.unbind(2))

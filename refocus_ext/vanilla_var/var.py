@@ -90,7 +90,7 @@ class VAR(nn.Module):
         self._refer_to(vae_local)
         # The order of what follows is that of the random numbers which initialise it.
         self._add_embeddings()
-        norm_layer = partial(nn.LayerNorm, eps=norm_eps)
+        layer_norm = partial(nn.LayerNorm, eps=norm_eps)
         self.shared_ada_lin = (
             nn.Sequential(nn.SiLU(), SharedAdaLin(self.D, 6 * self.C)) if shared_aln else nn.Identity()
         )
@@ -102,7 +102,7 @@ class VAR(nn.Module):
                 embed_dim=self.C,
                 cond_dim=self.D,
                 shared_aln=shared_aln,
-                norm_layer=norm_layer,
+                norm_layer=layer_norm,
                 num_heads=num_heads,
                 mlp_ratio=mlp_ratio,
                 drop=drop_rate,
@@ -113,7 +113,7 @@ class VAR(nn.Module):
             for i in range(depth)
         )
         self._add_scale_buffers()
-        self.head_nm = AdaLNBeforeHead(self.C, self.D, norm_layer)
+        self.head_nm = AdaLNBeforeHead(self.C, self.D, layer_norm)
         self.head = nn.Linear(self.C, self.V)
 
     def _set_scales(self, patch_nums: Sequence[int]) -> None:
@@ -266,17 +266,17 @@ class VAR(nn.Module):
         f_hat = cond_BD.new_zeros(B, self.Cvae, n, n)
         with self._kv_caches():
             for si, pn in enumerate(self.patch_nums):
-                ratio = si / self.num_stages_minus_1
-                logits_BlV = self._guided_logits(x_BLC, cond_BD, cfg * ratio)
+                progress = si / self.num_stages_minus_1
+                logits_BlV = self._guided_logits(x_BLC, cond_BD, cfg * progress)
                 idx_Bl = sample_with_top_k_top_p_(logits_BlV, top_k, top_p, rng)[:, :, 0]
-                h_BlC = self._mixed_codes(logits_BlV, ratio, rng) if more_smooth else quantizer.embedding(idx_Bl)
+                h_BlC = self._mixed_codes(logits_BlV, progress, rng) if more_smooth else quantizer.embedding(idx_Bl)
                 h_BChw = h_BlC.transpose(1, 2).reshape(B, self.Cvae, pn, pn)
                 f_hat, pooled = quantizer.get_next_autoregressive_input(si, len(self.patch_nums), f_hat, h_BChw)
                 if si < self.num_stages_minus_1:
                     begin, end = self.begin_ends[si + 1]
                     next_BlC = self.word_embed(pooled.flatten(2).transpose(1, 2)) + place_1LC[:, begin:end]
                     x_BLC = next_BlC.repeat(2, 1, 1)
-        return self.vae_proxy[0].fhat_to_img(f_hat).add_(1).mul_(0.5)
+        return self.vae_proxy[0].fhat_to_img(f_hat).add_(1).div_(2)  # from [-1,1]
 
     def _labels(self, B: int, label: int | Tensor | None, rng: torch.Generator | None) -> Tensor:
         if label is None:
@@ -303,8 +303,8 @@ class VAR(nn.Module):
         guided, unguided = self.get_logits(x_BLC, cond_BD).chunk(2)
         return (1 + strength) * guided - strength * unguided
 
-    def _mixed_codes(self, logits_BlV: Tensor, ratio: float, rng: torch.Generator | None) -> Tensor:
+    def _mixed_codes(self, logits_BlV: Tensor, progress: float, rng: torch.Generator | None) -> Tensor:
         """Code vectors (B,l,Cvae) averaged by a Gumbel softmax that sharpens from the first scale to the last."""
-        tau = max(0.27 * (1 - ratio * 0.95), 0.005)
-        weights_BlV = gumbel_softmax_with_rng(logits_BlV * (1 + ratio), tau=tau, rng=rng)
+        tau = max(0.27 * (1 - progress * 0.95), 0.005)
+        weights_BlV = gumbel_softmax_with_rng(logits_BlV * (1 + progress), tau=tau, rng=rng)
         return weights_BlV @ self.vae_quant_proxy[0].embedding.weight.unsqueeze(0)

@@ -1,0 +1,58 @@
+"""Says what an interpreter lacks to run this project. Standard library only; reads metadata, imports nothing."""
+
+from __future__ import annotations
+
+import re
+import sys
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+
+PYPROJECT = Path(__file__).resolve().parent.parent / "pyproject.toml"
+
+
+def _requirements(group: str) -> list[str]:
+    """The requirement strings of a list in pyproject.toml (no TOML parser before Python 3.11)."""
+    block = re.search(rf"^{group} = \[(.*?)\]$", PYPROJECT.read_text(), flags=re.M | re.S)
+    lines = (line.split("#")[0] for line in block[1].splitlines()) if block else ()
+    return re.findall(r'"([^"]+)"', "\n".join(lines) + (block[1] if block and "\n" not in block[1] else ""))
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", text.split("+")[0])[:3])
+
+
+def _lacks(requirement: str) -> str | None:
+    match = re.match(r"([\w.-]+)(?:\[.*\])?(?:>=([\d.]+))?", requirement)
+    assert match
+    name, least = match[1], match[2]
+    try:
+        found = distribution(name).version
+    except PackageNotFoundError:
+        return name
+    return f"{name}>={least} (has {found})" if least and _version(found) < _version(least) else None
+
+
+def _torch_pair() -> str | None:
+    """torchvision is built for one torch exactly; beside another it does not import."""
+    try:
+        wanted = [r for r in distribution("torchvision").requires or () if re.match(r"torch\s*\(?==", r)]
+        found = distribution("torch").version
+    except PackageNotFoundError:
+        return None  # named by the list above
+    if wanted and _version(re.split("==", wanted[0])[1]) != _version(found):
+        return f"a torchvision that matches torch {found}"
+    return None
+
+
+def lacking(need: str = "run") -> list[str]:
+    """What is missing for `need`: "run" for the commands, "test" for the suite as well."""
+    wanted = _requirements("dependencies") + ([] if need == "run" else _requirements(need))
+    missing = [lack for requirement in wanted if (lack := _lacks(requirement))]
+    pair = _torch_pair()
+    return missing + ([pair] if pair else [])
+
+
+if __name__ == "__main__":
+    missing = lacking(*sys.argv[1:])
+    print(", ".join(missing))
+    raise SystemExit(bool(missing))

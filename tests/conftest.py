@@ -1,0 +1,96 @@
+"""Shared fixtures: tests that use a model run on whichever upstreams are there, and say so where one is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from patches import Focus, Upstream, load_upstream, submodule_present
+from refocus_ext.pyramid import FocusPyramid
+
+PATCH_NUMS = (1, 2, 3, 4)
+WITHOUT_SUBMODULE = "submodule var_upstream is not populated: runs on the stand-in only"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="run the tests marked slow as well")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--slow"):
+        for item in items:
+            if "slow" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="slow; `bash run.sh test --slow` runs it"))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _two_threads() -> None:
+    torch.set_num_threads(2)
+
+
+@pytest.fixture(params=["submodule", "stand-in"])
+def upstream(request: pytest.FixtureRequest) -> Upstream:
+    """Each implementation of VAR in turn."""
+    if request.param == "submodule" and not submodule_present():
+        pytest.skip(WITHOUT_SUBMODULE)
+    return load_upstream(request.param)
+
+
+@pytest.fixture
+def pyramid() -> FocusPyramid:
+    """The demo's pyramid: 64 px, K = 3, radii 6, 3, 0."""
+    return FocusPyramid(image_size=64, states=3, rho_max=6.0)
+
+
+def small_vae(upstream: Upstream, seed: int = 0, **options: Any) -> Any:
+    """A tiny VQVAE: 64 px, four token maps, 64 codes of 8 channels; its weights make lively latents and varied tokens."""
+    torch.manual_seed(seed)
+    geometry = dict(vocab_size=64, z_channels=8, ch=32, patch_nums=PATCH_NUMS, test_mode=False)
+    vae = upstream.build_vae(**(geometry | options))
+    for module in vae.encoder.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            torch.nn.init.xavier_uniform_(module.weight.data, gain=1.4)
+    vae.quant_conv.weight.data.mul_(2)
+    return vae
+
+
+@pytest.fixture
+def vae(upstream: Upstream) -> Any:
+    return small_vae(upstream)
+
+
+@pytest.fixture
+def focus_vae(vae: Any, pyramid: FocusPyramid) -> Any:
+    Focus(pyramid).apply(vae)
+    return vae
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    """Three smooth random images (3,3,64,64) in [-1,1]."""
+    coarse = torch.randn(3, 3, 9, 9, generator=torch.Generator().manual_seed(1))
+    return torch.nn.functional.interpolate(coarse, size=(64, 64), mode="bicubic").clamp(-1, 1)
+
+
+def write_images(folder: Path, count: int, size: tuple[int, int] = (80, 72), seed: int = 0) -> None:
+    """`count` JPEGs of smooth noise in `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    for i in range(count):
+        small = rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)
+        Image.fromarray(small).resize(size, Image.Resampling.BICUBIC).save(folder / f"{i:03d}.jpg")
+
+
+@pytest.fixture
+def image_tree(tmp_path: Path) -> Iterator[Path]:
+    """An ImageFolder of two classes: 6 training and 2 validation images each."""
+    for number, name in enumerate(("cat", "dog")):
+        write_images(tmp_path / "data" / "train" / name, 6, seed=number)
+        write_images(tmp_path / "data" / "val" / name, 2, seed=10 + number)
+    yield tmp_path / "data"
