@@ -1,0 +1,231 @@
+"""Stage 1 end to end at the smallest size: objective, codebook, run folder, interruption and resume to the bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import PATCH_NUMS, small_vae
+from torch import Tensor
+
+from patches import Focus, Upstream, load_upstream
+from refocus_ext import codebook, structure, train_tokenizer
+from refocus_ext.__main__ import main
+from refocus_ext.pyramid import FocusPyramid
+from refocus_ext.structure import StructureObjective, StructureWeights
+from refocus_ext.train_tokenizer import TokenizerTrainer
+
+TINY = ("--preset", "demo", "--codebook-size", "64", "--latent-channels", "8", "--batch-size", "4", "--steps", "6",
+        "--warm-autoencoder", "2", "--picture-every", "3", "--save-every", "2", "--revive", "1")  # fmt: skip
+
+
+def train(data: Path, out: Path, *options: str) -> int:
+    return main(["tokenizer", *TINY, "--data", str(data), "--out", str(out), *options])
+
+
+# ------------------------------------------------------------------------------------------------ objective
+
+
+@pytest.fixture
+def objective(focus_vae: Any) -> StructureObjective:
+    return StructureObjective(focus_vae, StructureWeights()).train()
+
+
+def test_loss_is_the_sum_of_its_logged_terms(objective: StructureObjective, images: Tensor) -> None:
+    torch.manual_seed(0)
+    out = objective(images, state=0)
+    t = out.terms
+    assert set(t) == {"recon", "prefix", "anchor", "commitment", "codebook"}
+    expected = t["recon"] + t["prefix"] + t["anchor"] + 0.25 * t["commitment"] + t["codebook"]
+    assert torch.allclose(out.loss, expected)
+    assert [len(idx[0]) for idx in out.idx_S] == [1, 4, 9, 16]
+
+
+def test_sharp_state_has_no_second_prefix(objective: StructureObjective, images: Tensor) -> None:
+    assert "prefix" not in objective(images, state=2).terms
+
+
+def test_plain_var_has_neither_prefix_nor_anchor(vae: Any, images: Tensor) -> None:
+    Focus(FocusPyramid(image_size=64, states=3, blur="none")).apply(vae)
+    objective = StructureObjective(vae, StructureWeights()).train()
+    assert set(objective(images, state=0).terms) == {"recon", "commitment", "codebook"}
+    assert set(objective(images, state=0, quantize=False).terms) == {"recon"}
+
+
+def test_warm_up_trains_no_codebook(objective: StructureObjective, images: Tensor) -> None:
+    objective(images, state=1, quantize=False).loss.backward()
+    quantizer: Any = objective.vae.quantize
+    assert all(p.grad is None for p in quantizer.parameters())
+    assert objective.vae.encoder.conv_in.weight.grad.abs().sum() > 0  # type: ignore[union-attr]
+
+
+def test_psnr_by_hand() -> None:
+    assert structure.psnr(torch.zeros(2, 3, 4, 4), torch.full((2, 3, 4, 4), 0.2)).tolist() == pytest.approx([20, 20])
+
+
+def test_code_health_by_hand() -> None:
+    usage, perplexity = structure.code_health(torch.tensor([0, 0, 1, 1]), 8)
+    assert usage == 25 and perplexity == pytest.approx(2)
+
+
+def test_validation_restores_the_mode_and_counts_states_from_one(objective: StructureObjective, images: Tensor) -> None:
+    report = structure.validate(objective.vae, [images, images])
+    assert objective.vae.training
+    assert len(report.psnr_focus_K) == 3 and len(report.usage_S) == 4
+    assert report.psnr_focus_K[2] == report.psnr_sharp_K[2], "the sharp state's view is the image itself"
+    assert {"psnr_prefix1_F1", "psnr_prefix3_x", "usage_scale4"} <= set(report.flat())
+
+
+# ------------------------------------------------------------------------------------------------ codebook
+
+
+def test_initial_codebook_explains_the_data(upstream: Upstream, pyramid: FocusPyramid, images: Tensor) -> None:
+    vae = small_vae(upstream)
+    Focus(pyramid).apply(vae)
+    for phi in vae.quantize.quant_resi.modules():
+        if isinstance(phi, torch.nn.Conv2d):
+            torch.nn.init.dirac_(phi.weight)
+            torch.nn.init.zeros_(phi.bias)
+    vae.eval()
+    with torch.no_grad():
+        targets = vae.encode_targets(images)
+        variance = targets[-1].var()
+        error = lambda: (vae.quantize.f_to_idxBl_or_fhat(targets, to_fhat=True)[-1] - targets[-1]).square().mean()  # noqa: E731
+        before = error()
+        codebook.initialise_codebook(vae.quantize, targets, torch.Generator().manual_seed(0))
+        assert error() < 0.35 * variance < before
+    tokens = torch.cat([idx.flatten() for idx in vae.quantize.f_to_idxBl_or_fhat(targets, to_fhat=False)])
+    assert len(tokens.unique()) > 32
+
+
+def test_kmeans_finds_clusters_and_fills_up_when_points_are_few() -> None:
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]])
+    points = centres.repeat_interleave(50, 0) + 0.1 * torch.randn(150, 2, generator=generator)
+    found = codebook.kmeans(points, 8, generator)
+    assert torch.cdist(centres, found).min(1).values.max() < 0.3
+    assert codebook.kmeans(points[:3], 5, generator).shape == (5, 2)
+
+
+def test_revival_replaces_exactly_the_dead_codes(upstream: Upstream) -> None:
+    quantizer = small_vae(upstream).quantize
+    optimizer = torch.optim.AdamW(quantizer.parameters(), lr=0.1)
+    quantizer.embedding.weight.sum().backward()
+    optimizer.step()
+    before = quantizer.embedding.weight.detach().clone()
+    revival = codebook.CodeRevival(quantizer)
+    revival.count([torch.arange(60), torch.tensor([1, 2, 3])])
+    pool = 100 + torch.rand(20, 8)
+    assert revival.revive([pool[:5], pool[5:]], optimizer, torch.Generator().manual_seed(0)) == 4
+    changed = (quantizer.embedding.weight != before).any(1).nonzero().flatten().tolist()
+    assert changed == [60, 61, 62, 63]
+    assert all(any(torch.equal(code, row) for row in pool) for code in quantizer.embedding.weight[60:])
+    moments = optimizer.state[quantizer.embedding.weight]
+    assert not moments["exp_avg"][60:].any() and moments["exp_avg"][:60].all()
+    assert not revival.hits_V.any()
+
+
+# ------------------------------------------------------------------------------------------------ the run
+
+
+def test_a_run_leaves_what_its_folder_promises(
+    image_tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    assert train(image_tree, out) == 0
+    names = {path.name for path in out.iterdir()}
+    assert names == {"config.json", "classes.json", "metrics.jsonl", "tensorboard", "checkpoints", "picture.png", "vae.pth"}
+    assert json.loads((out / "classes.json").read_text()) == ["cat", "dog"]
+    config = json.loads((out / "config.json").read_text())
+    assert config["pyramid"] == {
+        "image_size": 64, "states": 3, "rho_max": 6.0, "blur": "disk", "noise_min": 1e-3, "noise_max": 1e-2, "stride": 16,
+    }  # fmt: skip
+    records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in records if "train/loss" in r] == [1, 2, 3, 4, 5, 6]
+    assert any("val/psnr_prefix1_F1" in record for record in records)
+    weights = torch.load(out / "vae.pth", weights_only=True)
+    stock = load_upstream().build_vae(vocab_size=64, z_channels=8, ch=32, patch_nums=PATCH_NUMS)
+    assert list(weights) == list(stock.state_dict())
+    stock.load_state_dict(weights, strict=True)
+    printed = capsys.readouterr().out
+    assert "prefix against F_k" in printed and "upstream: " in printed
+    assert train(image_tree, out) == 0
+    assert "already trained for 6 steps" in capsys.readouterr().out
+
+
+def test_interrupted_and_resumed_equals_uninterrupted(
+    image_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """SIGTERM in step 3 saves and leaves with 143, Ctrl-C in step 5 with 130; the rest ends in the same bits."""
+    assert train(image_tree, tmp_path / "whole") == 0
+    real = TokenizerTrainer.train_step
+
+    def interrupted(self: TokenizerTrainer, step: int, x: Tensor) -> dict[str, float]:
+        if step in signals:
+            os.kill(os.getpid(), signals.pop(step))
+        return real(self, step, x)
+
+    signals = {2: signal.SIGTERM, 4: signal.SIGINT}
+    monkeypatch.setattr(TokenizerTrainer, "train_step", interrupted)
+    assert train(image_tree, tmp_path / "parts") == 143
+    assert "saved step 3; the same command continues" in capsys.readouterr().out
+    assert train(image_tree, tmp_path / "parts") == 130
+    assert train(image_tree, tmp_path / "parts") == 0
+    assert "resuming after step 5" in capsys.readouterr().out
+    for name in ("vae.pth",):
+        whole, parts = (torch.load(tmp_path / run / name, weights_only=True) for run in ("whole", "parts"))
+        assert all(torch.equal(whole[key], parts[key]) for key in whole)
+    logs = [(tmp_path / run / "metrics.jsonl").read_text() for run in ("whole", "parts")]
+    assert logs[0] == logs[1]
+    states = [train_tokenizer.load_checkpoint(next((tmp_path / r / "checkpoints").glob("step-00000006-*"))) for r in ("whole", "parts")]
+    assert str(states[0]["optimizer"]["state"][0]) == str(states[1]["optimizer"]["state"][0])
+
+
+def test_same_seed_same_bits_other_seed_other(image_tree: Path, tmp_path: Path) -> None:
+    for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
+        assert train(image_tree, tmp_path / name, "--seed", seed, "--steps", "3") == 0
+    a, b, c = (torch.load(tmp_path / name / "vae.pth", weights_only=True) for name in "abc")
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    assert not torch.equal(a["encoder.conv_in.weight"], c["encoder.conv_in.weight"])
+
+
+def test_a_non_finite_loss_stops_before_it_is_stepped_on(
+    image_tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = StructureObjective.forward
+
+    def poisoned(self: StructureObjective, x: Tensor, state: int, quantize: bool = True) -> Any:
+        out = real(self, x, state, quantize)
+        out.loss = out.loss * (float("nan") if quantize else 1.0)
+        return out
+
+    monkeypatch.setattr(StructureObjective, "forward", poisoned)
+    assert train(image_tree, tmp_path / "run") == 1
+    assert "loss or gradient of step 3 is not finite" in capsys.readouterr().err
+    weights = torch.load(tmp_path / "run" / "vae.pth", weights_only=True)
+    assert all(value.isfinite().all() for value in weights.values())
+
+
+def test_resume_never_starts_afresh_and_keeps_the_old_run(image_tree: Path, tmp_path: Path) -> None:
+    assert train(image_tree, tmp_path / "run", "--steps", "3") == 0
+    old = (tmp_path / "run" / "vae.pth").read_bytes()
+    assert train(image_tree, tmp_path / "run", "--steps", "3", "--resume", "never", "--seed", "4") == 0
+    assert (tmp_path / "run.1" / "vae.pth").read_bytes() == old
+    assert (tmp_path / "run" / "vae.pth").read_bytes() != old
+
+
+def test_short_training_orders_the_prefixes(tmp_path: Path) -> None:
+    """DESIGN 2: each prefix is nearer to its focus state than to the image, and nearer to the image the sharper its state."""
+    options = ["--steps", "110", "--warm-autoencoder", "70", "--picture-every", "110", "--save-every", "110", "--lr", "1e-3"]
+    assert main(["tokenizer", "--out", str(tmp_path / "run"), *options]) == 0
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    report = next(record for record in reversed(records) if "val/psnr_prefix1_x" in record)
+    to_sharp = [report[f"val/psnr_prefix{k}_x"] for k in (1, 2, 3)]
+    to_focus = [report[f"val/psnr_prefix{k}_F{k}"] for k in (1, 2, 3)]
+    assert to_focus[0] > to_sharp[0] and to_focus[1] > to_sharp[1]
+    assert to_sharp[0] < to_sharp[1] < to_sharp[2]
