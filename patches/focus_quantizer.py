@@ -66,7 +66,8 @@ class FocusQuantizer(InstancePatch):
     - a list of K tensors is taken as the focus targets; scale i quantizes the residual against state g(i), and where
       the state changes T_new - T_old is added to the running residual
     - a single tensor is upstream's own case: token methods hand it to the stock code unchanged
-    - `forward` needs no process group and counts codebook hits without one; the rest of its result is stock's, bit for bit
+    - `forward` needs no process group; its output and loss are stock's, bit for bit
+    - codebook hits are counted in train mode, with or without a process group
     """
 
     host = "VectorQuantizer2"
@@ -104,9 +105,11 @@ class FocusQuantizer(InstancePatch):
     def _steps(self, T_K: Sequence[Tensor], v_patch_nums: PatchNums | None = None) -> Iterator[Step]:
         """Walks the scales from coarse to fine; the residual follows the focus target of each scale's state."""
         if len(T_K) != self.focus_pyramid.states:
-            raise ValueError(f"{len(T_K)} focus targets were given; the pyramid has {self.focus_pyramid.states} states.")
+            raise ValueError(
+                f"{len(T_K)} focus targets were given; the pyramid has {self.focus_pyramid.states} states."
+            )
         B, C, h, w = T_K[0].shape
-        sizes = [(pn, pn) if isinstance(pn, int) else tuple(pn) for pn in v_patch_nums or self.v_patch_nums]
+        sizes = [(pn, pn) if isinstance(pn, int) else (pn[0], pn[1]) for pn in v_patch_nums or self.v_patch_nums]
         if sizes[-1] != (h, w):
             raise ValueError(f"the last token map is {sizes[-1]} cells but the latent is {(h, w)}; they must be equal.")
         states = [self.focus_pyramid.state_of_scale(size, latent=max(h, w)) for size in sizes]
@@ -168,7 +171,9 @@ class FocusQuantizer(InstancePatch):
         self, f_BChw: Tensor | Sequence[Tensor], ret_usages: bool = False
     ) -> tuple[Tensor, list[float] | None, Tensor]:
         """Stock contract: (f_hat with straight-through gradient, usage in % per scale or None, VQ loss)."""
-        T_K = [f_BChw.float()] * self.focus_pyramid.states if isinstance(f_BChw, Tensor) else [f.float() for f in f_BChw]
+        T_K = (
+            [f_BChw.float()] * self.focus_pyramid.states if isinstance(f_BChw, Tensor) else [f.float() for f in f_BChw]
+        )
         result = self.quantize(T_K)
         vq_loss: Any = 0.0
         for commitment, codebook in zip(result.commitment_S, result.codebook_S, strict=True):
@@ -178,7 +183,10 @@ class FocusQuantizer(InstancePatch):
 
     @torch.no_grad()
     def _count_hits(self, idx_S: list[Tensor]) -> None:
-        """Moving average of code hits per scale, over all processes where there are several (upstream: only then)."""
+        """Moving average of code hits per scale, over all processes where there are several.
+
+        Upstream counts under a process group alone, and its `record_hit` counts scales where this one counts steps.
+        """
         hit_SV = torch.stack([idx.flatten().bincount(minlength=self.vocab_size).float() for idx in idx_S])
         if tdist.is_available() and tdist.is_initialized():
             tdist.all_reduce(hit_SV)

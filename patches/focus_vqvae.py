@@ -84,7 +84,7 @@ class Focus(Patch):
 
     def apply(self, model: Any) -> None:
         vae, quantizer = self.hosts(model)
-        latent = quantizer.v_patch_nums[-1]
+        latent = model.quantize.v_patch_nums[-1]
         if latent != self.pyramid.latent_size:
             raise ValueError(
                 f"the pyramid is for {self.pyramid.image_size} px ({self.pyramid.latent_size} latent cells) but the VQVAE's "

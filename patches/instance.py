@@ -7,7 +7,6 @@ taking the patch off restores the class and the attributes the patch had added.
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import inspect
 import textwrap
@@ -58,13 +57,20 @@ def _stock_class(patch: type[InstancePatch], obj: object) -> tuple[type, Upstrea
         if isinstance(obj, getattr(upstream, patch.host)):
             return type(obj), upstream
     hint = " (unwrap it first: model._orig_mod)" if hasattr(obj, "_orig_mod") else ""
-    raise PatchError(f"{patch.__name__} patches a {patch.host} built by patches.upstream, not a {type(obj).__name__}{hint}.")
+    raise PatchError(
+        f"{patch.__name__} patches a {patch.host} built by patches.upstream, not a {type(obj).__name__}{hint}."
+    )
 
 
-@functools.lru_cache(maxsize=None)
+_subclasses: dict[tuple[type, type], type] = {}
+
+
 def _subclass(patch: type[InstancePatch], stock: type) -> type:
-    names = {"__doc__": patch.__doc__, "__module__": patch.__module__, "_stock_class": stock}
-    return type(patch.__name__, (patch, stock), names)
+    key = (patch, stock)
+    if key not in _subclasses:
+        names = {"__doc__": patch.__doc__, "__module__": patch.__module__, "_stock_class": stock}
+        _subclasses[key] = type(patch.__name__, key, names)
+    return _subclasses[key]
 
 
 def swap_class(obj: nn.Module, patch: type[InstancePatch], **attributes: Any) -> None:

@@ -204,7 +204,7 @@ class Upstream:
 
     def build_var(
         self,
-        vae: nn.Module,
+        vae: Any,
         *,
         depth: int = 16,
         num_classes: int = 1000,
@@ -231,9 +231,7 @@ class Upstream:
                 attn_l2_norm=attn_l2_norm,
                 patch_nums=tuple(vae.quantize.v_patch_nums),
             ).to(device)
-            var.init_weights(
-                init_adaln=0.5, init_adaln_gamma=adaln_gamma_init(depth), init_head=0.02, init_std=-1
-            )
+            var.init_weights(init_adaln=0.5, init_adaln_gamma=adaln_gamma_init(depth), init_head=0.02, init_std=-1)
         # Neither is a buffer upstream, so `.to(device)` leaves them behind.
         var.rng = torch.Generator(device=device)
         var.uniform_prob = var.uniform_prob.to(device)
@@ -263,7 +261,7 @@ def on_device(upstream: Upstream, device: torch.device | str) -> Iterator[None]:
 # ------------------------------------------------------------------------------------------------ choosing one
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _load_submodule() -> Upstream:
     if not submodule_present():
         raise UpstreamError(
@@ -294,7 +292,7 @@ def _load_submodule() -> Upstream:
     )
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _load_stand_in() -> Upstream:
     import refocus_ext.vanilla_var as stand_in
 

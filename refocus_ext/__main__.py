@@ -58,7 +58,12 @@ def listing() -> str:
     """The list of commands."""
     there = {name: command.summary for name, command in COMMANDS.items() if command.module} | {"test": TEST_SUMMARY}
     planned = {name: command.summary for name, command in COMMANDS.items() if not command.module}
-    lines = ["ReFocus-VAR: next-focus prediction for visual autoregressive models", "", "usage: bash run.sh COMMAND [options]", ""]
+    lines = [
+        "ReFocus-VAR: next-focus prediction for visual autoregressive models",
+        "",
+        "usage: bash run.sh COMMAND [options]",
+        "",
+    ]
     lines += [f"  {name:<11}{summary}" for name, summary in there.items()]
     if planned:
         lines += ["", "not there yet:"] + [f"  {name:<11}{summary}" for name, summary in planned.items()]
@@ -94,7 +99,7 @@ def main(argv: list[str]) -> int:
     if not command.module or command.options is None:
         print(f"refocus: '{name}' ({command.summary}) is not there yet; `bash run.sh` lists what is.", file=sys.stderr)
         return 2
-    parsed = options.parse(
+    parsed: Any = options.parse(
         command.options,
         rest,
         prog=f"bash run.sh {name}",

@@ -45,7 +45,9 @@ class Checkpoints:
             os.replace(draft, path)
         except (OSError, RuntimeError) as error:  # torch's zip writer turns ENOSPC into RuntimeError
             draft.unlink(missing_ok=True)
-            raise RunFailed(f"the checkpoint of step {step} could not be written to {self.folder} ({error}); the one before is intact.") from error
+            raise RunFailed(
+                f"the checkpoint of step {step} could not be written to {self.folder} ({error}); the one before is intact."
+            ) from error
         for old in self.paths()[: -self.keep]:
             old.unlink(missing_ok=True)
         return path

@@ -16,7 +16,7 @@ def kmeans(points_NC: Tensor, codes: int, generator: torch.Generator, iterations
     N, _ = points_NC.shape
     picks = torch.randperm(N, generator=generator)[:codes]
     centres = points_NC[picks.to(points_NC.device)].clone()
-    if N < codes:
+    if codes > N:
         extra = points_NC[torch.randint(N, (codes - N,), generator=generator).to(points_NC.device)]
         jitter = 0.1 * points_NC.std() * torch.randn(extra.shape, generator=generator).to(extra)
         return torch.cat([centres, extra + jitter])
@@ -78,7 +78,7 @@ class CodeRevival:
         """Replaces the dead codes, clears their optimizer moments and starts counting anew; returns how many."""
         dead = (self.hits_V <= self.margin).nonzero().flatten()
         self.hits_V.zero_()
-        pool = torch.cat([points for points in residual_S])
+        pool = torch.cat(list(residual_S))
         if len(dead) > len(pool) // 2:  # a batch can lend only so many distinct vectors
             dead = dead[torch.randperm(len(dead), generator=generator)[: len(pool) // 2]]
         weight = self.quantizer.embedding.weight

@@ -34,18 +34,24 @@ class TokenizerOptions:
     )  # fmt: skip
     hflip: bool = option(False, "random horizontal flips", group="what to train on")
 
-    image_size: int = option(None, "crop, a multiple of 16", unit="pixels", kind=positive(int), group="geometry (VQVAE)")
+    image_size: int = option(
+        None, "crop, a multiple of 16", unit="pixels", kind=positive(int), group="geometry (VQVAE)"
+    )
     patch_nums: tuple[int, ...] = option(
         None, "side of each token map, coarse to fine; the last is image size / 16",
         unit="latent cells", kind=int_list, group="geometry (VQVAE)",
     )  # fmt: skip
     codebook_size: int = option(None, "V, entries of the codebook", kind=positive(int), group="geometry (VQVAE)")
     latent_channels: int = option(None, "Cvae, width of a code vector", kind=positive(int), group="geometry (VQVAE)")
-    ch: int = option(None, "base width of encoder and decoder, a multiple of 32", kind=positive(int), group="geometry (VQVAE)")
+    ch: int = option(
+        None, "base width of encoder and decoder, a multiple of 32", kind=positive(int), group="geometry (VQVAE)"
+    )
 
     blur: str = option("disk", "defocus PSF; none is plain VAR", choices=BLURS, group="focus pyramid")
     focus_states: int = option(None, "K, number of focus states", kind=positive(int), group="focus pyramid")
-    rho_max: float = option(None, "radius of the widest PSF", unit="pixels", kind=non_negative(float), group="focus pyramid")
+    rho_max: float = option(
+        None, "radius of the widest PSF", unit="pixels", kind=non_negative(float), group="focus pyramid"
+    )
     noise_min: float = option(
         1e-3, "beta_1, noise on the most blurred view while training", unit="images are in [-1,1]",
         kind=non_negative(float), group="focus pyramid",
@@ -57,9 +63,15 @@ class TokenizerOptions:
 
     l1: float = option(None, "weight of the L1 pixel loss", kind=non_negative(float), group="losses")
     l2: float = option(1.0, "weight of the L2 pixel loss", kind=non_negative(float), group="losses")
-    commitment: float = option(0.25, "beta of the VQ loss: commitment against codebook", kind=non_negative(float), group="losses")
-    prefix: float = option(1.0, "weight of a random state's prefix against F_k", kind=non_negative(float), group="losses")
-    anchor: float = option(1.0, "weight of a random state's unquantized D(T_k) against F_k", kind=non_negative(float), group="losses")
+    commitment: float = option(
+        0.25, "beta of the VQ loss: commitment against codebook", kind=non_negative(float), group="losses"
+    )
+    prefix: float = option(
+        1.0, "weight of a random state's prefix against F_k", kind=non_negative(float), group="losses"
+    )
+    anchor: float = option(
+        1.0, "weight of a random state's unquantized D(T_k) against F_k", kind=non_negative(float), group="losses"
+    )
 
     steps: int = option(None, "optimizer steps in all", kind=positive(int), group="optimization")
     warm_autoencoder: int = option(
@@ -68,7 +80,9 @@ class TokenizerOptions:
     )  # fmt: skip
     batch_size: int = option(None, "global batch", unit="images", kind=positive(int), group="optimization")
     lr: float = option(None, "peak learning rate", kind=positive(float), group="optimization")
-    lr_end: float = option(None, "final learning rate as a share of the peak", kind=non_negative(float), group="optimization")
+    lr_end: float = option(
+        None, "final learning rate as a share of the peak", kind=non_negative(float), group="optimization"
+    )
     warmup: int = option(None, "steps of linear learning-rate warm-up", kind=non_negative(int), group="optimization")
     weight_decay: float = option(None, "AdamW weight decay", kind=non_negative(float), group="optimization")
     clip: float = option(1.0, "gradient-norm clip, 0 switches it off", kind=non_negative(float), group="optimization")
@@ -85,7 +99,9 @@ class TokenizerOptions:
     device: str = option("auto", "cpu, cuda or cuda:N; auto takes CUDA where there is one", group="run", identity=False)
     workers: int = option(None, "loader processes", kind=non_negative(int), group="run", identity=False)
     save_every: int = option(None, "steps between checkpoints", kind=positive(int), group="run", identity=False)
-    picture_every: int = option(None, "steps between pictures and validations", kind=positive(int), group="run", identity=False)
+    picture_every: int = option(
+        None, "steps between pictures and validations", kind=positive(int), group="run", identity=False
+    )
     dry_run: bool = option(False, "print the plan and leave", group="run", identity=False)
 
 

@@ -16,7 +16,9 @@ from torch.utils.data import Dataset, Sampler
 from refocus_ext.errors import RunFailed, UsageError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".webp")
-SMALL_DATA_SET = 5000  # up to here every image's header is read before training starts, beyond it an even sample of this many
+SMALL_DATA_SET = (
+    5000  # up to here every image's header is read before training starts, beyond it an even sample of this many
+)
 
 # The photographs that ship inside scikit-image's wheel (no download); drawings, charts and icons are left out.
 DEMO_PHOTOGRAPHS = (
@@ -47,11 +49,13 @@ def demo_photographs() -> ImageList:
     try:
         import skimage
     except ImportError:
-        raise UsageError("the demo photographs come with scikit-image, which is not installed; install it or give --data DIR.") from None
+        raise UsageError(
+            "the demo photographs come with scikit-image, which is not installed; install it or give --data DIR."
+        ) from None
     folder = Path(skimage.__file__).parent / "data"
     paths = [folder / name for name in DEMO_PHOTOGRAPHS if (folder / name).is_file()]
     if len(paths) < len(DEMO_PHOTOGRAPHS) // 2:
-        raise UsageError(f"scikit-image {skimage.__version__} ships only {len(paths)} of the demo photographs; give --data DIR.")
+        raise UsageError(f"this scikit-image ships only {len(paths)} of the demo photographs; give --data DIR.")
     classes = tuple(path.stem for path in paths)
     return ImageList(tuple(map(str, paths)), tuple(range(len(paths))), classes)
 
@@ -76,18 +80,24 @@ def image_folder(root: str, split: str) -> ImageList:
     """
     base = Path(root)
     if not base.is_dir():
-        raise UsageError(f"--data {root} is not a folder; it takes one that holds train/CLASS/*.JPEG and val/CLASS/*.JPEG.")
+        raise UsageError(
+            f"--data {root} is not a folder; it takes one that holds train/CLASS/*.JPEG and val/CLASS/*.JPEG."
+        )
     folder = base / split
     if not folder.is_dir():
         inside = ", ".join(sorted(entry.name for entry in os.scandir(base))[:5]) or "nothing"
-        raise UsageError(f"--data {root} has no {split}/ folder (it holds {inside}); images belong in {split}/CLASS/*.JPEG.")
+        raise UsageError(
+            f"--data {root} has no {split}/ folder (it holds {inside}); images belong in {split}/CLASS/*.JPEG."
+        )
     classes = _subfolders(folder)
     if not classes:
         raise UsageError(f"{folder} has no class folders; images belong in {folder}/CLASS/*.JPEG.")
     per_class = [_images(path) for path in classes]
     for path, images in zip(classes, per_class, strict=True):
         if not images:
-            raise UsageError(f"the class folder {path} holds no images ({', '.join(EXTENSIONS)}); fill it or remove it.")
+            raise UsageError(
+                f"the class folder {path} holds no images ({', '.join(EXTENSIONS)}); fill it or remove it."
+            )
     return ImageList(
         paths=tuple(image for images in per_class for image in images),
         labels=tuple(label for label, images in enumerate(per_class) for _ in images),
@@ -137,11 +147,13 @@ def derived_seed(*parts: int) -> int:
 
 def load_resized(path: str, shorter: int) -> Image.Image:
     """RGB image whose shorter side is `shorter` pixels (Lanczos, as VAR)."""
-    with Image.open(path) as image:
-        image = image.convert("RGB")
+    with Image.open(path) as file:
+        image = file.convert("RGB")
     width, height = image.size
     scale = shorter / min(width, height)
-    return image.resize((max(shorter, round(width * scale)), max(shorter, round(height * scale))), Image.Resampling.LANCZOS)
+    return image.resize(
+        (max(shorter, round(width * scale)), max(shorter, round(height * scale))), Image.Resampling.LANCZOS
+    )
 
 
 def to_tensor(image: Image.Image) -> Tensor:
@@ -167,7 +179,14 @@ class Crops(Dataset[tuple[Tensor, int]]):
     """
 
     def __init__(
-        self, images: ImageList, size: int, *, scale: float = 1.125, hflip: bool = False, random: bool = True, seed: int = 0
+        self,
+        images: ImageList,
+        size: int,
+        *,
+        scale: float = 1.125,
+        hflip: bool = False,
+        random: bool = True,
+        seed: int = 0,
     ) -> None:
         self.images, self.size, self.hflip, self.random, self.seed = images, size, hflip, random, seed
         self.shorter = max(size, round(scale * size))
@@ -218,7 +237,9 @@ class StepBatches(Sampler[list[SampleKey]]):
         self, images: int, batch: int, *, start: int, stop: int, seed: int, rank: int = 0, world: int = 1
     ) -> None:
         if batch % world:
-            raise UsageError(f"the batch of {batch} does not divide over {world} processes; choose a multiple of {world}.")
+            raise UsageError(
+                f"the batch of {batch} does not divide over {world} processes; choose a multiple of {world}."
+            )
         self.images, self.batch, self.start, self.stop = images, batch, start, stop
         self.seed, self.rank, self.share = seed, rank, batch // world
         self._epoch, self._order = -1, np.empty(0, dtype=np.int64)

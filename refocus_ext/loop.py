@@ -97,7 +97,10 @@ class Progress:
         elif now - self.told >= self.every or done == self.steps:
             self.told = now
             left = duration((self.steps - done) / max(rate, 1e-9))
-            print(f"step {done}/{self.steps}  {text}  {rate:.2f} steps/s  {rate * self.images:.1f} img/s  {left} left", flush=True)
+            print(
+                f"step {done}/{self.steps}  {text}  {rate:.2f} steps/s  {rate * self.images:.1f} img/s  {left} left",
+                flush=True,
+            )
 
     def say(self, text: str) -> None:
         """A line above the bar."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -45,11 +46,11 @@ class StructureObjective(nn.Module):
         vae: a VQVAE patched with `patches.Focus`, in train mode.
     """
 
-    def __init__(self, vae: nn.Module, weights: StructureWeights) -> None:
+    def __init__(self, vae: Any, weights: StructureWeights) -> None:
         super().__init__()
-        self.vae, self.weights = vae, weights
-        self.pyramid: FocusPyramid = vae.focus_pyramid  # type: ignore[assignment]
-        self.last_scale = self.pyramid.last_scale_of_state(vae.quantize.v_patch_nums)  # type: ignore[union-attr,arg-type]
+        self.vae: Any = vae
+        self.weights, self.pyramid = weights, vae.focus_pyramid
+        self.last_scale = self.pyramid.last_scale_of_state(vae.quantize.v_patch_nums)
 
     def forward(self, x_B3HW: Tensor, state: int, quantize: bool = True) -> StructureOutput:
         """
@@ -69,16 +70,16 @@ class StructureObjective(nn.Module):
         terms = {}
         for name, k in (("recon", sharp), ("anchor", state)):
             if name == "recon" or (k != sharp and self.pyramid.refocuses):
-                latent = self.vae.encode_view(views[k])  # type: ignore[operator]
-                terms[name] = self.pixel_loss(self.vae.decode(latent), self.pyramid.focused(x, k))  # type: ignore[operator]
+                latent = self.vae.encode_view(views[k])
+                terms[name] = self.pixel_loss(self.vae.decode(latent), self.pyramid.focused(x, k))
         loss = torch.stack(list(terms.values())).sum()
         return StructureOutput(loss, {name: term.detach() for name, term in terms.items()}, [], [])
 
     def _quantized(self, x: Tensor, state: int) -> StructureOutput:
-        targets = self.vae.encode_targets(x)  # type: ignore[operator]
+        targets = self.vae.encode_targets(x)
         T_K = [targets.float()] * self.pyramid.states if isinstance(targets, Tensor) else [T.float() for T in targets]
-        q = self.vae.quantize.quantize(T_K)  # type: ignore[union-attr,operator]
-        decoded = self.vae.decode(straight_through(q.f_hat_S[-1], T_K[-1]))  # type: ignore[operator]
+        q = self.vae.quantize.quantize(T_K)
+        decoded = self.vae.decode(straight_through(q.f_hat_S[-1], T_K[-1]))
         commitment, codebook = torch.stack(q.commitment_S), torch.stack(q.codebook_S)
         terms = {"recon": self.pixel_loss(decoded, x)}
         if self.pyramid.refocuses:  # plain VAR trains neither
@@ -91,12 +92,12 @@ class StructureObjective(nn.Module):
     def _focus_terms(self, x: Tensor, T: Tensor, f_hat_S: Sequence[Tensor], state: int) -> dict[str, Tensor]:
         """Prefix: what the state's tokens say of F_k. Anchor: D(T_k) against F_k, or commitment rewards a constant T_k."""
         focused = self.pyramid.focused(x, state)
-        terms = {"anchor": self.pixel_loss(self.vae.decode(T), focused)}  # type: ignore[operator]
+        terms = {"anchor": self.pixel_loss(self.vae.decode(T), focused)}
         scale = self.last_scale[state]
         if scale is not None and scale != len(f_hat_S) - 1:  # the sharp state's prefix is the reconstruction itself
-            pn = self.vae.quantize.v_patch_nums[scale]  # type: ignore[union-attr,index]
+            pn = self.vae.quantize.v_patch_nums[scale]
             prefix = straight_through(f_hat_S[scale], T, pn)
-            terms["prefix"] = self.pixel_loss(self.vae.decode(prefix), focused)  # type: ignore[operator]
+            terms["prefix"] = self.pixel_loss(self.vae.decode(prefix), focused)
         return terms
 
 
@@ -132,27 +133,27 @@ def psnr(image: Tensor, target: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def prefixes(vae: nn.Module, x_B3HW: Tensor) -> list[Tensor]:
+def prefixes(vae: Any, x_B3HW: Tensor) -> list[Tensor]:
     """The image of each focus state's prefix, K times (B,3,H,W): the tokens up to the last scale the state serves."""
-    pyramid: FocusPyramid = vae.focus_pyramid  # type: ignore[assignment]
-    scales = pyramid.last_scale_of_state(vae.quantize.v_patch_nums)  # type: ignore[union-attr,arg-type]
-    images = vae.img_to_reconstructed_img(x_B3HW)  # type: ignore[operator]
+    pyramid: FocusPyramid = vae.focus_pyramid
+    scales = pyramid.last_scale_of_state(vae.quantize.v_patch_nums)
+    images = vae.img_to_reconstructed_img(x_B3HW)
     return [images[scale if scale is not None else -1] for scale in scales]
 
 
 @torch.no_grad()
-def validate(vae: nn.Module, batches: Sequence[Tensor]) -> PrefixReport:
+def validate(vae: Any, batches: Sequence[Tensor]) -> PrefixReport:
     """Measures prefixes and code usage over image batches with the model in eval mode (restored afterwards)."""
     training, pyramid = vae.training, vae.focus_pyramid
     vae.eval()
     focus, sharp, idx = [], [], []
     for x in batches:
         images = prefixes(vae, x)
-        focus.append(torch.stack([psnr(image, pyramid.focused(x, k)) for k, image in enumerate(images)]))  # type: ignore[operator,union-attr]
+        focus.append(torch.stack([psnr(image, pyramid.focused(x, k)) for k, image in enumerate(images)]))
         sharp.append(torch.stack([psnr(image, x) for image in images]))
-        idx.append([tokens.flatten() for tokens in vae.img_to_idxBl(x)])  # type: ignore[operator]
+        idx.append([tokens.flatten() for tokens in vae.img_to_idxBl(x)])
     vae.train(training)
-    health = [code_health(torch.cat(tokens), vae.quantize.vocab_size) for tokens in zip(*idx, strict=True)]  # type: ignore[union-attr,arg-type]
+    health = [code_health(torch.cat(tokens), vae.quantize.vocab_size) for tokens in zip(*idx, strict=True)]
     return PrefixReport(
         psnr_focus_K=torch.cat(focus, dim=1).mean(1).tolist(),
         psnr_sharp_K=torch.cat(sharp, dim=1).mean(1).tolist(),
@@ -166,4 +167,3 @@ def code_health(idx: Tensor, vocab_size: int) -> tuple[float, float]:
     share = idx.bincount(minlength=vocab_size).float() / idx.numel()
     entropy = -(share * share.clamp_min(1e-12).log()).sum().item()
     return 100 * (share > 0).float().mean().item(), math.exp(entropy)
-

@@ -16,7 +16,16 @@ from patches.vae_init import init_vae_weights
 from refocus_ext.checkpoint import load_checkpoint
 from refocus_ext.codebook import CodeRevival, initialise_codebook
 from refocus_ext.config import TokenizerOptions, identity
-from refocus_ext.data import Crops, ImageList, StepBatches, check_images, demo_photographs, derived_seed, image_folder, spread
+from refocus_ext.data import (
+    Crops,
+    ImageList,
+    StepBatches,
+    check_images,
+    demo_photographs,
+    derived_seed,
+    image_folder,
+    spread,
+)
 from refocus_ext.errors import RunFailed, UsageError
 from refocus_ext.files import save_json, save_tensors
 from refocus_ext.loop import Interruption, Progress, gradient_norm, pick_device, set_lr, warmup_cosine
@@ -84,7 +93,9 @@ def find_images(options: TokenizerOptions) -> tuple[ImageList, ImageList]:
         return photographs, photographs
     train, val = image_folder(options.data, "train"), image_folder(options.data, "val")
     if missing := sorted(set(val.classes) - set(train.classes)):
-        raise UsageError(f"--data {options.data}: val/ has the class {missing[0]}, which train/ has not; the two must agree.")
+        raise UsageError(
+            f"--data {options.data}: val/ has the class {missing[0]}, which train/ has not; the two must agree."
+        )
     return train, val
 
 
@@ -130,7 +141,9 @@ def state_bytes(module: torch.nn.Module) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
 
 
-def print_plan(options: TokenizerOptions, pyramid: FocusPyramid, vae: Any, images: ImageList, device: torch.device) -> None:
+def print_plan(
+    options: TokenizerOptions, pyramid: FocusPyramid, vae: Any, images: ImageList, device: torch.device
+) -> None:
     """What is about to happen, in five lines."""
     parameters = sum(p.numel() for p in vae.parameters())
     states = ", ".join(
@@ -149,7 +162,9 @@ def print_plan(options: TokenizerOptions, pyramid: FocusPyramid, vae: Any, image
 
 
 def _maps(options: TokenizerOptions, pyramid: FocusPyramid, state: int) -> str:
-    own = [str(pn) for pn, k in zip(options.patch_nums, pyramid.states_of(options.patch_nums), strict=True) if k == state]
+    own = [
+        str(pn) for pn, k in zip(options.patch_nums, pyramid.states_of(options.patch_nums), strict=True) if k == state
+    ]
     return ",".join(own) or "none"
 
 
@@ -176,12 +191,20 @@ class TokenizerTrainer:
     """Model, optimizer and data of one run, and its loop."""
 
     def __init__(
-        self, options: TokenizerOptions, vae: Any, train: ImageList, val: ImageList, device: torch.device, run: RunFolder
+        self,
+        options: TokenizerOptions,
+        vae: Any,
+        train: ImageList,
+        val: ImageList,
+        device: torch.device,
+        run: RunFolder,
     ) -> None:
         self.options, self.vae, self.train_images, self.device, self.run = options, vae, train, device, run
         weights = StructureWeights(options.l1, options.l2, options.commitment, options.prefix, options.anchor)
         self.objective = StructureObjective(vae, weights)
-        self.optimizer = torch.optim.AdamW(vae.parameters(), lr=options.lr, betas=(0.9, 0.99), weight_decay=options.weight_decay)
+        self.optimizer = torch.optim.AdamW(
+            vae.parameters(), lr=options.lr, betas=(0.9, 0.99), weight_decay=options.weight_decay
+        )
         self.revival = CodeRevival(vae.quantize)
         self.data = Crops(train, options.image_size, scale=options.crop_scale, hflip=options.hflip, seed=options.seed)
         self.val_data = Crops(val, options.image_size, scale=options.crop_scale, random=False)
@@ -268,7 +291,7 @@ class TokenizerTrainer:
         )
         return DataLoader(
             self.data,
-            batch_sampler=batches,  # type: ignore[arg-type]  # torch types keys as int
+            batch_sampler=batches,
             num_workers=options.workers,
             pin_memory=self.device.type == "cuda",
             persistent_workers=False,
@@ -331,7 +354,10 @@ class TokenizerTrainer:
             maps = self.options.patch_nums[: (scale if scale is not None else len(self.options.patch_nums) - 1) + 1]
             tokens = sum(pn * pn for pn in maps)
             blur = f"rho {pyramid.radii[k]:g} px" if pyramid.refocuses else "no blur"
-            headers += [f"F{k + 1}\n{blur}", f"from {tokens} tokens\nPSNR to F{k + 1}" if quantized else "unquantized\n"]
+            headers += [
+                f"F{k + 1}\n{blur}",
+                f"from {tokens} tokens\nPSNR to F{k + 1}" if quantized else "unquantized\n",
+            ]
         return headers
 
     def finish(self, report: PrefixReport) -> None:
@@ -382,5 +408,3 @@ def summary(report: PrefixReport) -> str:
 
 def _chunks(items: list[Any], size: int) -> Iterable[list[Any]]:
     return (items[i : i + size] for i in range(0, len(items), size))
-
-

@@ -51,7 +51,7 @@ def pyramid() -> FocusPyramid:
 def small_vae(upstream: Upstream, seed: int = 0, **options: Any) -> Any:
     """A tiny VQVAE: 64 px, four token maps, 64 codes of 8 channels; its weights make lively latents and varied tokens."""
     torch.manual_seed(seed)
-    geometry = dict(vocab_size=64, z_channels=8, ch=32, patch_nums=PATCH_NUMS, test_mode=False)
+    geometry: dict[str, Any] = dict(vocab_size=64, z_channels=8, ch=32, patch_nums=PATCH_NUMS, test_mode=False)
     vae = upstream.build_vae(**(geometry | options))
     for module in vae.encoder.modules():
         if isinstance(module, torch.nn.Conv2d):

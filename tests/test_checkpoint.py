@@ -36,7 +36,8 @@ def test_the_newest_two_are_kept_and_loaded(tmp_path: Path) -> None:
 
 
 def test_a_flipped_bit_is_seen_and_passed_over(tmp_path: Path) -> None:
-    checkpoints, said = Checkpoints(tmp_path), []
+    checkpoints = Checkpoints(tmp_path)
+    said: list[str] = []
     checkpoints.save(1, state(1))
     newest = checkpoints.save(2, state(2))
     damaged = bytearray(newest.read_bytes())
@@ -139,7 +140,7 @@ def test_no_permission_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "mkdir", denied)  # root may write anywhere, so a read-only folder proves nothing here
-    with pytest.raises(UsageError, match="cannot write to --out .*Permission denied"):
+    with pytest.raises(UsageError, match=r"cannot write to --out .*Permission denied"):
         RunFolder(tmp_path / "run", {"identity": {}})
 
 

@@ -35,7 +35,15 @@ def sentence(capsys: pytest.CaptureFixture[str]) -> str:
 
 @pytest.mark.parametrize("argv", [[], ["help"], ["tokenizer", "--help"], ["help", "tokenizer"], ["test", "--help"]])
 def test_help_needs_no_torch_and_no_time(argv: list[str]) -> None:
-    script = f"import sys; from refocus_ext.__main__ import main\ntry: main({argv!r})\nexcept SystemExit: pass\nassert 'torch' not in sys.modules and 'numpy' not in sys.modules"
+    script = f"""
+import sys
+from refocus_ext.__main__ import main
+try:
+    main({argv!r})
+except SystemExit:
+    pass
+assert "torch" not in sys.modules and "numpy" not in sys.modules
+"""
     began = time.monotonic()
     subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
     assert time.monotonic() - began < 5
@@ -105,7 +113,10 @@ def test_bad_input_before_any_work(
 
 def test_bad_folders_before_any_work(image_tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def attempt(*words: str) -> str:
-        assert run_main("tokenizer", "--preset", "demo", "--data", str(image_tree), "--out", str(tmp_path / "run"), *words) == 2
+        assert (
+            run_main("tokenizer", "--preset", "demo", "--data", str(image_tree), "--out", str(tmp_path / "run"), *words)
+            == 2
+        )
         assert not (tmp_path / "run").exists()
         return sentence(capsys)
 
@@ -119,7 +130,9 @@ def test_bad_folders_before_any_work(image_tree: Path, tmp_path: Path, capsys: p
     assert "has no train/ folder" in attempt()
 
 
-def test_another_configuration_in_out_is_refused(image_tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_configuration_in_out_is_refused(
+    image_tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "run"
     out.mkdir()
     (out / "config.json").write_text('{"identity": {"lr": 5}}')

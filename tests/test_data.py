@@ -82,7 +82,7 @@ def test_crops_depend_on_seed_epoch_and_index_only(image_tree: Path) -> None:
 def test_flip_mirrors_half_of_the_crops(image_tree: Path) -> None:
     images = data.image_folder(str(image_tree), "train")
     plain, flipped = Crops(images, 64, scale=1.0), Crops(images, 64, scale=1.0, hflip=True)
-    square = [i for i in range(12)]
+    square = list(range(12))
     count = 0
     for epoch in range(8):
         for i in square:
@@ -141,7 +141,7 @@ def test_loader_processes_change_nothing(image_tree: Path) -> None:
     loaded = []
     for workers in (0, 2):
         batches = StepBatches(len(crops), 5, start=2, stop=5, seed=0)
-        loaded.append([x for x, _ in DataLoader(crops, batch_sampler=batches, num_workers=workers)])  # type: ignore[arg-type]
+        loaded.append([x for x, _ in DataLoader(crops, batch_sampler=batches, num_workers=workers)])
     assert all(torch.equal(a, b) for a, b in zip(*loaded, strict=True))
 
 

@@ -61,7 +61,7 @@ def test_warm_up_trains_no_codebook(objective: StructureObjective, images: Tenso
     objective(images, state=1, quantize=False).loss.backward()
     quantizer: Any = objective.vae.quantize
     assert all(p.grad is None for p in quantizer.parameters())
-    assert objective.vae.encoder.conv_in.weight.grad.abs().sum() > 0  # type: ignore[union-attr]
+    assert objective.vae.encoder.conv_in.weight.grad.abs().sum() > 0
 
 
 def test_psnr_by_hand() -> None:
@@ -90,7 +90,7 @@ def test_initial_codebook_explains_the_data(upstream: Upstream, pyramid: FocusPy
     for phi in vae.quantize.quant_resi.modules():
         if isinstance(phi, torch.nn.Conv2d):
             torch.nn.init.dirac_(phi.weight)
-            torch.nn.init.zeros_(phi.bias)
+            phi.bias.data.zero_()  # type: ignore[union-attr]
     vae.eval()
     with torch.no_grad():
         targets = vae.encode_targets(images)
@@ -139,7 +139,15 @@ def test_a_run_leaves_what_its_folder_promises(
     out = tmp_path / "run"
     assert train(image_tree, out) == 0
     names = {path.name for path in out.iterdir()}
-    assert names == {"config.json", "classes.json", "metrics.jsonl", "tensorboard", "checkpoints", "picture.png", "vae.pth"}
+    assert names == {
+        "config.json",
+        "classes.json",
+        "metrics.jsonl",
+        "tensorboard",
+        "checkpoints",
+        "picture.png",
+        "vae.pth",
+    }
     assert json.loads((out / "classes.json").read_text()) == ["cat", "dog"]
     config = json.loads((out / "config.json").read_text())
     assert config["pyramid"] == {
@@ -182,7 +190,10 @@ def test_interrupted_and_resumed_equals_uninterrupted(
         assert all(torch.equal(whole[key], parts[key]) for key in whole)
     logs = [(tmp_path / run / "metrics.jsonl").read_text() for run in ("whole", "parts")]
     assert logs[0] == logs[1]
-    states = [train_tokenizer.load_checkpoint(next((tmp_path / r / "checkpoints").glob("step-00000006-*"))) for r in ("whole", "parts")]
+    states = [
+        train_tokenizer.load_checkpoint(next((tmp_path / r / "checkpoints").glob("step-00000006-*")))
+        for r in ("whole", "parts")
+    ]
     assert str(states[0]["optimizer"]["state"][0]) == str(states[1]["optimizer"]["state"][0])
 
 
@@ -220,8 +231,19 @@ def test_resume_never_starts_afresh_and_keeps_the_old_run(image_tree: Path, tmp_
 
 
 def test_short_training_orders_the_prefixes(tmp_path: Path) -> None:
-    """DESIGN 2: each prefix is nearer to its focus state than to the image, and nearer to the image the sharper its state."""
-    options = ["--steps", "110", "--warm-autoencoder", "70", "--picture-every", "110", "--save-every", "110", "--lr", "1e-3"]
+    """DESIGN 2: each prefix is nearer to its focus state than to the image, and nearer to it the sharper its state."""
+    options = [
+        "--steps",
+        "110",
+        "--warm-autoencoder",
+        "70",
+        "--picture-every",
+        "110",
+        "--save-every",
+        "110",
+        "--lr",
+        "1e-3",
+    ]
     assert main(["tokenizer", "--out", str(tmp_path / "run"), *options]) == 0
     records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     report = next(record for record in reversed(records) if "val/psnr_prefix1_x" in record)

@@ -127,8 +127,6 @@ def test_unknown_choice_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         load_upstream()
 
 
-@pytest.mark.parametrize(
-    ("depth", "gain"), [(12, 1e-3), (16, 1e-3), (20, 1e-3), (24, 1e-4), (30, 1e-5), (36, 5e-6)]
-)
+@pytest.mark.parametrize(("depth", "gain"), [(12, 1e-3), (16, 1e-3), (20, 1e-3), (24, 1e-4), (30, 1e-5), (36, 5e-6)])
 def test_gamma_init_follows_vars_recipe(depth: int, gain: float) -> None:
     assert finder.adaln_gamma_init(depth) == gain
