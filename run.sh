@@ -6,6 +6,7 @@
 #   NPROC, NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT  processes and nodes for torchrun (default: one process)
 set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}" # spinning threads stall when another program holds a core
 export PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}"
 
 fail() { echo "refocus: $*" >&2; exit 1; }
@@ -76,6 +77,7 @@ python="$(ready_python "$need" "$base")"
 populate_submodule
 if [ "$command_name" = test ]; then
     shift
+    echo "refocus: testing with $python"
     cd "$here"
     exec "$python" -m pytest "$@"
 fi

@@ -111,6 +111,8 @@ def main(argv: list[str]) -> int:
 
 
 def _run(module: str, parsed: Any) -> int:
+    # Two OpenMP threads that spin while another program holds a core can slow a step by a factor of ten.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from patches.upstream import UpstreamError
 
     try:

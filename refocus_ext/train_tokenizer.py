@@ -274,11 +274,11 @@ class TokenizerTrainer:
                 self.step += 1
                 self.run.log(self.step, values, "train/")
                 progress.update(self.step, {name: values[name] for name in ("loss", "recon")})
-                if interruption.signal:
+                self._periodically(progress)
+                if interruption.signal and self.step < options.steps:
                     self.save()
                     progress.say(f"saved step {self.step}; the same command continues from here")
                     return interruption.exit_code
-                self._periodically(progress)
         finally:
             progress.close()
             self.run.close()
@@ -303,7 +303,7 @@ class TokenizerTrainer:
         if self.step > options.warm_autoencoder and (last or self.step % options.picture_every == 0):
             report = validate(self.vae, list(self._val_batches(VALIDATION_IMAGES)))
             self.run.log(self.step, report.flat(), "val/")
-            progress.say(f"step {self.step}: {summary(report)}")
+            progress.say(f"step {self.step}: {summary(report, options.codebook_size)}")
         if last or self.step % options.picture_every == 0:
             self.draw()
         if last or self.step % options.save_every == 0:
@@ -353,10 +353,10 @@ class TokenizerTrainer:
         for k, scale in enumerate(pyramid.last_scale_of_state(self.options.patch_nums)):
             maps = self.options.patch_nums[: (scale if scale is not None else len(self.options.patch_nums) - 1) + 1]
             tokens = sum(pn * pn for pn in maps)
-            blur = f"rho {pyramid.radii[k]:g} px" if pyramid.refocuses else "no blur"
+            blur = f"rho {pyramid.radii[k]:g} px" if pyramid.refocuses and pyramid.radii[k] else "sharp"
             headers += [
                 f"F{k + 1}\n{blur}",
-                f"from {tokens} tokens\nPSNR to F{k + 1}" if quantized else "unquantized\n",
+                f"from {tokens} token{'s' * (tokens > 1)}\nPSNR to F{k + 1}" if quantized else "unquantized\n",
             ]
         return headers
 
@@ -399,11 +399,11 @@ class TokenizerTrainer:
         print(f"resuming after step {self.step}")
 
 
-def summary(report: PrefixReport) -> str:
-    """'PSNR to F_k 20.1 21.0 22.3 dB; codes in use 12% 30% 60%'."""
+def summary(report: PrefixReport, codes: int) -> str:
+    """'prefixes against F_k 20.1 21.0 22.3 dB; codes in use per scale 12 60 300 of 512'."""
     focus = " ".join(f"{value:.1f}" for value in report.psnr_focus_K)
-    usage = " ".join(f"{value:.0f}%" for value in report.usage_S)
-    return f"PSNR of prefixes to F_k: {focus} dB; codes in use per scale: {usage}"
+    usage = " ".join(f"{round(codes * value / 100)}" for value in report.usage_S)
+    return f"prefixes against F_k {focus} dB; codes in use per scale {usage} of {codes}"
 
 
 def _chunks(items: list[Any], size: int) -> Iterable[list[Any]]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import PATCH_NUMS, small_vae
+from conftest import small_vae
 from torch import Tensor
 
 from patches import Focus, Upstream, load_upstream
@@ -20,8 +20,10 @@ from refocus_ext.pyramid import FocusPyramid
 from refocus_ext.structure import StructureObjective, StructureWeights
 from refocus_ext.train_tokenizer import TokenizerTrainer
 
-TINY = ("--preset", "demo", "--codebook-size", "64", "--latent-channels", "8", "--batch-size", "4", "--steps", "6",
-        "--warm-autoencoder", "2", "--picture-every", "3", "--save-every", "2", "--revive", "1")  # fmt: skip
+TINY = tuple(
+    "--preset demo --image-size 32 --patch-nums 1,2 --focus-states 2 --rho-max 3 --codebook-size 64 --latent-channels 8 "
+    "--batch-size 4 --steps 6 --warm-autoencoder 2 --picture-every 3 --save-every 2 --revive 1".split()
+)
 
 
 def train(data: Path, out: Path, *options: str) -> int:
@@ -151,13 +153,13 @@ def test_a_run_leaves_what_its_folder_promises(
     assert json.loads((out / "classes.json").read_text()) == ["cat", "dog"]
     config = json.loads((out / "config.json").read_text())
     assert config["pyramid"] == {
-        "image_size": 64, "states": 3, "rho_max": 6.0, "blur": "disk", "noise_min": 1e-3, "noise_max": 1e-2, "stride": 16,
+        "image_size": 32, "states": 2, "rho_max": 3.0, "blur": "disk", "noise_min": 1e-3, "noise_max": 1e-2, "stride": 16,
     }  # fmt: skip
     records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [r["step"] for r in records if "train/loss" in r] == [1, 2, 3, 4, 5, 6]
     assert any("val/psnr_prefix1_F1" in record for record in records)
     weights = torch.load(out / "vae.pth", weights_only=True)
-    stock = load_upstream().build_vae(vocab_size=64, z_channels=8, ch=32, patch_nums=PATCH_NUMS)
+    stock = load_upstream().build_vae(vocab_size=64, z_channels=8, ch=32, patch_nums=(1, 2))
     assert list(weights) == list(stock.state_dict())
     stock.load_state_dict(weights, strict=True)
     printed = capsys.readouterr().out
