@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from refocus_ext.distributed import World
+
 
 @torch.no_grad()
 def kmeans(points_NC: Tensor, codes: int, generator: torch.Generator, iterations: int = 10) -> Tensor:
@@ -74,8 +76,20 @@ class CodeRevival:
             self.hits_V += idx.flatten().bincount(minlength=len(self.hits_V)).cpu()
 
     @torch.no_grad()
-    def revive(self, residual_S: Sequence[Tensor], optimizer: torch.optim.Optimizer, generator: torch.Generator) -> int:
-        """Replaces the dead codes, clears their optimizer moments and starts counting anew; returns how many."""
+    def revive(
+        self,
+        residual_S: Sequence[Tensor],
+        optimizer: torch.optim.Optimizer,
+        generator: torch.Generator,
+        world: World | None = None,
+    ) -> Tensor:
+        """Replaces the dead codes, clears their optimizer moments and starts counting anew; returns their indices.
+
+        Args:
+            generator: must be in the same state on every process of `world`; rank 0 lends the new vectors.
+        """
+        if world is not None:
+            self.hits_V = world.sum(self.hits_V)
         dead = (self.hits_V <= self.margin).nonzero().flatten()
         self.hits_V.zero_()
         pool = torch.cat(list(residual_S))
@@ -83,11 +97,12 @@ class CodeRevival:
             dead = dead[torch.randperm(len(dead), generator=generator)[: len(pool) // 2]]
         weight = self.quantizer.embedding.weight
         picks = torch.randperm(len(pool), generator=generator)[: len(dead)].to(pool.device)
-        weight.data[dead.to(weight.device)] = pool[picks].to(weight.dtype)
+        lent = pool[picks].to(weight.dtype)
+        weight.data[dead.to(weight.device)] = lent if world is None else world.broadcast(lent.contiguous())
         for moment in optimizer.state.get(weight, {}).values():
             if isinstance(moment, Tensor) and moment.shape == weight.shape:
                 moment[dead.to(weight.device)] = 0
-        return len(dead)
+        return dead
 
     def state_dict(self) -> dict[str, Tensor]:
         return {"hits_V": self.hits_V.clone()}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -162,6 +164,10 @@ def to_tensor(image: Image.Image) -> Tensor:
     return array.to(torch.float32).div_(127.5).sub_(1)
 
 
+class BrokenImage(Exception):
+    """A file whose header may be fine but whose pixels cannot be read."""
+
+
 @dataclass(frozen=True)
 class SampleKey:
     """One image of one epoch: what a crop's randomness is derived from."""
@@ -170,8 +176,18 @@ class SampleKey:
     index: int
 
 
-class Crops(Dataset[tuple[Tensor, int]]):
+class Sample(NamedTuple):
+    """One image, or a batch of them after collation."""
+
+    image: Tensor  # (3,H,W) or (B,3,H,W), in [-1,1]
+    label: Any  # int, or (B,) int64
+    broken: Any  # index of an image that could not be decoded and was replaced, else -1
+
+
+class Crops(Dataset[Sample]):
     """Random crops for training, centre crops for validation; the crop depends only on (seed, epoch, index).
+
+    An image that cannot be decoded is replaced by the next one that can, always the same, and reported in the sample.
 
     Args:
         scale: the shorter side is first resized to `scale * size`.
@@ -191,13 +207,23 @@ class Crops(Dataset[tuple[Tensor, int]]):
         self.images, self.size, self.hflip, self.random, self.seed = images, size, hflip, random, seed
         self.shorter = max(size, round(scale * size))
         self._cache: dict[int, Image.Image] = {}
+        self.known_broken: set[int] = set()
+        self.broken_limit = max(3, len(images) // 100)
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, key: SampleKey | int) -> tuple[Tensor, int]:
+    def __getitem__(self, key: SampleKey | int) -> Sample:
         index = key.index if isinstance(key, SampleKey) else key
-        image = self._resized(index)
+        for offset in range(min(50, len(self.images))):
+            other = (index + offset) % len(self.images)
+            with contextlib.suppress(BrokenImage):
+                return self._sample(key, other, self._resized(other), index if offset else -1)
+        raise RunFailed(
+            f"{self.images.paths[index]} and the images after it cannot be decoded; is this the right folder?"
+        )
+
+    def _sample(self, key: SampleKey | int, index: int, image: Image.Image, broken: int) -> Sample:
         free = [side - self.size for side in image.size]
         left, top, flip = free[0] // 2, free[1] // 2, False
         if self.random:
@@ -208,7 +234,7 @@ class Crops(Dataset[tuple[Tensor, int]]):
         crop = image.crop((left, top, left + self.size, top + self.size))
         if flip:
             crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return to_tensor(crop), self.images.labels[index]
+        return Sample(to_tensor(crop), self.images.labels[index], broken)
 
     def _resized(self, index: int) -> Image.Image:
         if len(self.images) > 64:
@@ -222,35 +248,49 @@ class Crops(Dataset[tuple[Tensor, int]]):
         try:
             return load_resized(path, self.shorter)
         except (OSError, SyntaxError, ValueError) as error:
-            raise RunFailed(f"{path} cannot be decoded ({error}); remove it and run the same command again.") from error
+            raise BrokenImage(path) from error
 
 
 class StepBatches(Sampler[list[SampleKey]]):
     """The batches of steps `start .. stop-1`, cut from one endless global order.
 
     Epoch e is a permutation derived from (seed, e); position p of the order is image p mod N of epoch p // N. Step t
-    takes positions t*batch .. (t+1)*batch, of which this rank takes its contiguous share. So the order survives a
-    resume and a change of the number of processes: nothing is lost, nothing repeated.
+    takes positions t*batch .. (t+1)*batch, of which this rank takes its contiguous share, in `accumulate` micro-batches.
+    So the order survives a resume and a change of the number of processes: nothing is lost, nothing repeated.
+
+    Raises:
+        UsageError: the batch does not divide over the processes and micro-batches.
     """
 
     def __init__(
-        self, images: int, batch: int, *, start: int, stop: int, seed: int, rank: int = 0, world: int = 1
+        self,
+        images: int,
+        batch: int,
+        *,
+        start: int,
+        stop: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        accumulate: int = 1,
     ) -> None:
-        if batch % world:
+        if batch % (world * accumulate):
             raise UsageError(
-                f"the batch of {batch} does not divide over {world} processes; choose a multiple of {world}."
+                f"--batch-size {batch} does not divide over {world} processes and --accumulate {accumulate}; choose a "
+                f"multiple of {world * accumulate}."
             )
         self.images, self.batch, self.start, self.stop = images, batch, start, stop
-        self.seed, self.rank, self.share = seed, rank, batch // world
+        self.seed, self.rank, self.share, self.micro = seed, rank, batch // world, batch // world // accumulate
         self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
 
     def __len__(self) -> int:
-        return self.stop - self.start
+        return (self.stop - self.start) * (self.share // self.micro)
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
         for step in range(self.start, self.stop):
             first = step * self.batch + self.rank * self.share
-            yield [self._key(position) for position in range(first, first + self.share)]
+            for begin in range(first, first + self.share, self.micro):
+                yield [self._key(position) for position in range(begin, begin + self.micro)]
 
     def _key(self, position: int) -> SampleKey:
         epoch, offset = divmod(position, self.images)

@@ -82,12 +82,17 @@ class Interruption:
 class Progress:
     """A bar on a terminal; a line every ten seconds elsewhere. Shows values, rate and time left."""
 
-    def __init__(self, start: int, steps: int, images_per_step: int, every: float = 10.0) -> None:
+    def __init__(self, start: int, steps: int, images_per_step: int, every: float = 10.0, quiet: bool = False) -> None:
         self.start, self.steps, self.images, self.every = start, steps, images_per_step, every
         self.began = self.told = time.monotonic()
-        self.bar = tqdm(total=steps, initial=start, unit="step", dynamic_ncols=True, disable=not sys.stderr.isatty())
+        self.quiet = quiet
+        self.bar = tqdm(
+            total=steps, initial=start, unit="step", dynamic_ncols=True, disable=quiet or not sys.stderr.isatty()
+        )
 
     def update(self, done: int, values: Mapping[str, float]) -> None:
+        if self.quiet:
+            return
         text = " ".join(f"{name} {value:.3g}" for name, value in values.items())
         now = time.monotonic()
         rate = (done - self.start) / max(1e-9, now - self.began)
@@ -104,6 +109,8 @@ class Progress:
 
     def say(self, text: str) -> None:
         """A line above the bar."""
+        if self.quiet:
+            return
         if self.bar.disable:
             print(text, flush=True)
         else:

@@ -20,7 +20,7 @@ def option(
     *,
     unit: str = "",
     kind: Callable[[str], Any] | None = None,
-    choices: Sequence[str] | None = None,
+    choices: Sequence[Any] | None = None,
     metavar: str | None = None,
     group: str = "options",
     identity: bool = True,
@@ -87,7 +87,10 @@ class _Parser(argparse.ArgumentParser):
 def _default_text(field: dataclasses.Field[Any], presets: Mapping[str, Mapping[str, Any]]) -> str:
     values = {name: values[field.name] for name, values in presets.items() if field.name in values}
     if values:
-        return "default: " + ", ".join(f"{name} {_show(value)}" for name, value in values.items())
+        first, *others = values.items()
+        if len({_show(value) for _, value in others}) == 1 and len(others) > 1:
+            others = [("others", others[0][1])]
+        return "default: " + ", ".join(f"{name} {_show(value)}" for name, value in (first, *others))
     return "" if field.default in (None, "", False) else f"default: {_show(field.default)}"
 
 

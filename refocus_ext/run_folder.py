@@ -12,7 +12,7 @@ from typing import Any
 
 from refocus_ext.checkpoint import Checkpoints
 from refocus_ext.errors import UsageError
-from refocus_ext.files import save_json, written_beside
+from refocus_ext.files import save_json, sha256, written_beside
 
 
 class RunFolder:
@@ -30,9 +30,10 @@ class RunFolder:
         self.path = path
         self.moved_to = self._move_aside() if fresh else None
         self._check(config)
+        self.config = dict(config) | self._weights()
         try:
             path.mkdir(parents=True, exist_ok=True)
-            save_json(path / "config.json", config)
+            save_json(path / "config.json", self.config)
         except OSError as error:
             raise UsageError(f"cannot write to --out {path} ({error.strerror}); choose another folder.") from None
         self.checkpoints = Checkpoints(path / "checkpoints")
@@ -65,6 +66,17 @@ class RunFolder:
                 + (f" (and {len(changed) - 1} more differences)" if len(changed) > 1 else "")
                 + "; choose another --out, or --resume never to move that run aside and start afresh."
             )
+
+    def _weights(self) -> dict[str, Any]:
+        """Checksums of finished weights that an earlier start of this run has written."""
+        file = self.path / "config.json"
+        known = json.loads(file.read_text()).get("weights") if file.is_file() else None
+        return {"weights": known} if known else {}
+
+    def record_weights(self, *names: str) -> None:
+        """Puts the sha256 of weight files into config.json, so that they travel with the pyramid they belong to."""
+        self.config["weights"] = self.config.get("weights", {}) | {name: sha256(self.path / name) for name in names}
+        save_json(self.path / "config.json", self.config)
 
     def require_space(self, need: int) -> None:
         """Raises UsageError unless `need` bytes are free where the run is written."""

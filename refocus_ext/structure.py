@@ -6,12 +6,13 @@ Shapes: x_B3HW images in [-1,1]; K focus states, index k = 0 the most blurred; S
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch import distributed as tdist
 from torch.nn import functional as F
 
 from patches.focus_quantizer import straight_through
@@ -34,6 +35,7 @@ class StructureOutput:
     """Loss of a step and what the loop looks at: terms (detached), tokens per scale, pooled residuals per scale."""
 
     loss: Tensor
+    image: Tensor  # the sharp reconstruction, with gradient: what LPIPS and the discriminator see
     terms: dict[str, Tensor]
     idx_S: list[Tensor]
     residual_S: list[Tensor]
@@ -67,37 +69,50 @@ class StructureObjective(nn.Module):
     def _autoencoder(self, x: Tensor, state: int) -> StructureOutput:
         sharp = len(self.last_scale) - 1
         views = self.pyramid.structure_views(x, training=self.training)
-        terms = {}
+        terms, image = {}, x
         for name, k in (("recon", sharp), ("anchor", state)):
             if name == "recon" or (k != sharp and self.pyramid.refocuses):
                 latent = self.vae.encode_view(views[k])
-                terms[name] = self.pixel_loss(self.vae.decode(latent), self.pyramid.focused(x, k))
+                decoded = self.vae.decode(latent).float()
+                terms[name] = self.pixel_loss(decoded, self.pyramid.focused(x, k))
+                image = decoded if name == "recon" else image
         loss = torch.stack(list(terms.values())).sum()
-        return StructureOutput(loss, {name: term.detach() for name, term in terms.items()}, [], [])
+        return StructureOutput(
+            loss + self._all_take_part(), image, {name: term.detach() for name, term in terms.items()}, [], []
+        )
 
     def _quantized(self, x: Tensor, state: int) -> StructureOutput:
         targets = self.vae.encode_targets(x)
         T_K = [targets.float()] * self.pyramid.states if isinstance(targets, Tensor) else [T.float() for T in targets]
         q = self.vae.quantize.quantize(T_K)
-        decoded = self.vae.decode(straight_through(q.f_hat_S[-1], T_K[-1]))
+        decoded = self.vae.decode(straight_through(q.f_hat_S[-1], T_K[-1])).float()
         commitment, codebook = torch.stack(q.commitment_S), torch.stack(q.codebook_S)
         terms = {"recon": self.pixel_loss(decoded, x)}
         if self.pyramid.refocuses:  # plain VAR trains neither
             terms |= self._focus_terms(x, T_K[state], q.f_hat_S, state)
         loss = terms["recon"] + (self.weights.commitment * commitment + codebook).mean()
         loss = loss + self.weights.prefix * terms.get("prefix", 0) + self.weights.anchor * terms.get("anchor", 0)
+        loss = loss + self._all_take_part()
         terms |= {"commitment": commitment.mean(), "codebook": codebook.mean()}
-        return StructureOutput(loss, {name: term.detach() for name, term in terms.items()}, q.idx_S, q.residual_S)
+        return StructureOutput(
+            loss, decoded, {name: term.detach() for name, term in terms.items()}, q.idx_S, q.residual_S
+        )
+
+    def _all_take_part(self) -> Tensor | float:
+        """Zero; DistributedDataParallel wants a gradient of every parameter, and few scales leave some phi unused."""
+        if not (tdist.is_available() and tdist.is_initialized()):
+            return 0.0
+        return 0 * torch.stack([parameter.sum() for parameter in self.vae.quantize.parameters()]).sum()
 
     def _focus_terms(self, x: Tensor, T: Tensor, f_hat_S: Sequence[Tensor], state: int) -> dict[str, Tensor]:
         """Prefix: what the state's tokens say of F_k. Anchor: D(T_k) against F_k, or commitment rewards a constant T_k."""
         focused = self.pyramid.focused(x, state)
-        terms = {"anchor": self.pixel_loss(self.vae.decode(T), focused)}
+        terms = {"anchor": self.pixel_loss(self.vae.decode(T).float(), focused)}
         scale = self.last_scale[state]
         if scale is not None and scale != len(f_hat_S) - 1:  # the sharp state's prefix is the reconstruction itself
             pn = self.vae.quantize.v_patch_nums[scale]
             prefix = straight_through(f_hat_S[scale], T, pn)
-            terms["prefix"] = self.pixel_loss(self.vae.decode(prefix), focused)
+            terms["prefix"] = self.pixel_loss(self.vae.decode(prefix).float(), focused)
         return terms
 
 
@@ -142,7 +157,7 @@ def prefixes(vae: Any, x_B3HW: Tensor) -> list[Tensor]:
 
 
 @torch.no_grad()
-def validate(vae: Any, batches: Sequence[Tensor]) -> PrefixReport:
+def validate(vae: Any, batches: Iterable[Tensor]) -> PrefixReport:
     """Measures prefixes and code usage over image batches with the model in eval mode (restored afterwards)."""
     training, pyramid = vae.training, vae.focus_pyramid
     vae.eval()

@@ -1,174 +1,90 @@
-"""Stage 1: trains the structure tokenizer on focus targets. `bash run.sh tokenizer`."""
+"""Stage 1: trains the structure tokenizer on focus targets and the alias tokenizer beside it. `bash run.sh tokenizer`."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
 
-from patches import Focus, Upstream, load_upstream
-from patches.vae_init import init_vae_weights
-from refocus_ext.checkpoint import load_checkpoint
+from patches import Upstream, load_upstream
 from refocus_ext.codebook import CodeRevival, initialise_codebook
 from refocus_ext.config import TokenizerOptions, identity
-from refocus_ext.data import (
-    Crops,
-    ImageList,
-    StepBatches,
-    check_images,
-    demo_photographs,
-    derived_seed,
-    image_folder,
-    spread,
-)
-from refocus_ext.errors import RunFailed, UsageError
+from refocus_ext.data import Crops, ImageList, Sample, StepBatches, check_images, derived_seed, spread
+from refocus_ext.distributed import World, world
+from refocus_ext.errors import RunFailed
 from refocus_ext.files import save_json, save_tensors
-from refocus_ext.loop import Interruption, Progress, gradient_norm, pick_device, set_lr, warmup_cosine
-from refocus_ext.picture import as_array, grid, save_png
-from refocus_ext.pyramid import FocusPyramid
+from refocus_ext.loop import Interruption, Progress, gradient_norm, warmup_cosine
 from refocus_ext.run_folder import RunFolder
-from refocus_ext.structure import PrefixReport, StructureObjective, StructureWeights, prefixes, psnr, validate
+from refocus_ext.structure import PrefixReport, StructureObjective, StructureOutput, StructureWeights, validate
+from refocus_ext.tokenizer_picture import draw_prefixes
+from refocus_ext.tokenizer_plan import (
+    build_vae,
+    check_plan,
+    find_images,
+    make_pyramid,
+    print_plan,
+    state_bytes,
+    why_preset,
+)
+from refocus_ext.training import Training, finite
 
-PICTURE_ROWS = 8
 VALIDATION_IMAGES = 256
 
 
 def main(options: TokenizerOptions) -> int:
     """Runs the command; returns its exit code."""
+    with world(options.device) as here:
+        return _run(options, here)
+
+
+def _run(options: TokenizerOptions, here: World) -> int:
     upstream = load_upstream()
-    print(upstream.describe())
-    print(_why_preset(options))
+    say = print if here.main else _silent
+    say(upstream.describe())
+    say(why_preset(options))
     pyramid = make_pyramid(options)
-    train_images, val_images = find_images(options)
-    check_plan(options, pyramid, train_images)
-    for line in (check_images(train_images, options.image_size, options.small_images), *pyramid.rayleigh_warnings()):
+    train, val = find_images(options)
+    check_plan(options, pyramid, train)
+    for line in (check_images(train, options.image_size, options.small_images), *pyramid.rayleigh_warnings()):
         if line:
-            print(f"note: {line}")
-    device = pick_device(options.device)
+            say(f"note: {line}")
     torch.manual_seed(derived_seed(options.seed, 2))
-    vae = build_vae(upstream, options, pyramid, device)
-    print_plan(options, pyramid, vae, train_images, device)
+    vae = build_vae(upstream, options, pyramid, here.device)
+    if here.main:
+        print_plan(options, pyramid, vae, train, here.device)
     if options.dry_run:
         return 0
-    run = open_run(options, pyramid, upstream, train_images)
-    run.require_space(3 * 3 * state_bytes(vae))
-    trainer = TokenizerTrainer(options, vae, train_images, val_images, device, run)
+    lpips = perceptual_loss(options, here.device)
+    run = open_run(options, pyramid, upstream, train) if here.main else None
+    if run:
+        run.require_space(3 * 3 * state_bytes(vae))
+    here.barrier()  # the others look into the folder only after rank 0 has put it in order
+    training = TokenizerTraining(options, here, run, vae, lpips, train, val)
     with Interruption() as interruption:
-        return trainer.fit(interruption)
+        return training.fit(interruption)
 
 
-# ------------------------------------------------------------------------------------------------ before the work
+def perceptual_loss(options: TokenizerOptions, device: torch.device) -> nn.Module | None:
+    """LPIPS where it has a weight; its weights file is looked for before any work."""
+    if not options.lpips:
+        return None
+    from refocus_ext.perceptual import load_lpips
+
+    return load_lpips(options.lpips_weights, device)
 
 
-def _why_preset(options: TokenizerOptions) -> str:
-    if options.preset == "demo" and not options.data:
-        return "preset demo: a small model on the photographs inside scikit-image, because no --data was given"
-    return f"preset {options.preset}" + (f": training on {options.data}" if options.data else "")
+def _silent(*_: object) -> None:
+    """What ranks other than the first print."""
 
 
-def make_pyramid(options: TokenizerOptions) -> FocusPyramid:
-    """The focus pyramid of the options; its complaints are usage errors."""
-    try:
-        return FocusPyramid(
-            image_size=options.image_size,
-            states=options.focus_states,
-            rho_max=options.rho_max,
-            blur=options.blur,
-            noise_min=options.noise_min,
-            noise_max=options.noise_max,
-        )
-    except ValueError as error:
-        raise UsageError(str(error)) from None
-
-
-def find_images(options: TokenizerOptions) -> tuple[ImageList, ImageList]:
-    """Training and validation images; the demo validates on centre crops of its own photographs."""
-    if not options.data:
-        photographs = demo_photographs()
-        return photographs, photographs
-    train, val = image_folder(options.data, "train"), image_folder(options.data, "val")
-    if missing := sorted(set(val.classes) - set(train.classes)):
-        raise UsageError(
-            f"--data {options.data}: val/ has the class {missing[0]}, which train/ has not; the two must agree."
-        )
-    return train, val
-
-
-def check_plan(options: TokenizerOptions, pyramid: FocusPyramid, images: ImageList) -> None:
-    """Raises UsageError where the options do not fit each other or the data."""
-    if list(options.patch_nums) != sorted(set(options.patch_nums)) or options.patch_nums[-1] != pyramid.latent_size:
-        raise UsageError(
-            f"--patch-nums {','.join(map(str, options.patch_nums))} must rise and end at image size / 16 = {pyramid.latent_size}."
-        )
-    if len(options.patch_nums) < 2:
-        raise UsageError("--patch-nums needs at least two token maps.")
-    if options.ch % 32:
-        raise UsageError(f"--ch {options.ch} is no multiple of 32, the groups of the VQVAE's normalization.")
-    if options.batch_size > len(images):
-        raise UsageError(
-            f"--batch-size {options.batch_size} is larger than the data set of {len(images)} images; choose at most {len(images)}."
-        )
-    if options.warm_autoencoder >= options.steps:
-        raise UsageError(
-            f"--warm-autoencoder {options.warm_autoencoder} leaves no step of --steps {options.steps} with quantization; lower it."
-        )
-    if options.resume not in ("auto", "never") and not Path(options.resume).is_file():
-        raise UsageError(f"--resume {options.resume} is neither auto nor never nor a checkpoint file.")
-
-
-def build_vae(upstream: Upstream, options: TokenizerOptions, pyramid: FocusPyramid, device: torch.device) -> Any:
-    """A trainable VQVAE of the options' geometry, patched with the focus pyramid."""
-    vae = upstream.build_vae(
-        vocab_size=options.codebook_size,
-        z_channels=options.latent_channels,
-        ch=options.ch,
-        patch_nums=options.patch_nums,
-        beta=options.commitment,
-        test_mode=False,
-        device=device,
-    )
-    init_vae_weights(vae)
-    Focus(pyramid).apply(vae)
-    return vae.train()
-
-
-def state_bytes(module: torch.nn.Module) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
-
-
-def print_plan(
-    options: TokenizerOptions, pyramid: FocusPyramid, vae: Any, images: ImageList, device: torch.device
-) -> None:
-    """What is about to happen, in five lines."""
-    parameters = sum(p.numel() for p in vae.parameters())
-    states = ", ".join(
-        f"{k + 1}: {radius:g} px -> maps {_maps(options, pyramid, k)}" for k, radius in enumerate(pyramid.radii)
-    )
-    print(f"images: {len(images)} in {len(images.classes)} classes, crops of {options.image_size} px")
-    print(
-        f"tokenizer: {parameters / 1e6:.1f}M parameters, {options.codebook_size} codes of {options.latent_channels}, "
-        f"{sum(pn * pn for pn in options.patch_nums)} tokens an image"
-    )
-    print(f"focus states ({pyramid.blur}): {states}")
-    print(
-        f"training: {options.steps} steps of {options.batch_size} images ({options.warm_autoencoder} of them without "
-        f"quantization), peak lr {options.lr:g}, on {device}"
-    )
-
-
-def _maps(options: TokenizerOptions, pyramid: FocusPyramid, state: int) -> str:
-    own = [
-        str(pn) for pn, k in zip(options.patch_nums, pyramid.states_of(options.patch_nums), strict=True) if k == state
-    ]
-    return ",".join(own) or "none"
-
-
-def open_run(options: TokenizerOptions, pyramid: FocusPyramid, upstream: Upstream, images: ImageList) -> RunFolder:
+def open_run(options: TokenizerOptions, pyramid: Any, upstream: Upstream, images: ImageList) -> RunFolder:
+    """The run folder, with its configuration and class map written."""
     config = {
         "command": "tokenizer",
         "identity": identity(options),
@@ -184,184 +100,216 @@ def open_run(options: TokenizerOptions, pyramid: FocusPyramid, upstream: Upstrea
     return run
 
 
-# ------------------------------------------------------------------------------------------------ the work
+class TokenizerTraining(Training):
+    """Models, optimizers and data of a stage-1 run."""
 
-
-class TokenizerTrainer:
-    """Model, optimizer and data of one run, and its loop."""
+    progress_values = ("loss", "recon")
 
     def __init__(
         self,
         options: TokenizerOptions,
+        here: World,
+        run: RunFolder | None,
         vae: Any,
+        lpips: nn.Module | None,
         train: ImageList,
         val: ImageList,
-        device: torch.device,
-        run: RunFolder,
     ) -> None:
-        self.options, self.vae, self.train_images, self.device, self.run = options, vae, train, device, run
-        weights = StructureWeights(options.l1, options.l2, options.commitment, options.prefix, options.anchor)
-        self.objective = StructureObjective(vae, weights)
-        self.optimizer = torch.optim.AdamW(
-            vae.parameters(), lr=options.lr, betas=(0.9, 0.99), weight_decay=options.weight_decay
-        )
-        self.revival = CodeRevival(vae.quantize)
-        self.data = Crops(train, options.image_size, scale=options.crop_scale, hflip=options.hflip, seed=options.seed)
+        data = Crops(train, options.image_size, scale=options.crop_scale, hflip=options.hflip, seed=options.seed)
+        super().__init__(options, here, run, data)
         self.val_data = Crops(val, options.image_size, scale=options.crop_scale, random=False)
-        self.step = 0  # steps done
+        self.vae, self.lpips = vae, lpips
+        self.report: PrefixReport | None = None
+        self._build_networks()
+        self._build_optimizers()
+
+    # ------------------------------------------------------------------ building
+
+    def _build_networks(self) -> None:
+        options, device = self.options, self.world.device
+        weights = StructureWeights(options.l1, options.l2, options.commitment, options.prefix, options.anchor)
+        if options.channels_last == "on" or (options.channels_last == "auto" and device.type == "cuda"):
+            self.vae.to(memory_format=torch.channels_last)
+        if options.compile:  # in place, so that the state dict keeps upstream's names
+            self.vae.encoder.compile()
+            self.vae.decoder.compile()
+        self.objective = self.world.parallel(StructureObjective(self.vae, weights))
+        self.adversary: Any = None
+        if options.gan:
+            from refocus_ext.adversarial import Adversary
+
+            self.adversary = Adversary(options.image_size, lecam=options.lecam).to(device)
+            self.parallel_adversary = self.world.parallel(self.adversary)
+        self.ema = ModelEmaV3(self.vae, decay=options.ema, use_warmup=True) if options.ema else None
+        self.revival = CodeRevival(self.vae.quantize)
+
+    def _build_optimizers(self) -> None:
+        options, fused = self.options, self.world.device.type == "cuda"
+        adamw: dict[str, Any] = dict(
+            betas=(options.beta1, options.beta2), weight_decay=options.weight_decay, fused=fused
+        )
+        self.optimizer = torch.optim.AdamW(self.vae.parameters(), lr=options.lr, **adamw)
+        self.critic_optimizer = (
+            torch.optim.AdamW(self.adversary.parameters(), lr=options.lr, **adamw) if options.gan else None
+        )
+        self.dtype = autocast_dtype(options.precision, self.world.device)
+        self.scaler = torch.amp.GradScaler(self.world.device.type, enabled=self.dtype == torch.float16)
+
+    def autocast(self) -> torch.autocast:
+        """Mixed precision for the networks; the quantizer switches it off for itself."""
+        enabled = self.dtype != torch.float32
+        return torch.autocast(self.world.device.type, dtype=self.dtype if enabled else None, enabled=enabled)
 
     # ------------------------------------------------------------------ one step
 
-    def train_step(self, step: int, x: Tensor) -> dict[str, float]:
-        """The step with 0-based number `step`; all its randomness is derived from (seed, step)."""
+    def train_step(self, step: int, batches: Sequence[Sample]) -> dict[str, float] | None:
         options = self.options
-        torch.manual_seed(derived_seed(options.seed, 3, step))
-        if step == options.warm_autoencoder:
+        if step == options.warm_autoencoder and not options.init:
             self._initialise_codebook()
-        lr = options.lr * warmup_cosine(step, options.steps, options.warmup, options.lr_end)
-        set_lr(self.optimizer, lr)
-        state = int(torch.randint(options.focus_states, ()))
-        out = self.objective(x, state, quantize=step >= options.warm_autoencoder)
+        factor = warmup_cosine(step, options.steps, options.warmup, options.lr_end)
+        for group in self.optimizer.param_groups:
+            group["lr"] = options.lr * factor
+        # every process takes the same focus state, whatever its noise
+        state = derived_seed(options.seed, 7, step) % options.focus_states
+        images = [batch.image.to(self.world.device, non_blocking=True) for batch in batches]
         self.optimizer.zero_grad(set_to_none=True)
-        out.loss.backward()
+        outputs: list[StructureOutput] = []
+        values: dict[str, float] = {}
+        for number, x in enumerate(images):
+            with self._no_sync_unless(self.objective, number == len(images) - 1):
+                out, terms = self._backward(step, x, state)
+            outputs.append(out)
+            for name, term in terms.items():
+                values[name] = values.get(name, 0.0) + float(term) / len(images)
+        self.scaler.unscale_(self.optimizer)
         norm = gradient_norm(self.vae, options.clip)
-        if not (torch.isfinite(out.loss) and norm < float("inf")):
-            raise RunFailed(f"the loss or gradient of step {step + 1} is not finite; lower --lr (now {options.lr:g}).")
-        self.optimizer.step()
-        revived = self._revive(step, out.idx_S, out.residual_S)
-        values = {"loss": float(out.loss.detach()), **{name: float(term) for name, term in out.terms.items()}}
-        return values | {"lr": lr, "grad_norm": norm} | ({"revived": revived} if revived is not None else {})
+        # fp16 overflows now and then: its scaler skips such a step by itself and lowers the scale
+        (bad,) = self.world.any(not finite(values["loss"], 0.0 if self.scaler.is_enabled() else norm))
+        if bad:
+            self.scaler.update()
+            return None
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self._adversarial(step):
+            values |= self._critic_step(images, [out.image for out in outputs], factor)
+        self._after_update(step, outputs, values)
+        return values | {"lr": options.lr * factor, "grad_norm": norm}
+
+    def _backward(self, step: int, x: Tensor, state: int) -> tuple[StructureOutput, dict[str, Tensor]]:
+        """Forward and backward of one micro-batch; returns what was computed and the terms to log."""
+        with self.autocast():
+            out = self.objective(x, state, quantize=step >= self.options.warm_autoencoder)
+            loss, terms = out.loss, dict(out.terms)
+            if self.lpips is not None:
+                perceptual = self.lpips(out.image, x).mean()
+                loss, terms["lpips"] = loss + self.options.lpips * perceptual, perceptual.detach()
+            if self._adversarial(step):
+                term, terms["gan"], terms["gan_weight"] = self._adversarial_term(step, x, out, loss)
+                loss = loss + term
+        self.scaler.scale(loss / self.options.accumulate).backward()
+        return out, {"loss": loss.detach(), **terms}
+
+    def _adversarial(self, step: int) -> bool:
+        return self.adversary is not None and step >= self.options.gan_start * self.options.steps
+
+    def _adversarial_term(
+        self, step: int, x: Tensor, out: StructureOutput, loss: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The generator's adversarial loss, weighted so that its gradient at the last layer matches the other losses'."""
+        from refocus_ext.adversarial import adaptive_weight
+
+        options = self.options
+        self.adversary.requires_grad_(False)
+        adversarial = self.adversary.generator_loss(out.image)
+        self.adversary.requires_grad_(True)
+        weight = adaptive_weight(loss, adversarial, self.vae.decoder.conv_out.weight, floor=options.gan_floor)
+        grown = min(1.0, (step - options.gan_start * options.steps + 1) / options.gan_warmup)
+        return options.gan * grown * weight * adversarial, adversarial.detach(), weight.detach()
+
+    def _critic_step(self, real: list[Tensor], fake: list[Tensor], factor: float) -> dict[str, float]:
+        """One step of the discriminator on the same images; skipped on all processes if it is not finite on one."""
+        optimizer, critic = self.critic_optimizer, self.parallel_adversary
+        assert optimizer is not None
+        for group in optimizer.param_groups:
+            group["lr"] = self.options.lr * factor
+        optimizer.zero_grad(set_to_none=True)
+        values: dict[str, float] = {}
+        for number, (x, image) in enumerate(zip(real, fake, strict=True)):
+            with self._no_sync_unless(critic, number == len(real) - 1), self.autocast():
+                loss, terms = critic(x, image.detach())
+            (loss / len(real)).backward()
+            values = {name: values.get(name, 0.0) + float(term) / len(real) for name, term in terms.items()}
+        norm = gradient_norm(self.adversary, self.options.clip)
+        (bad,) = self.world.any(not finite(norm))
+        if not bad:
+            optimizer.step()
+        return values | {"critic_grad_norm": norm if not bad else 0.0}
+
+    def _no_sync_unless(self, module: nn.Module, last: bool) -> contextlib.AbstractContextManager[None]:
+        """Gradients travel between processes with the last micro-batch only."""
+        return contextlib.nullcontext() if last or self.world.size == 1 else module.no_sync()  # type: ignore[operator]
+
+    def _after_update(self, step: int, outputs: Sequence[StructureOutput], values: dict[str, float]) -> None:
+        """Averaged weights, and dead codes brought back to life."""
+        quantized = bool(outputs[0].idx_S)
+        if self.ema is not None:
+            self.ema.update(self.vae, step=max(0, step - self.options.warm_autoencoder))
+        if not quantized or not self.options.revive:
+            return
+        for out in outputs:
+            self.revival.count(out.idx_S)
+        # none in the last fifth: a code revived there would not be trained
+        if (step + 1) % self.options.revive or step + 1 > 0.8 * self.options.steps:
+            return
+        generator = torch.Generator().manual_seed(derived_seed(self.options.seed, 6, step))
+        residuals = [residual for out in outputs for residual in out.residual_S]
+        revived = self.revival.revive(residuals, self.optimizer, generator, self.world)
+        if self.ema is not None:
+            self.ema.module.quantize.embedding.weight.data[revived] = self.vae.quantize.embedding.weight.data[revived]
+        values["revived"] = float(len(revived))
 
     @torch.no_grad()
     def _initialise_codebook(self) -> None:
-        """Fills the codebook from the focus targets of training crops (at least 2048 tokens of the finest map)."""
-        count = max(64, 2048 // self.options.patch_nums[-1] ** 2)
-        keys = StepBatches(len(self.data), count, start=0, stop=1, seed=derived_seed(self.options.seed, 4))
+        """Fills the codebook from the focus targets of training crops, the same on every process."""
+        options = self.options
+        count = max(64, 4 * options.codebook_size // options.patch_nums[-1] ** 2)
+        (keys,) = StepBatches(len(self.data), count, start=0, stop=1, seed=derived_seed(options.seed, 4))
         self.vae.eval()
         targets: list[list[Tensor]] = []
-        for chunk in _chunks(list(next(iter(keys))), self.options.batch_size):
-            T = self.vae.encode_targets(torch.stack([self.data[key][0] for key in chunk]).to(self.device))
-            targets.append([T] * self.options.focus_states if isinstance(T, Tensor) else T)
+        for chunk in _chunks(keys, max(1, options.batch_size // options.accumulate // self.world.size)):
+            T = self.vae.encode_targets(torch.stack([self.data[key].image for key in chunk]).to(self.world.device))
+            targets.append([T] * options.focus_states if isinstance(T, Tensor) else T)
         self.vae.train()
         T_K = [torch.cat(parts) for parts in zip(*targets, strict=True)]
-        generator = torch.Generator().manual_seed(derived_seed(self.options.seed, 5))
+        generator = torch.Generator().manual_seed(derived_seed(options.seed, 5))
         initialise_codebook(self.vae.quantize, T_K, generator)
+        self.world.broadcast(self.vae.quantize.embedding.weight.data)
 
-    def _revive(self, step: int, idx_S: list[Tensor], residual_S: list[Tensor]) -> int | None:
-        if not idx_S or not self.options.revive:
-            return None
-        self.revival.count(idx_S)
-        # none in the last fifth: a code revived there would not be trained
-        if (step + 1) % self.options.revive or step + 1 > 0.8 * self.options.steps:
-            return None
-        generator = torch.Generator().manual_seed(derived_seed(self.options.seed, 6, step))
-        return self.revival.revive(residual_S, self.optimizer, generator)
+    # ------------------------------------------------------------------ watching
 
-    # ------------------------------------------------------------------ the loop
+    @property
+    def finished_vae(self) -> Any:
+        """The weights that are validated and written: the averaged ones where there are."""
+        return self.vae if self.ema is None else self.ema.module
 
-    def fit(self, interruption: Interruption) -> int:
-        """Trains from where the run stands to the last step; returns the exit code."""
-        options = self.options
-        self._resume()
-        if self.step >= options.steps:
-            print(f"{self.run.path} is already trained for {options.steps} steps; nothing to do.")
-            return 0
-        self.run.begin_metrics(self.step)
-        progress = Progress(self.step, options.steps, options.batch_size)
-        try:
-            for x, _ in self._loader():
-                values = self.train_step(self.step, x.to(self.device, non_blocking=True))
-                self.step += 1
-                self.run.log(self.step, values, "train/")
-                progress.update(self.step, {name: values[name] for name in ("loss", "recon")})
-                self._periodically(progress)
-                if interruption.signal and self.step < options.steps:
-                    self.save()
-                    progress.say(f"saved step {self.step}; the same command continues from here")
-                    return interruption.exit_code
-        finally:
-            progress.close()
-            self.run.close()
-        return 0
-
-    def _loader(self) -> Iterable[tuple[Tensor, Tensor]]:
-        options = self.options
-        batches = StepBatches(
-            len(self.data), options.batch_size, start=self.step, stop=options.steps, seed=options.seed
-        )
-        return DataLoader(
-            self.data,
-            batch_sampler=batches,
-            num_workers=options.workers,
-            pin_memory=self.device.type == "cuda",
-            persistent_workers=False,
-        )
-
-    def _periodically(self, progress: Progress) -> None:
-        options, last = self.options, self.step == self.options.steps
-        report = None
-        if self.step > options.warm_autoencoder and (last or self.step % options.picture_every == 0):
-            report = validate(self.vae, list(self._val_batches(VALIDATION_IMAGES)))
-            self.run.log(self.step, report.flat(), "val/")
-            progress.say(f"step {self.step}: {summary(report, options.codebook_size)}")
-        if last or self.step % options.picture_every == 0:
-            self.draw()
-        if last or self.step % options.save_every == 0:
-            self.save()
-        if last and report:
-            self.finish(report)
-
-    def _val_batches(self, limit: int) -> Iterable[Tensor]:
-        indices = spread(range(len(self.val_data)), limit)
-        for chunk in _chunks(indices, self.options.batch_size):
-            yield torch.stack([self.val_data[index][0] for index in chunk]).to(self.device)
-
-    # ------------------------------------------------------------------ results
-
-    def draw(self) -> None:
-        """picture.png: original | each focus state | its reconstruction from the prefix of its scales."""
-        self.vae.eval()
-        rows, captions, names = [], [], []
-        indices = spread(range(len(self.val_data)), PICTURE_ROWS)
-        pyramid = self.vae.focus_pyramid
-        with torch.no_grad():
-            for index in indices:
-                image, label = self.val_data[index]
-                x = image.unsqueeze(0).to(self.device)
-                decoded = prefixes(self.vae, x) if self.step > self.options.warm_autoencoder else self._unquantized(x)
-                row, caption = [x[0]], [""]
-                for k, result in enumerate(decoded):
-                    target = pyramid.focused(x, k)
-                    row += [target[0], result[0]]
-                    caption += ["", f"{float(psnr(result, target)):.1f} dB"]
-                rows.append(row)
-                captions.append(caption)
-                names.append(self.val_data.images.classes[label])
-        self.vae.train()
-        picture = grid(rows, self._headers(), captions, names, f"step {self.step} of {self.options.steps}")
-        save_png(self.run.path / "picture.png", picture)
-        self.run.log_image(self.step, "picture", as_array(picture))
-
-    def _unquantized(self, x: Tensor) -> list[Tensor]:
-        views = self.vae.focus_pyramid.structure_views(x)
-        return [self.vae.decode(self.vae.encode_view(view)) for view in views]
-
-    def _headers(self) -> list[str]:
-        pyramid = self.vae.focus_pyramid
-        headers = ["original"]
+    def observe(self, progress: Progress) -> None:
+        """Validation and picture, by rank 0."""
+        if not self.run:
+            return
         quantized = self.step > self.options.warm_autoencoder
-        for k, scale in enumerate(pyramid.last_scale_of_state(self.options.patch_nums)):
-            maps = self.options.patch_nums[: (scale if scale is not None else len(self.options.patch_nums) - 1) + 1]
-            tokens = sum(pn * pn for pn in maps)
-            blur = f"rho {pyramid.radii[k]:g} px" if pyramid.refocuses and pyramid.radii[k] else "sharp"
-            headers += [
-                f"F{k + 1}\n{blur}",
-                f"from {tokens} token{'s' * (tokens > 1)}\nPSNR to F{k + 1}" if quantized else "unquantized\n",
-            ]
-        return headers
+        if quantized:
+            self.report = report = validate(self.finished_vae, self._val_batches(VALIDATION_IMAGES))
+            self.run.log(self.step, report.flat(), "val/")
+            progress.say(f"step {self.step}: {summary(report, self.options.codebook_size)}")
+        draw_prefixes(self.run, self.finished_vae, self.val_data, self.step, self.options.steps, quantized)
 
-    def finish(self, report: PrefixReport) -> None:
-        """Prints the closing table."""
+    def _val_batches(self, limit: int) -> Iterator[Tensor]:
+        for chunk in _chunks(spread(range(len(self.val_data)), limit), min(32, self.options.batch_size)):
+            yield torch.stack([self.val_data[index].image for index in chunk]).to(self.world.device)
+
+    def finish(self) -> None:
+        report = self.report
+        assert self.run is not None and report is not None
         print(f"\ntrained {self.options.steps} steps; the run is in {self.run.path}:")
         print("  picture.png    original, focus states and their reconstructions")
         print("  vae.pth        the tokenizer as a plain upstream state dict")
@@ -370,33 +318,51 @@ class TokenizerTrainer:
         for k, (focus, sharp) in enumerate(zip(report.psnr_focus_K, report.psnr_sharp_K, strict=True), start=1):
             print(f"{k:>11}   {focus:>13.2f} dB   {sharp:>13.2f} dB")
 
-    # ------------------------------------------------------------------ saving and resuming
+    # ------------------------------------------------------------------ saving
 
-    def save(self) -> None:
-        """A checkpoint to resume from, and the weights as upstream's plain state dict."""
+    def state_dict(self) -> dict[str, Any]:
         state = {
             "vae": self.vae.state_dict(),
             "record_hit": self.vae.quantize.record_hit,
             "optimizer": self.optimizer.state_dict(),
             "revival": self.revival.state_dict(),
+            "scaler": self.scaler.state_dict(),
         }
-        self.run.checkpoints.save(self.step, state)
-        try:
-            save_tensors(self.run.path / "vae.pth", self.vae.state_dict())
-        except (OSError, RuntimeError) as error:
-            raise RunFailed(f"{self.run.path / 'vae.pth'} could not be written ({error}).") from error
+        if self.ema is not None:
+            state["ema"] = self.ema.module.state_dict()
+        if self.adversary is not None:
+            assert self.critic_optimizer is not None
+            state |= {"adversary": self.adversary.state_dict(), "critic_optimizer": self.critic_optimizer.state_dict()}
+        return state
 
-    def _resume(self) -> None:
-        given = self.options.resume not in ("auto", "never")
-        state = load_checkpoint(Path(self.options.resume)) if given else self.run.checkpoints.load_latest()
-        if state is None:
-            return
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         self.vae.load_state_dict(state["vae"], strict=True)
         self.vae.quantize.record_hit = state["record_hit"]
         self.optimizer.load_state_dict(state["optimizer"])
         self.revival.load_state_dict(state["revival"])
-        self.step = state["step"]
-        print(f"resuming after step {self.step}")
+        self.scaler.load_state_dict(state["scaler"])
+        if self.ema is not None:
+            self.ema.module.load_state_dict(state["ema"], strict=True)
+        if self.adversary is not None:
+            assert self.critic_optimizer is not None
+            self.adversary.load_state_dict(state["adversary"], strict=True)
+            self.critic_optimizer.load_state_dict(state["critic_optimizer"])
+
+    def save_weights(self) -> None:
+        """vae.pth, exactly upstream's state dict; config.json then holds its checksum."""
+        assert self.run is not None
+        try:
+            save_tensors(self.run.path / "vae.pth", self.finished_vae.state_dict())
+            self.run.record_weights("vae.pth")
+        except (OSError, RuntimeError) as error:
+            raise RunFailed(f"{self.run.path / 'vae.pth'} could not be written ({error}).") from error
+
+
+def autocast_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """fp32, bf16 or fp16; 'auto' is bf16 on CUDA and fp32 elsewhere."""
+    if precision == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 
 def summary(report: PrefixReport, codes: int) -> str:
@@ -406,5 +372,5 @@ def summary(report: PrefixReport, codes: int) -> str:
     return f"prefixes against F_k {focus} dB; codes in use per scale {usage} of {codes}"
 
 
-def _chunks(items: list[Any], size: int) -> Iterable[list[Any]]:
+def _chunks(items: Sequence[Any], size: int) -> Iterable[Sequence[Any]]:
     return (items[i : i + size] for i in range(0, len(items), size))

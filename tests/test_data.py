@@ -60,12 +60,20 @@ def test_small_images_are_refused_or_upsampled(image_tree: Path, monkeypatch: py
     assert "are upsampled" in str(data.check_images(images, 64, "auto"))
 
 
-def test_truncated_image_stops_with_its_name(image_tree: Path) -> None:
-    path = image_tree / "train" / "cat" / "000.jpg"
+def test_a_broken_image_is_replaced_the_same_way_every_time(image_tree: Path) -> None:
+    path = image_tree / "train" / "cat" / "002.jpg"
     path.write_bytes(path.read_bytes()[:200])
-    images = data.image_folder(str(image_tree), "train")
-    with pytest.raises(RunFailed, match=r"000\.jpg cannot be decoded"):
-        Crops(images, 64)[SampleKey(0, 0)]
+    crops = Crops(data.image_folder(str(image_tree), "train"), 64)
+    first, again, next_one = crops[SampleKey(0, 2)], crops[SampleKey(0, 2)], crops[SampleKey(0, 3)]
+    assert first.broken == 2 and next_one.broken == -1 and first.label == next_one.label
+    assert torch.equal(first.image, again.image) and torch.equal(first.image, next_one.image)
+
+
+def test_nothing_but_broken_images_stops(image_tree: Path) -> None:
+    for path in (image_tree / "train").rglob("*.jpg"):
+        path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(RunFailed, match=r"000\.jpg and the images after it cannot be decoded"):
+        Crops(data.image_folder(str(image_tree), "train"), 64)[SampleKey(0, 0)]
 
 
 def test_crops_depend_on_seed_epoch_and_index_only(image_tree: Path) -> None:
@@ -98,7 +106,7 @@ def test_values_and_resize_follow_var(tmp_path: Path) -> None:
     array = np.linspace(0, 255, 100 * 80, dtype=np.uint8).reshape(80, 100)
     (tmp_path / "val" / "c").mkdir(parents=True)
     Image.fromarray(array).convert("RGB").save(tmp_path / "val" / "c" / "a.png")
-    crop, label = Crops(data.image_folder(str(tmp_path), "val"), 64, scale=1.125, random=False)[0]
+    crop, label, _ = Crops(data.image_folder(str(tmp_path), "val"), 64, scale=1.125, random=False)[0]
     resized = Image.fromarray(array).convert("RGB").resize((90, 72), Image.Resampling.LANCZOS)
     expected = np.asarray(resized)[4:68, 13:77].transpose(2, 0, 1).astype(np.float32) / 127.5 - 1
     assert label == 0 and np.allclose(crop.numpy(), expected, atol=1e-6)
@@ -131,8 +139,14 @@ def test_processes_share_the_same_global_order() -> None:
     assert [a + b for a, b in zip(*shares, strict=True)] == whole
 
 
+def test_micro_batches_cut_the_same_order() -> None:
+    whole = flat(StepBatches(9, 8, start=0, stop=3, seed=2))
+    micro = StepBatches(9, 8, start=0, stop=3, seed=2, accumulate=4)
+    assert flat(micro) == whole and len(micro) == len(list(micro)) == 12
+
+
 def test_indivisible_batch_is_refused() -> None:
-    with pytest.raises(UsageError, match="batch of 5 does not divide over 2 processes"):
+    with pytest.raises(UsageError, match="--batch-size 5 does not divide over 2 processes"):
         StepBatches(9, 5, start=0, stop=1, seed=0, world=2)
 
 
@@ -141,7 +155,7 @@ def test_loader_processes_change_nothing(image_tree: Path) -> None:
     loaded = []
     for workers in (0, 2):
         batches = StepBatches(len(crops), 5, start=2, stop=5, seed=0)
-        loaded.append([x for x, _ in DataLoader(crops, batch_sampler=batches, num_workers=workers)])
+        loaded.append([batch.image for batch in DataLoader(crops, batch_sampler=batches, num_workers=workers)])
     assert all(torch.equal(a, b) for a, b in zip(*loaded, strict=True))
 
 

@@ -14,15 +14,17 @@ from conftest import small_vae
 from torch import Tensor
 
 from patches import Focus, Upstream, load_upstream
-from refocus_ext import codebook, structure, train_tokenizer
+from refocus_ext import codebook, structure
 from refocus_ext.__main__ import main
+from refocus_ext.checkpoint import load_checkpoint
+from refocus_ext.files import sha256
 from refocus_ext.pyramid import FocusPyramid
 from refocus_ext.structure import StructureObjective, StructureWeights
-from refocus_ext.train_tokenizer import TokenizerTrainer
+from refocus_ext.train_tokenizer import TokenizerTraining
 
 TINY = tuple(
     "--preset demo --image-size 32 --patch-nums 1,2 --focus-states 2 --rho-max 3 --codebook-size 64 --latent-channels 8 "
-    "--batch-size 4 --steps 6 --warm-autoencoder 2 --picture-every 3 --save-every 2 --revive 1".split()
+    "--batch-size 4 --steps 6 --warm-autoencoder 2 --picture-every 3 --save-every 2 --revive 1".split()  # noqa: SIM905
 )
 
 
@@ -123,7 +125,12 @@ def test_revival_replaces_exactly_the_dead_codes(upstream: Upstream) -> None:
     revival = codebook.CodeRevival(quantizer)
     revival.count([torch.arange(60), torch.tensor([1, 2, 3])])
     pool = 100 + torch.rand(20, 8)
-    assert revival.revive([pool[:5], pool[5:]], optimizer, torch.Generator().manual_seed(0)) == 4
+    assert revival.revive([pool[:5], pool[5:]], optimizer, torch.Generator().manual_seed(0)).tolist() == [
+        60,
+        61,
+        62,
+        63,
+    ]
     changed = (quantizer.embedding.weight != before).any(1).nonzero().flatten().tolist()
     assert changed == [60, 61, 62, 63]
     assert all(any(torch.equal(code, row) for row in pool) for code in quantizer.embedding.weight[60:])
@@ -173,15 +180,15 @@ def test_interrupted_and_resumed_equals_uninterrupted(
 ) -> None:
     """SIGTERM in step 3 saves and leaves with 143, Ctrl-C in step 5 with 130; the rest ends in the same bits."""
     assert train(image_tree, tmp_path / "whole") == 0
-    real = TokenizerTrainer.train_step
+    real = TokenizerTraining.train_step
 
-    def interrupted(self: TokenizerTrainer, step: int, x: Tensor) -> dict[str, float]:
+    def interrupted(self: TokenizerTraining, step: int, batches: Any) -> Any:
         if step in signals:
             os.kill(os.getpid(), signals.pop(step))
-        return real(self, step, x)
+        return real(self, step, batches)
 
     signals = {2: signal.SIGTERM, 4: signal.SIGINT}
-    monkeypatch.setattr(TokenizerTrainer, "train_step", interrupted)
+    monkeypatch.setattr(TokenizerTraining, "train_step", interrupted)
     assert train(image_tree, tmp_path / "parts") == 143
     assert "saved step 3; the same command continues" in capsys.readouterr().out
     assert train(image_tree, tmp_path / "parts") == 130
@@ -192,10 +199,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(
         assert all(torch.equal(whole[key], parts[key]) for key in whole)
     logs = [(tmp_path / run / "metrics.jsonl").read_text() for run in ("whole", "parts")]
     assert logs[0] == logs[1]
-    states = [
-        train_tokenizer.load_checkpoint(next((tmp_path / r / "checkpoints").glob("step-00000006-*")))
-        for r in ("whole", "parts")
-    ]
+    states = [load_checkpoint(next((tmp_path / r / "checkpoints").glob("step-00000006-*"))) for r in ("whole", "parts")]
     assert str(states[0]["optimizer"]["state"][0]) == str(states[1]["optimizer"]["state"][0])
 
 
@@ -207,21 +211,117 @@ def test_same_seed_same_bits_other_seed_other(image_tree: Path, tmp_path: Path) 
     assert not torch.equal(a["encoder.conv_in.weight"], c["encoder.conv_in.weight"])
 
 
-def test_a_non_finite_loss_stops_before_it_is_stepped_on(
-    image_tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = StructureObjective.forward
+def poison(monkeypatch: pytest.MonkeyPatch, poisoned_calls: set[int]) -> None:
+    """Makes the loss of the given calls of the objective NaN, in value and gradient."""
+    real, calls = StructureObjective.forward, iter(range(1000))
 
-    def poisoned(self: StructureObjective, x: Tensor, state: int, quantize: bool = True) -> Any:
+    def forward(self: StructureObjective, x: Tensor, state: int, quantize: bool = True) -> Any:
         out = real(self, x, state, quantize)
-        out.loss = out.loss * (float("nan") if quantize else 1.0)
+        if next(calls) in poisoned_calls:
+            out.loss = out.loss * float("nan")
         return out
 
-    monkeypatch.setattr(StructureObjective, "forward", poisoned)
-    assert train(image_tree, tmp_path / "run") == 1
-    assert "loss or gradient of step 3 is not finite" in capsys.readouterr().err
+    monkeypatch.setattr(StructureObjective, "forward", forward)
+
+
+def test_a_non_finite_step_is_skipped_without_a_trace(
+    image_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(image_tree, tmp_path / "short", "--save-every", "1") == 0
+    poison(monkeypatch, {5})  # the last step
+    assert train(image_tree, tmp_path / "run", "--save-every", "1") == 0
+    assert "step 6 skipped: its loss or gradient is not finite (images " in capsys.readouterr().out
+    before, skipped = (
+        load_checkpoint(next((tmp_path / name / "checkpoints").glob(f"step-0000000{step}-*")))
+        for name, step in (("short", 5), ("run", 6))
+    )
+    weights = [key for key in before["vae"] if "ema_vocab_hit" not in key]  # the forward pass has counted its hits
+    assert all(torch.equal(before["vae"][key], skipped["vae"][key]) for key in weights)
+    assert str(before["optimizer"]["state"]) == str(skipped["optimizer"]["state"])
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in records if r.get("train/skipped")] == [6]
+
+
+def test_non_finite_steps_in_a_row_stop_and_name_the_batch(
+    image_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    poison(monkeypatch, set(range(3, 100)))
+    assert train(image_tree, tmp_path / "run", "--steps", "20") == 1
+    error = capsys.readouterr().err
+    assert "not finite in 5 steps in a row; the last batch was " in error and ".jpg" in error
     weights = torch.load(tmp_path / "run" / "vae.pth", weights_only=True)
     assert all(value.isfinite().all() for value in weights.values())
+
+
+def test_truncated_images_are_replaced_named_and_counted(
+    image_tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = [image_tree / "train" / "cat" / f"{i:03d}.jpg" for i in range(4)]
+    truncate = lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size * 3 // 4])  # noqa: E731
+    truncate(broken[0])
+    assert train(image_tree, tmp_path / "run") == 0
+    assert capsys.readouterr().out.count(f"broken image replaced: {broken[0]}") == 1
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert records[-1].get("train/broken_images", records[-2].get("train/broken_images")) == 1
+    for path in broken[1:]:
+        truncate(path)
+    assert train(image_tree, tmp_path / "other") == 1
+    assert "4 images of 12 cannot be decoded, more than 3" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "options", [("--accumulate", "2"), ("--ema", "0.9"), ("--precision", "bf16"), ("--blur", "none")]
+)
+def test_variants_train_and_resume(image_tree: Path, tmp_path: Path, options: tuple[str, ...]) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert train(image_tree, whole, *options) == 0
+    assert train(image_tree, parts, *options, "--save-every", "1") == 0
+    newest = sorted((parts / "checkpoints").glob("step-*"))[-1]
+    newest.unlink()  # as if killed in the last step
+    assert train(image_tree, parts, *options, "--save-every", "1") == 0
+    a, b = (torch.load(run / "vae.pth", weights_only=True) for run in (whole, parts))
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_accumulation_sums_to_the_same_gradient(image_tree: Path, tmp_path: Path) -> None:
+    """Without noise two micro-batches of two are one batch of four, up to rounding."""
+    options = ("--noise-max", "0", "--noise-min", "0", "--steps", "3", "--warm-autoencoder", "2")
+    assert train(image_tree, tmp_path / "one", *options) == 0
+    assert train(image_tree, tmp_path / "two", *options, "--accumulate", "2") == 0
+    logs = [(tmp_path / name / "metrics.jsonl").read_text().splitlines()[:2] for name in ("one", "two")]
+    for one, two in zip(*logs, strict=True):
+        a, b = json.loads(one), json.loads(two)
+        assert a["train/loss"] == pytest.approx(b["train/loss"], rel=1e-4)
+        assert a["train/grad_norm"] == pytest.approx(b["train/grad_norm"], rel=1e-3)
+
+
+def test_init_starts_from_published_weights(
+    image_tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    published = load_upstream().build_vae(vocab_size=64, z_channels=8, ch=32, patch_nums=(1, 2))
+    torch.save(published.state_dict(), tmp_path / "vae.pth")
+    options = ("--init", str(tmp_path / "vae.pth"), "--steps", "1", "--warm-autoencoder", "0", "--lr", "1e-9")
+    assert train(image_tree, tmp_path / "run", *options) == 0
+    weights = torch.load(tmp_path / "run" / "vae.pth", weights_only=True)
+    for key, value in published.state_dict().items():
+        assert torch.allclose(weights[key], value, atol=1e-6) or "ema_vocab_hit" in key, key
+    capsys.readouterr()
+    assert train(image_tree, tmp_path / "other", *options, "--codebook-size", "32") == 2
+    assert "does not fit this tokenizer" in capsys.readouterr().err
+
+
+def test_weights_carry_their_checksum(image_tree: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert train(image_tree, out, "--steps", "3") == 0
+    recorded = json.loads((out / "config.json").read_text())["weights"]
+    assert recorded == {"vae.pth": sha256(out / "vae.pth")}
+    (out / "vae.pth").write_bytes(b"torn")  # a kill between checkpoint and weights
+    assert train(image_tree, out, "--steps", "3") == 0
+    assert (
+        sha256(out / "vae.pth")
+        == recorded["vae.pth"]
+        == json.loads((out / "config.json").read_text())["weights"]["vae.pth"]
+    )
 
 
 def test_resume_never_starts_afresh_and_keeps_the_old_run(image_tree: Path, tmp_path: Path) -> None:

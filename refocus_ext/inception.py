@@ -1,0 +1,182 @@
+"""Inception features, their streaming statistics and the Frechet distance (FID: Heusel et al., 2017).
+
+The network is torch-fidelity's port of the TensorFlow graph that FID is defined on, from a local file only.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from refocus_ext.errors import UsageError
+from refocus_ext.files import sha256
+from refocus_ext.perceptual import find_weights, read_state_dict
+
+# One file under two names: torch-fidelity's and pytorch-fid's; the digits are the start of its sha256.
+INCEPTION_FILES = ("weights-inception-2015-12-05-6726825d.pth", "pt_inception-2015-12-05-6726825d.pth")
+INCEPTION_SHA256 = "6726825d"
+INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_FILES[0]}"
+HOW_TO_GET = f"download {INCEPTION_URL} and give it with --inception-weights FILE"
+
+
+def to_uint8(image_B3HW: Tensor) -> Tensor:
+    """[-1,1] -> the 8 bits that a PNG of the image would hold (clamped, rounded to nearest), uint8."""
+    return image_B3HW.float().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
+
+
+class InceptionFeatures(nn.Module):
+    """pool3 of FID's InceptionV3: uint8 images (B,3,H,W) of any size -> features (B,2048), fp32. Frozen, in eval mode.
+
+    Args:
+        network: torch-fidelity's extractor of the feature "2048"; it resizes to 299 px as TensorFlow 1 did.
+        standard: whether the weights are the published ones; with others no FID compares with anybody's.
+    """
+
+    width = 2048
+
+    def __init__(self, network: nn.Module, standard: bool) -> None:
+        super().__init__()
+        self.network, self.standard = network.requires_grad_(False).eval(), standard
+
+    @torch.no_grad()
+    def forward(self, image_B3HW: Tensor) -> Tensor:
+        if image_B3HW.dtype != torch.uint8:
+            raise ValueError(f"Inception features are of uint8 images (see to_uint8), got {image_B3HW.dtype}")
+        return self.network(image_B3HW)[0]
+
+    def train(self, mode: bool = True) -> InceptionFeatures:
+        """Stays in eval mode: batch statistics would make the features depend on the batch."""
+        return super().train(False)
+
+
+def load_inception(weights: str, device: torch.device | str = "cpu") -> InceptionFeatures:
+    """FID's Inception from a local file; nothing is ever downloaded.
+
+    Args:
+        weights: torch-fidelity's or pytorch-fid's file; empty looks for either in torch.hub's folder.
+
+    Raises:
+        UsageError: the file is missing, or is not FID's Inception.
+    """
+    path = find_weights(weights, *INCEPTION_FILES)
+    if path is None:
+        where = f"but {weights} is no file" if weights else "which is not in torch.hub's folder"
+        raise UsageError(f"FID needs Inception's {INCEPTION_FILES[0]}, {where}; {HOW_TO_GET}.")
+    # The extractor would unpickle whatever the file holds; what it gets is tensors that have been read safely.
+    plain = io.BytesIO()
+    torch.save(read_state_dict(path, HOW_TO_GET), plain)
+    plain.seek(0)
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    try:
+        network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=plain)
+    except RuntimeError:
+        raise UsageError(f"{path} is not FID's Inception network; {HOW_TO_GET}.") from None
+    return InceptionFeatures(network, sha256(path).startswith(INCEPTION_SHA256)).to(device)
+
+
+# ------------------------------------------------------------------------------------------------ statistics
+
+
+class Moments(Protocol):
+    """What a Frechet distance needs to know of a distribution."""
+
+    @property
+    def mean(self) -> Tensor: ...  # (D,)
+    @property
+    def covariance(self) -> Tensor: ...  # (D,D)
+
+
+class Gaussian(NamedTuple):
+    """Moments that come from elsewhere, such as `mu` and `sigma` of a reference file."""
+
+    mean: Tensor
+    covariance: Tensor
+
+
+class FeatureStatistics:
+    """Mean and covariance of features, batch by batch in float64; statistics of parts merge to those of the whole.
+
+    Centred sums are kept (Chan et al., 1979), so features far from 0 lose no digits.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._mean = torch.zeros(0, dtype=torch.float64)
+        self._scatter = torch.zeros(0, 0, dtype=torch.float64)  # sum of (x - mean)(x - mean)^T
+
+    def update(self, features_BD: Tensor) -> None:
+        """Takes in a batch of features (B,D); they are moved to the CPU."""
+        features = features_BD.detach().to("cpu", torch.float64)
+        if features.ndim != 2:
+            raise ValueError(f"features must be (B,D), got {tuple(features.shape)}")
+        if len(features):
+            mean = features.mean(0)
+            centred = features - mean
+            self._add(len(features), mean, centred.T @ centred)
+
+    def merge(self, other: FeatureStatistics) -> None:
+        """Takes in all that `other` has seen."""
+        if other.count:
+            self._add(other.count, other._mean, other._scatter)
+
+    def _add(self, count: int, mean: Tensor, scatter: Tensor) -> None:
+        if not self.count:
+            self.count, self._mean, self._scatter = count, mean.clone(), scatter.clone()
+            return
+        if mean.shape != self._mean.shape:
+            raise ValueError(f"features of width {len(mean)} do not go with those of width {len(self._mean)}")
+        total, shift = self.count + count, mean - self._mean
+        self._mean += shift * (count / total)
+        self._scatter += scatter + torch.outer(shift, shift) * (self.count * count / total)
+        self.count = total
+
+    @property
+    def mean(self) -> Tensor:
+        """(D,), float64.
+
+        Raises:
+            ValueError: nothing has been seen.
+        """
+        if not self.count:
+            raise ValueError("no features have been seen")
+        return self._mean
+
+    @property
+    def covariance(self) -> Tensor:
+        """(D,D), float64, over N - 1 as in the reference implementations.
+
+        Raises:
+            ValueError: fewer than two features have been seen.
+        """
+        if self.count < 2:
+            raise ValueError(f"a covariance needs at least 2 images, got {self.count}")
+        return self._scatter / (self.count - 1)
+
+
+def frechet_distance(a: Moments, b: Moments) -> float:
+    """Squared Frechet distance of two Gaussians: |mu_a - mu_b|^2 + tr(A + B - 2 (A B)^(1/2)), in float64.
+
+    Singular covariances (fewer images than features) are fine: no matrix is inverted or offset.
+
+    Raises:
+        ValueError: the widths differ.
+    """
+    if a.mean.shape != b.mean.shape:
+        raise ValueError(f"features of width {len(b.mean)} do not compare with those of width {len(a.mean)}")
+    shift = a.mean.double() - b.mean.double()
+    A, B = a.covariance.double(), b.covariance.double()
+    # tr (A B)^(1/2) is the sum of the singular values of A^(1/2) B^(1/2). Unlike the square roots of the eigenvalues of
+    # A B they do not turn rounding of 1e-16 into 1e-8 each where A or B is singular.
+    cross = torch.linalg.svdvals(_factor(A).T @ _factor(B)).sum()
+    return max(0.0, (shift.square().sum() + A.trace() + B.trace() - 2 * cross).item())
+
+
+def _factor(covariance_DD: Tensor) -> Tensor:
+    """F (D,r) with F F^T = the covariance, r its numerical rank."""
+    values, vectors = torch.linalg.eigh(covariance_DD)
+    kept = values > values[-1] * len(values) * torch.finfo(values.dtype).eps
+    return vectors[:, kept] * values[kept].sqrt()

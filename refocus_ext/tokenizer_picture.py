@@ -1,0 +1,61 @@
+"""picture.png of a stage-1 run: original | each focus state | its reconstruction from the prefix of its scales."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from refocus_ext.data import Crops, spread
+from refocus_ext.picture import as_array, grid, save_png
+from refocus_ext.run_folder import RunFolder
+from refocus_ext.structure import prefixes, psnr
+
+ROWS = 8
+
+
+@torch.no_grad()
+def draw_prefixes(run: RunFolder, vae: Any, data: Crops, step: int, steps: int, quantized: bool) -> None:
+    """Draws validation images evenly spread over the data set.
+
+    Args:
+        vae: focus-patched; put into eval mode for the drawing.
+        quantized: False draws the unquantized D(T_k), before there is a codebook.
+    """
+    training, device = vae.training, next(vae.parameters()).device
+    vae.eval()
+    rows, captions, names = [], [], []
+    for index in spread(range(len(data)), ROWS):
+        sample = data[index]
+        row, caption = _row(vae, sample.image.unsqueeze(0).to(device), quantized)
+        rows.append(row)
+        captions.append(caption)
+        names.append(data.images.classes[sample.label])
+    vae.train(training)
+    picture = grid(rows, _headers(vae, quantized), captions, names, f"step {step} of {steps}")
+    save_png(run.path / "picture.png", picture)
+    run.log_image(step, "prefixes", as_array(picture))
+
+
+def _row(vae: Any, x: Tensor, quantized: bool) -> tuple[list[Tensor], list[str]]:
+    pyramid = vae.focus_pyramid
+    decoded = prefixes(vae, x) if quantized else [vae.decode(vae.encode_view(v)) for v in pyramid.structure_views(x)]
+    row, caption = [x[0]], [""]
+    for k, image in enumerate(decoded):
+        target = pyramid.focused(x, k)
+        row += [target[0], image[0]]
+        caption += ["", f"{float(psnr(image, target)):.1f} dB"]
+    return row, caption
+
+
+def _headers(vae: Any, quantized: bool) -> list[str]:
+    pyramid, patch_nums = vae.focus_pyramid, vae.quantize.v_patch_nums
+    headers = ["original"]
+    for k, scale in enumerate(pyramid.last_scale_of_state(patch_nums)):
+        last = len(patch_nums) - 1 if scale is None else scale
+        tokens = sum(pn * pn for pn in patch_nums[: last + 1])
+        blur = f"rho {pyramid.radii[k]:g} px" if pyramid.refocuses and pyramid.radii[k] else "sharp"
+        source = f"from {tokens} token{'s' * (tokens > 1)}\nPSNR to F{k + 1}" if quantized else "unquantized\n"
+        headers += [f"F{k + 1}\n{blur}", source]
+    return headers

@@ -1,0 +1,143 @@
+"""What a stage-1 command is about to do: checks of options and data, the model, and the plan in a few lines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from patches import Focus, Upstream
+from patches.vae_init import init_vae_weights
+from refocus_ext.config import TokenizerOptions
+from refocus_ext.data import ImageList, demo_photographs, image_folder
+from refocus_ext.errors import UsageError
+from refocus_ext.pyramid import FocusPyramid
+
+
+def why_preset(options: TokenizerOptions) -> str:
+    if options.preset == "demo" and not options.data:
+        return "preset demo: a small model on the photographs inside scikit-image, because no --data was given"
+    return f"preset {options.preset}" + (f": training on {options.data}" if options.data else "")
+
+
+def make_pyramid(options: TokenizerOptions) -> FocusPyramid:
+    """The focus pyramid of the options; its complaints are usage errors."""
+    try:
+        return FocusPyramid(
+            image_size=options.image_size,
+            states=options.focus_states,
+            rho_max=options.rho_max,
+            blur=options.blur,
+            noise_min=options.noise_min,
+            noise_max=options.noise_max,
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def find_images(options: TokenizerOptions) -> tuple[ImageList, ImageList]:
+    """Training and validation images; the demo validates on centre crops of its own photographs."""
+    if not options.data:
+        photographs = demo_photographs()
+        return photographs, photographs
+    train, val = image_folder(options.data, "train"), image_folder(options.data, "val")
+    if missing := sorted(set(val.classes) - set(train.classes)):
+        raise UsageError(
+            f"--data {options.data}: val/ has the class {missing[0]}, which train/ has not; the two must agree."
+        )
+    return train, val
+
+
+def check_plan(options: TokenizerOptions, pyramid: FocusPyramid, images: ImageList) -> None:
+    """Raises UsageError where the options do not fit each other or the data."""
+    if list(options.patch_nums) != sorted(set(options.patch_nums)) or options.patch_nums[-1] != pyramid.latent_size:
+        raise UsageError(
+            f"--patch-nums {','.join(map(str, options.patch_nums))} must rise and end at image size / 16 = {pyramid.latent_size}."
+        )
+    if len(options.patch_nums) < 2:
+        raise UsageError("--patch-nums needs at least two token maps.")
+    if options.ch % 32:
+        raise UsageError(f"--ch {options.ch} is no multiple of 32, the groups of the VQVAE's normalization.")
+    if options.batch_size > len(images):
+        raise UsageError(
+            f"--batch-size {options.batch_size} is larger than the data set of {len(images)} images; choose at most {len(images)}."
+        )
+    if options.batch_size % options.accumulate:
+        raise UsageError(
+            f"--accumulate {options.accumulate} does not divide --batch-size {options.batch_size}; choose one that does."
+        )
+    if options.alias_width % 32:
+        raise UsageError(f"--alias-width {options.alias_width} is no multiple of 32, the groups of its normalization.")
+    if options.init and not Path(options.init).is_file():
+        raise UsageError(f"--init {options.init} is no file; it takes VQVAE weights such as vae_ch160v4096z32.pth.")
+    if options.warm_autoencoder >= options.steps:
+        raise UsageError(
+            f"--warm-autoencoder {options.warm_autoencoder} leaves no step of --steps {options.steps} with quantization; lower it."
+        )
+    if options.resume not in ("auto", "never") and not Path(options.resume).is_file():
+        raise UsageError(f"--resume {options.resume} is neither auto nor never nor a checkpoint file.")
+
+
+def build_vae(upstream: Upstream, options: TokenizerOptions, pyramid: FocusPyramid, device: torch.device) -> Any:
+    """A trainable VQVAE of the options' geometry, patched with the focus pyramid."""
+    vae = upstream.build_vae(
+        vocab_size=options.codebook_size,
+        z_channels=options.latent_channels,
+        ch=options.ch,
+        patch_nums=options.patch_nums,
+        beta=options.commitment,
+        test_mode=False,
+        device=device,
+    )
+    init_vae_weights(vae)
+    if options.init:
+        load_published(vae, Path(options.init))
+    Focus(pyramid).apply(vae)
+    return vae.train()
+
+
+def load_published(vae: Any, path: Path) -> None:
+    """Loads VQVAE weights strictly.
+
+    Raises:
+        UsageError: the file is no state dict, or is one of another geometry.
+    """
+    try:
+        vae.load_state_dict(torch.load(path, map_location="cpu", weights_only=True), strict=True)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise UsageError(
+            f"--init {path} does not fit this tokenizer ({reason}); the published vae_ch160v4096z32.pth needs --preset vanilla."
+        ) from None
+
+
+def state_bytes(module: torch.nn.Module) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
+
+
+def print_plan(
+    options: TokenizerOptions, pyramid: FocusPyramid, vae: Any, images: ImageList, device: torch.device
+) -> None:
+    """What is about to happen, in five lines."""
+    parameters = sum(p.numel() for p in vae.parameters())
+    states = ", ".join(
+        f"{k + 1}: {radius:g} px -> maps {_maps(options, pyramid, k)}" for k, radius in enumerate(pyramid.radii)
+    )
+    print(f"images: {len(images)} in {len(images.classes)} classes, crops of {options.image_size} px")
+    print(
+        f"tokenizer: {parameters / 1e6:.1f}M parameters, {options.codebook_size} codes of {options.latent_channels}, "
+        f"{sum(pn * pn for pn in options.patch_nums)} tokens an image"
+    )
+    print(f"focus states ({pyramid.blur}): {states}")
+    print(
+        f"training: {options.steps} steps of {options.batch_size} images ({options.warm_autoencoder} of them without "
+        f"quantization), peak lr {options.lr:g}, on {device}"
+    )
+
+
+def _maps(options: TokenizerOptions, pyramid: FocusPyramid, state: int) -> str:
+    own = [
+        str(pn) for pn, k in zip(options.patch_nums, pyramid.states_of(options.patch_nums), strict=True) if k == state
+    ]
+    return ",".join(own) or "none"

@@ -1,0 +1,221 @@
+"""The training loop of both stages: steps, agreement between processes, saving, resuming, watching.
+
+A stage derives from `Training` and says what a step is; everything that must survive a kill, a NaN or a change of the
+number of processes is here, once.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from refocus_ext.checkpoint import Checkpoints, load_checkpoint
+from refocus_ext.data import Crops, Sample, StepBatches, derived_seed
+from refocus_ext.distributed import World
+from refocus_ext.errors import RunFailed
+from refocus_ext.loop import Interruption, Progress
+from refocus_ext.run_folder import RunFolder
+
+NON_FINITE_IN_A_ROW = 5
+
+
+class Training(ABC):
+    """A run's loop over optimizer steps.
+
+    Args:
+        options: a command's options; the fields seed, steps, batch_size, accumulate, workers, save_every,
+            picture_every, resume are read here.
+        run: the run folder; None on every process but the first.
+    """
+
+    def __init__(self, options: Any, world: World, run: RunFolder | None, data: Crops) -> None:
+        self.options, self.world, self.run, self.data = options, world, run, data
+        self.step = 0  # optimizer steps done
+        self.skipped_in_a_row = 0
+        self.saved_at = -1
+
+    # ------------------------------------------------------------------ what a stage says
+
+    @abstractmethod
+    def train_step(self, step: int, batches: Sequence[Sample]) -> dict[str, float] | None:
+        """One optimizer step (0-based number) from its micro-batches; None if a value was not finite on this process
+        or another, in which case no process may have changed anything."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """Everything but the step number that the next step depends on; tensors and plain values."""
+
+    @abstractmethod
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+    @abstractmethod
+    def observe(self, progress: Progress) -> None:
+        """Validation and picture at the current step; called on every process, rank 0 writes."""
+
+    @abstractmethod
+    def save_weights(self) -> None:
+        """The finished weights as plain files; called on rank 0 at every checkpoint."""
+
+    @abstractmethod
+    def finish(self) -> None:
+        """Closing words, on rank 0 after the last step."""
+
+    progress_values: tuple[str, ...] = ("loss",)
+
+    # ------------------------------------------------------------------ the loop
+
+    def fit(self, interruption: Interruption) -> int:
+        """Trains from where the run stands to the last step; returns the exit code."""
+        self._resume()
+        if self.step >= self.options.steps:
+            return self._already_done()
+        if self.run:
+            self.run.begin_metrics(self.step)
+        progress = Progress(self.step, self.options.steps, self.options.batch_size, quiet=not self.world.main)
+        try:
+            for batches in self._steps():
+                self._one_step(batches, progress)
+                (stop,) = self.world.any(interruption.signal is not None)
+                if stop and self.step < self.options.steps:
+                    self.save()
+                    progress.say(f"saved step {self.step}; the same command continues from here")
+                    return interruption.exit_code
+        finally:
+            progress.close()
+            if self.run:
+                self.run.close()
+        if self.world.main:
+            self.finish()
+        return 0
+
+    def _one_step(self, batches: Sequence[Sample], progress: Progress) -> None:
+        torch.manual_seed(derived_seed(self.options.seed, 3, self.step, self.world.rank))
+        values = self.train_step(self.step, batches)
+        self.step += 1
+        self._watch_finiteness(values, progress)
+        values = self.world.mean(values) if values else {"skipped": 1.0}
+        self._watch_broken(batches, values, progress)
+        if self.run:
+            self.run.log(self.step, values, "train/")
+        progress.update(self.step, {name: values[name] for name in self.progress_values if name in values})
+        last = self.step == self.options.steps
+        if last or self.step % self.options.picture_every == 0:
+            self.observe(progress)
+        if last or self.step % self.options.save_every == 0:
+            self.save()
+
+    def _watch_finiteness(self, values: dict[str, float] | None, progress: Progress) -> None:
+        """A non-finite step is skipped on all processes; several in a row stop the run and name the batch."""
+        self.skipped_in_a_row = 0 if values is not None else self.skipped_in_a_row + 1
+        if values is not None:
+            return
+        names = self.batch_names(self.step - 1)
+        progress.say(f"step {self.step} skipped: its loss or gradient is not finite (images {names})")
+        if self.skipped_in_a_row >= NON_FINITE_IN_A_ROW:
+            raise RunFailed(
+                f"the loss or gradient was not finite in {self.skipped_in_a_row} steps in a row; the last batch was {names}. "
+                f"Lower --lr, or look at these images; the checkpoint before is in {self.options.out}/checkpoints."
+            )
+
+    def batch_names(self, step: int, most: int = 4) -> str:
+        """The first few image paths of a step's global batch."""
+        (keys,) = StepBatches(
+            len(self.data), self.options.batch_size, start=step, stop=step + 1, seed=self.options.seed
+        )
+        paths = [self.data.images.paths[key.index] for key in keys]
+        return ", ".join(paths[:most]) + (f" and {len(paths) - most} more" if len(paths) > most else "")
+
+    # ------------------------------------------------------------------ data
+
+    def _steps(self) -> Iterable[list[Sample]]:
+        """The micro-batches of each step still to do, as lists of `accumulate`."""
+        options = self.options
+        batches = StepBatches(
+            len(self.data),
+            options.batch_size,
+            start=self.step,
+            stop=options.steps,
+            seed=options.seed,
+            rank=self.world.rank,
+            world=self.world.size,
+            accumulate=options.accumulate,
+        )
+        loader = DataLoader(
+            self.data,
+            batch_sampler=batches,
+            num_workers=options.workers,
+            pin_memory=self.world.device.type == "cuda",
+            prefetch_factor=4 if options.workers else None,
+        )
+        group: list[Sample] = []
+        for batch in loader:
+            group.append(batch)
+            if len(group) == options.accumulate:
+                yield group
+                group = []
+
+    def _watch_broken(self, batches: Sequence[Sample], values: dict[str, float], progress: Progress) -> None:
+        """Images that could not be decoded were replaced; they are named once, counted, and too many stop the run."""
+        new = {
+            int(index) for batch in batches for index in batch.broken.tolist() if index >= 0
+        } - self.data.known_broken
+        for index in sorted(new):
+            print(f"broken image replaced: {self.data.images.paths[index]}", flush=True)
+        self.data.known_broken |= new
+        values["broken_images"] = float(len(self.data.known_broken))
+        (too_many,) = self.world.any(len(self.data.known_broken) > self.data.broken_limit)
+        if too_many:
+            raise RunFailed(
+                f"{len(self.data.known_broken)} images of {len(self.data)} cannot be decoded, more than "
+                f"{self.data.broken_limit}: is this the right folder? Remove them and run the same command again."
+            )
+
+    # ------------------------------------------------------------------ saving and resuming
+
+    def save(self) -> None:
+        """A checkpoint and the finished weights, by rank 0; the others wait for it."""
+        if self.saved_at == self.step:
+            return
+        error = None
+        if self.run:
+            try:
+                self.run.checkpoints.save(self.step, self.state_dict())
+                self.save_weights()
+            except RunFailed as failed:
+                error = failed
+        (failed_anywhere,) = self.world.any(error is not None)
+        if failed_anywhere:
+            raise error or RunFailed("rank 0 could not save.")
+        self.saved_at = self.step
+
+    def _resume(self) -> None:
+        options = self.options
+        given = options.resume not in ("auto", "never")
+        checkpoints = Checkpoints(Path(options.out) / "checkpoints")
+        state = load_checkpoint(Path(options.resume)) if given else checkpoints.load_latest(self._say)
+        if state is None:
+            return
+        self.load_state_dict(state)
+        self.step = self.saved_at = int(state["step"])
+        self._say(f"resuming after step {self.step}")
+
+    def _already_done(self) -> int:
+        if self.run:
+            self.save_weights()  # a kill between checkpoint and weights is repaired here
+        self._say(f"{self.options.out} is already trained for {self.options.steps} steps; nothing to do.")
+        return 0
+
+    def _say(self, text: str) -> None:
+        if self.world.main:
+            print(text, flush=True)
+
+
+def finite(*tensors: Tensor | float) -> bool:
+    """Whether every value is a number."""
+    return all(bool(torch.isfinite(torch.as_tensor(value)).all()) for value in tensors)
