@@ -31,6 +31,7 @@ SMALLEST_RMS = 1e-3  # of an alias view, image units: an eighth of the step betw
 GROUPS = 8  # of the normalization
 MEMORY = 1000  # training steps that the running power remembers
 SEARCH = 2**24  # distances held at once by the codebook search
+SAMPLE_BATCHES = 100  # of training, that the sample of `initialise` counts for in the running power
 INITIAL_POINTS = 8192  # patches of a state that the initialisation looks at
 
 
@@ -431,22 +432,21 @@ class AliasTokenizer(nn.Module):
     def initialise(self, alias_K: Sequence[Tensor], generator: torch.Generator) -> None:
         """Power, linear maps and own codebook from a sample: patch coding by k-means on the principal axes.
 
-        A shared codebook stays as it is (initialise it before): the axes are turned and scaled to its own, and the
-        linear decoder is fitted to the codes that the patches get.
+        A shared codebook stays as it is (initialise it before): the axes are scaled to its spread, and the linear
+        decoder is fitted to the codes that the patches get. Several processes need the same sample and generator state.
 
         Args:
             alias_K: alias views of a sample of images, K-1 times (N, 3, H_k, H_k); some hundreds of images serve well.
         """
         self._check_count(alias_K)
         self.power_K.copy_(torch.stack([A.float().square().mean() for A in alias_K]))
-        self.seen.fill_(1)
+        self.seen.fill_(SAMPLE_BATCHES)
         patches_NP = torch.cat([self._patches(A / self.rms(k), generator) for k, A in enumerate(alias_K)])
         # unit gain per pixel: commitment in the latent then weighs about what recon does in the image
         gain = math.sqrt(self.geometry.code_dim / self.geometry.patch_dim)
         map_CP = gain * _principal_axes(patches_NP)[: self.geometry.code_dim]
         table_VC = self.embedding.weight.detach()
         if self.codebook is None:
-            map_CP = _principal_axes(table_VC).T @ map_CP
             map_CP *= table_VC.square().mean().sqrt() / (patches_NP @ map_CP.T).square().mean().sqrt()
         else:
             table_VC.copy_(kmeans(patches_NP @ map_CP.T, self.vocab_size, generator))

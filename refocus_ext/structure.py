@@ -123,13 +123,25 @@ class StructureObjective(nn.Module):
 class PrefixReport:
     """Per focus state, means over images: PSNR of its prefix against F_k and against x (dB), and tokens' usage.
 
-    `usage_S` and `perplexity_S` are per token scale: percent of the codebook seen, and exp of the entropy of the codes.
+    `usage_S` and `perplexity_S` are per token scale, `usage_K` per focus state: percent of the codebook seen, and exp of
+    the entropy of the codes. `tokens_S` is how many tokens of each scale were seen: no usage can exceed it.
     """
 
     psnr_focus_K: list[float]
     psnr_sharp_K: list[float]
     usage_S: list[float]
     perplexity_S: list[float]
+    usage_K: list[float]
+    tokens_S: list[int]
+
+    def collapsed(self, vocab_size: int) -> list[str]:
+        """One sentence for each scale whose tokens say next to nothing: perplexity under a twentieth of what it could be."""
+        rows = enumerate(zip(self.perplexity_S, self.tokens_S, strict=True), start=1)
+        return [
+            f"scale {s} has collapsed: {tokens} tokens spread over {perplexity:.1f} codes' worth (perplexity) of {vocab_size}"
+            for s, (perplexity, tokens) in rows
+            if tokens >= 16 and perplexity < max(1.5, 0.05 * min(vocab_size, tokens))
+        ]
 
     def flat(self) -> dict[str, float]:
         """As scalars for a log; states are numbered from 1, as in the paper."""
@@ -138,7 +150,7 @@ class PrefixReport:
             rows |= {f"psnr_prefix{k}_F{k}": focus, f"psnr_prefix{k}_x": sharp}
         for s, (usage, perplexity) in enumerate(zip(self.usage_S, self.perplexity_S, strict=True), start=1):
             rows |= {f"usage_scale{s}": usage, f"perplexity_scale{s}": perplexity}
-        return rows
+        return rows | {f"usage_state{k}": usage for k, usage in enumerate(self.usage_K, start=1)}
 
 
 def psnr(image: Tensor, target: Tensor) -> Tensor:
@@ -168,12 +180,18 @@ def validate(vae: Any, batches: Iterable[Tensor]) -> PrefixReport:
         sharp.append(torch.stack([psnr(image, x) for image in images]))
         idx.append([tokens.flatten() for tokens in vae.img_to_idxBl(x)])
     vae.train(training)
-    health = [code_health(torch.cat(tokens), vae.quantize.vocab_size) for tokens in zip(*idx, strict=True)]
+    codes = vae.quantize.vocab_size
+    idx_S = [torch.cat(tokens) for tokens in zip(*idx, strict=True)]
+    health = [code_health(tokens, codes) for tokens in idx_S]
+    states = pyramid.states_of(vae.quantize.v_patch_nums)
+    by_state = [[t for t, state in zip(idx_S, states, strict=True) if state == k] for k in range(pyramid.states)]
     return PrefixReport(
         psnr_focus_K=torch.cat(focus, dim=1).mean(1).tolist(),
         psnr_sharp_K=torch.cat(sharp, dim=1).mean(1).tolist(),
         usage_S=[usage for usage, _ in health],
         perplexity_S=[perplexity for _, perplexity in health],
+        usage_K=[code_health(torch.cat(parts), codes)[0] if parts else 0.0 for parts in by_state],
+        tokens_S=[len(tokens) for tokens in idx_S],
     )
 
 

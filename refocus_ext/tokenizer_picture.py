@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from refocus_ext.alias_tokenizer import AliasTokenizer
 from refocus_ext.data import Crops, spread
 from refocus_ext.picture import as_array, grid, save_png
+from refocus_ext.pyramid import FocusPyramid
 from refocus_ext.run_folder import RunFolder
 from refocus_ext.structure import prefixes, psnr
 
@@ -59,3 +61,28 @@ def _headers(vae: Any, quantized: bool) -> list[str]:
         source = f"from {tokens} token{'s' * (tokens > 1)}\nPSNR to F{k + 1}" if quantized else "unquantized\n"
         headers += [f"F{k + 1}\n{blur}", source]
     return headers
+
+
+@torch.no_grad()
+def draw_alias(
+    run: RunFolder, alias: AliasTokenizer, pyramid: FocusPyramid, data: Crops, step: int, steps: int
+) -> None:
+    """alias.png: for each alias state A_k beside what its tokens say of it; grey is zero, contrast set by A_k's RMS."""
+    device = next(alias.parameters()).device
+    rows, names = [], []
+    for index in spread(range(len(data)), ROWS):
+        sample = data[index]
+        views = [pyramid.alias(sample.image.unsqueeze(0).to(device), k) for k in range(pyramid.states - 1)]
+        decoded = alias.reconstruct(alias.tokens(views))
+        row = [sample.image]
+        for view, image in zip(views, decoded, strict=True):
+            scale = 1 / (3 * view.square().mean().sqrt().clamp_min(1e-3))
+            row += [view[0] * scale, image[0] * scale]
+        rows.append(row)
+        names.append(data.images.classes[sample.label])
+    headers = ["original"]
+    for k, grid_side in enumerate(alias.geometry.grids, start=1):
+        headers += [f"A{k}\n1 pixel in {pyramid.factors[k - 1]}", f"A{k} from\n{grid_side * grid_side} tokens"]
+    picture = grid(rows, headers, None, names, f"step {step} of {steps}")
+    save_png(run.path / "alias.png", picture)
+    run.log_image(step, "alias", as_array(picture))

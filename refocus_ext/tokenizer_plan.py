@@ -9,6 +9,7 @@ import torch
 
 from patches import Focus, Upstream
 from patches.vae_init import init_vae_weights
+from refocus_ext.alias_tokenizer import AliasGeometry
 from refocus_ext.config import TokenizerOptions
 from refocus_ext.data import ImageList, demo_photographs, image_folder
 from refocus_ext.errors import UsageError
@@ -117,9 +118,14 @@ def state_bytes(module: torch.nn.Module) -> int:
 
 
 def print_plan(
-    options: TokenizerOptions, pyramid: FocusPyramid, vae: Any, images: ImageList, device: torch.device
+    options: TokenizerOptions,
+    pyramid: FocusPyramid,
+    vae: Any,
+    alias: AliasGeometry | None,
+    images: ImageList,
+    device: torch.device,
 ) -> None:
-    """What is about to happen, in five lines."""
+    """What is about to happen, in a few lines."""
     parameters = sum(p.numel() for p in vae.parameters())
     states = ", ".join(
         f"{k + 1}: {radius:g} px -> maps {_maps(options, pyramid, k)}" for k, radius in enumerate(pyramid.radii)
@@ -130,6 +136,11 @@ def print_plan(
         f"{sum(pn * pn for pn in options.patch_nums)} tokens an image"
     )
     print(f"focus states ({pyramid.blur}): {states}")
+    if alias:
+        print(
+            f"alias tokenizer: {alias.codes} codes{' of the structure tokenizer' * (alias.codebook == 'shared')}, "
+            f"{' + '.join(f'{grid}x{grid}' for grid in alias.grids)} = {alias.tokens} tokens an image"
+        )
     print(
         f"training: {options.steps} steps of {options.batch_size} images ({options.warm_autoencoder} of them without "
         f"quantization), peak lr {options.lr:g}, on {device}"

@@ -13,6 +13,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from patches import Upstream, load_upstream
+from refocus_ext.alias_tokenizer import AliasGeometry, AliasOutput, ExplainedVariance, explained_warnings
 from refocus_ext.codebook import CodeRevival, initialise_codebook
 from refocus_ext.config import TokenizerOptions, identity
 from refocus_ext.data import Crops, ImageList, Sample, StepBatches, check_images, derived_seed, spread
@@ -21,8 +22,16 @@ from refocus_ext.errors import RunFailed
 from refocus_ext.files import save_json, save_tensors
 from refocus_ext.loop import Interruption, Progress, gradient_norm, warmup_cosine
 from refocus_ext.run_folder import RunFolder
-from refocus_ext.structure import PrefixReport, StructureObjective, StructureOutput, StructureWeights, validate
-from refocus_ext.tokenizer_picture import draw_prefixes
+from refocus_ext.structure import (
+    PrefixReport,
+    StructureObjective,
+    StructureOutput,
+    StructureWeights,
+    code_health,
+    validate,
+)
+from refocus_ext.tokenizer_objective import TokenizerObjective, alias_geometry, alias_views, build_alias
+from refocus_ext.tokenizer_picture import draw_alias, draw_prefixes
 from refocus_ext.tokenizer_plan import (
     build_vae,
     check_plan,
@@ -54,18 +63,19 @@ def _run(options: TokenizerOptions, here: World) -> int:
     for line in (check_images(train, options.image_size, options.small_images), *pyramid.rayleigh_warnings()):
         if line:
             say(f"note: {line}")
+    geometry = alias_geometry(options, pyramid)
     torch.manual_seed(derived_seed(options.seed, 2))
     vae = build_vae(upstream, options, pyramid, here.device)
     if here.main:
-        print_plan(options, pyramid, vae, train, here.device)
+        print_plan(options, pyramid, vae, geometry, train, here.device)
     if options.dry_run:
         return 0
     lpips = perceptual_loss(options, here.device)
-    run = open_run(options, pyramid, upstream, train) if here.main else None
+    run = open_run(options, pyramid, geometry, upstream, train) if here.main else None
     if run:
         run.require_space(3 * 3 * state_bytes(vae))
     here.barrier()  # the others look into the folder only after rank 0 has put it in order
-    training = TokenizerTraining(options, here, run, vae, lpips, train, val)
+    training = TokenizerTraining(options, here, run, vae, geometry, lpips, train, val)
     with Interruption() as interruption:
         return training.fit(interruption)
 
@@ -83,13 +93,16 @@ def _silent(*_: object) -> None:
     """What ranks other than the first print."""
 
 
-def open_run(options: TokenizerOptions, pyramid: Any, upstream: Upstream, images: ImageList) -> RunFolder:
+def open_run(
+    options: TokenizerOptions, pyramid: Any, geometry: AliasGeometry | None, upstream: Upstream, images: ImageList
+) -> RunFolder:
     """The run folder, with its configuration and class map written."""
     config = {
         "command": "tokenizer",
         "identity": identity(options),
         "options": dataclasses.asdict(options),
         "pyramid": pyramid.to_dict(),
+        "alias": geometry.to_dict() if geometry else None,
         "upstream": upstream.describe(),
         "torch": torch.__version__,
     }
@@ -111,6 +124,7 @@ class TokenizerTraining(Training):
         here: World,
         run: RunFolder | None,
         vae: Any,
+        geometry: AliasGeometry | None,
         lpips: nn.Module | None,
         train: ImageList,
         val: ImageList,
@@ -119,7 +133,10 @@ class TokenizerTraining(Training):
         super().__init__(options, here, run, data)
         self.val_data = Crops(val, options.image_size, scale=options.crop_scale, random=False)
         self.vae, self.lpips = vae, lpips
+        torch.manual_seed(derived_seed(options.seed, 8))
+        self.alias: Any = build_alias(geometry, vae, here.device) if geometry else None
         self.report: PrefixReport | None = None
+        self.explained: list[float] = []
         self._build_networks()
         self._build_optimizers()
 
@@ -133,7 +150,7 @@ class TokenizerTraining(Training):
         if options.compile:  # in place, so that the state dict keeps upstream's names
             self.vae.encoder.compile()
             self.vae.decoder.compile()
-        self.objective = self.world.parallel(StructureObjective(self.vae, weights))
+        self.objective = self.world.parallel(TokenizerObjective(StructureObjective(self.vae, weights), self.alias))
         self.adversary: Any = None
         if options.gan:
             from refocus_ext.adversarial import Adversary
@@ -141,14 +158,23 @@ class TokenizerTraining(Training):
             self.adversary = Adversary(options.image_size, lecam=options.lecam).to(device)
             self.parallel_adversary = self.world.parallel(self.adversary)
         self.ema = ModelEmaV3(self.vae, decay=options.ema, use_warmup=True) if options.ema else None
+        self.alias_ema = (
+            ModelEmaV3(self.alias, decay=options.ema, use_warmup=True) if options.ema and self.alias else None
+        )
+        if self.alias_ema is not None and options.alias_codebook == "shared":
+            self.alias_ema.module.share(self.finished_vae.quantize.embedding)
         self.revival = CodeRevival(self.vae.quantize)
+        self.alias_revival = CodeRevival(self.alias) if self.alias and options.alias_codebook == "own" else None
 
     def _build_optimizers(self) -> None:
         options, fused = self.options, self.world.device.type == "cuda"
         adamw: dict[str, Any] = dict(
             betas=(options.beta1, options.beta2), weight_decay=options.weight_decay, fused=fused
         )
-        self.optimizer = torch.optim.AdamW(self.vae.parameters(), lr=options.lr, **adamw)
+        groups = [{"params": list(self.vae.parameters()), "peak": options.lr}]
+        if self.alias is not None:
+            groups.append({"params": list(self.alias.parameters()), "peak": options.alias_lr})
+        self.optimizer = torch.optim.AdamW(groups, lr=options.lr, **adamw)
         self.critic_optimizer = (
             torch.optim.AdamW(self.adversary.parameters(), lr=options.lr, **adamw) if options.gan else None
         )
@@ -164,27 +190,31 @@ class TokenizerTraining(Training):
 
     def train_step(self, step: int, batches: Sequence[Sample]) -> dict[str, float] | None:
         options = self.options
-        if step == options.warm_autoencoder and not options.init:
-            self._initialise_codebook()
+        self._initialise(step)
         factor = warmup_cosine(step, options.steps, options.warmup, options.lr_end)
         for group in self.optimizer.param_groups:
-            group["lr"] = options.lr * factor
+            group["lr"] = group["peak"] * factor
         # every process takes the same focus state, whatever its noise
         state = derived_seed(options.seed, 7, step) % options.focus_states
         images = [batch.image.to(self.world.device, non_blocking=True) for batch in batches]
         self.optimizer.zero_grad(set_to_none=True)
         outputs: list[StructureOutput] = []
+        aliases: list[AliasOutput] = []
         values: dict[str, float] = {}
         for number, x in enumerate(images):
             with self._no_sync_unless(self.objective, number == len(images) - 1):
-                out, terms = self._backward(step, x, state)
+                out, alias, terms = self._backward(step, x, state)
             outputs.append(out)
+            aliases += [alias] if alias else []
             for name, term in terms.items():
                 values[name] = values.get(name, 0.0) + float(term) / len(images)
         self.scaler.unscale_(self.optimizer)
         norm = gradient_norm(self.vae, options.clip)
+        if aliases:  # clipped apart, so that neither tokenizer feels the other
+            values["alias/grad_norm"] = gradient_norm(self.alias, options.clip)
         # fp16 overflows now and then: its scaler skips such a step by itself and lowers the scale
-        (bad,) = self.world.any(not finite(values["loss"], 0.0 if self.scaler.is_enabled() else norm))
+        norms = [] if self.scaler.is_enabled() else [norm, values.get("alias/grad_norm", 0.0)]
+        (bad,) = self.world.any(not finite(values["loss"], values.get("alias/loss", 0.0), *norms))
         if bad:
             self.scaler.update()
             return None
@@ -192,13 +222,17 @@ class TokenizerTraining(Training):
         self.scaler.update()
         if self._adversarial(step):
             values |= self._critic_step(images, [out.image for out in outputs], factor)
-        self._after_update(step, outputs, values)
+        self._after_update(step, outputs, aliases, values)
         return values | {"lr": options.lr * factor, "grad_norm": norm}
 
-    def _backward(self, step: int, x: Tensor, state: int) -> tuple[StructureOutput, dict[str, Tensor]]:
+    def _backward(
+        self, step: int, x: Tensor, state: int
+    ) -> tuple[StructureOutput, AliasOutput | None, dict[str, Tensor]]:
         """Forward and backward of one micro-batch; returns what was computed and the terms to log."""
         with self.autocast():
-            out = self.objective(x, state, quantize=step >= self.options.warm_autoencoder)
+            out, alias = self.objective(
+                x, state, quantize=step >= self.options.warm_autoencoder, train_alias=step >= self.alias_start
+            )
             loss, terms = out.loss, dict(out.terms)
             if self.lpips is not None:
                 perceptual = self.lpips(out.image, x).mean()
@@ -206,8 +240,13 @@ class TokenizerTraining(Training):
             if self._adversarial(step):
                 term, terms["gan"], terms["gan_weight"] = self._adversarial_term(step, x, out, loss)
                 loss = loss + term
+        terms = {"loss": loss.detach(), **terms}
+        if alias is not None:
+            terms |= {"alias/loss": alias.loss.detach()} | {f"alias/{name}": term for name, term in alias.terms.items()}
+            terms |= {f"alias/explained{k}": value for k, value in enumerate(alias.explained_K, start=1)}
+            loss = loss + alias.loss
         self.scaler.scale(loss / self.options.accumulate).backward()
-        return out, {"loss": loss.detach(), **terms}
+        return out, alias, terms
 
     def _adversarial(self, step: int) -> bool:
         return self.adversary is not None and step >= self.options.gan_start * self.options.steps
@@ -249,41 +288,83 @@ class TokenizerTraining(Training):
         """Gradients travel between processes with the last micro-batch only."""
         return contextlib.nullcontext() if last or self.world.size == 1 else module.no_sync()  # type: ignore[operator]
 
-    def _after_update(self, step: int, outputs: Sequence[StructureOutput], values: dict[str, float]) -> None:
+    def _after_update(
+        self, step: int, outputs: Sequence[StructureOutput], aliases: Sequence[AliasOutput], values: dict[str, float]
+    ) -> None:
         """Averaged weights, and dead codes brought back to life."""
-        quantized = bool(outputs[0].idx_S)
         if self.ema is not None:
             self.ema.update(self.vae, step=max(0, step - self.options.warm_autoencoder))
-        if not quantized or not self.options.revive:
+        if self.alias_ema is not None:
+            self.alias_ema.update(self.alias, step=step)
+        if not self.options.revive:
             return
-        for out in outputs:
-            self.revival.count(out.idx_S)
+        idx, residuals = [i for out in outputs for i in out.idx_S], [r for out in outputs for r in out.residual_S]
+        if idx:
+            self._revive(
+                step, "revived", self.revival, idx, residuals, (self.vae.quantize, self.finished_vae.quantize), values
+            )
+        if aliases and self.alias_revival:
+            idx, points = [i for out in aliases for i in out.idx_K], [p for out in aliases for p in out.points_K]
+            pair = (self.alias, self.finished_alias)
+            self._revive(step, "alias/revived", self.alias_revival, idx, points, pair, values)
+
+    def _revive(
+        self,
+        step: int,
+        name: str,
+        revival: CodeRevival,
+        idx: list[Tensor],
+        pool: list[Tensor],
+        quantizers: tuple[Any, Any],
+        values: dict[str, float],
+    ) -> None:
+        """Counts hits, and every `--revive` steps replaces the codes without any, in the averaged weights as well."""
+        revival.count(idx)
         # none in the last fifth: a code revived there would not be trained
         if (step + 1) % self.options.revive or step + 1 > 0.8 * self.options.steps:
             return
         generator = torch.Generator().manual_seed(derived_seed(self.options.seed, 6, step))
-        residuals = [residual for out in outputs for residual in out.residual_S]
-        revived = self.revival.revive(residuals, self.optimizer, generator, self.world)
-        if self.ema is not None:
-            self.ema.module.quantize.embedding.weight.data[revived] = self.vae.quantize.embedding.weight.data[revived]
-        values["revived"] = float(len(revived))
+        revived = revival.revive(pool, self.optimizer, generator, self.world)
+        trained, averaged = (quantizer.embedding.weight.data for quantizer in quantizers)
+        averaged[revived] = trained[revived]
+        values[name] = float(len(revived))
+
+    # ------------------------------------------------------------------ codebooks from data
+
+    @property
+    def alias_start(self) -> int:
+        """The step from which the alias tokenizer trains: with a shared codebook not before there is one."""
+        return self.options.warm_autoencoder if self.options.alias_codebook == "shared" else 0
 
     @torch.no_grad()
-    def _initialise_codebook(self) -> None:
-        """Fills the codebook from the focus targets of training crops, the same on every process."""
+    def _initialise(self, step: int) -> None:
+        """At its step, fills a codebook from training crops, the same on every process."""
         options = self.options
-        count = max(64, 4 * options.codebook_size // options.patch_nums[-1] ** 2)
-        (keys,) = StepBatches(len(self.data), count, start=0, stop=1, seed=derived_seed(options.seed, 4))
-        self.vae.eval()
-        targets: list[list[Tensor]] = []
-        for chunk in _chunks(keys, max(1, options.batch_size // options.accumulate // self.world.size)):
-            T = self.vae.encode_targets(torch.stack([self.data[key].image for key in chunk]).to(self.world.device))
-            targets.append([T] * options.focus_states if isinstance(T, Tensor) else T)
-        self.vae.train()
-        T_K = [torch.cat(parts) for parts in zip(*targets, strict=True)]
         generator = torch.Generator().manual_seed(derived_seed(options.seed, 5))
-        initialise_codebook(self.vae.quantize, T_K, generator)
-        self.world.broadcast(self.vae.quantize.embedding.weight.data)
+        if step == options.warm_autoencoder and not options.init:
+            crops = self._sample_crops(max(64, 4 * options.codebook_size // options.patch_nums[-1] ** 2))
+            initialise_codebook(self.vae.quantize, self._targets(crops), generator)
+            self.world.broadcast(self.vae.quantize.embedding.weight.data)
+        if step == self.alias_start and self.alias is not None:
+            views = [alias_views(self.vae.focus_pyramid, x) for x in self._sample_crops(256)]
+            self.alias.initialise([torch.cat(parts) for parts in zip(*views, strict=True)], generator)
+            for tensor in self.alias.state_dict().values():
+                self.world.broadcast(tensor)
+
+    def _sample_crops(self, count: int) -> Iterator[Tensor]:
+        """Batches of training crops, always the same ones, no larger than a training step's."""
+        options = self.options
+        (keys,) = StepBatches(len(self.data), count, start=0, stop=1, seed=derived_seed(options.seed, 4))
+        for chunk in _chunks(keys, max(1, options.batch_size // options.accumulate // self.world.size)):
+            yield torch.stack([self.data[key].image for key in chunk]).to(self.world.device)
+
+    def _targets(self, crops: Iterable[Tensor]) -> list[Tensor]:
+        """Focus targets of the crops, K times (N,C,n,n)."""
+        self.vae.eval()
+        encoded = [self.vae.encode_targets(x) for x in crops]
+        self.vae.train()
+        lists = [[T] * self.options.focus_states if isinstance(T, Tensor) else T for T in encoded]
+        return [torch.cat(parts) for parts in zip(*lists, strict=True)]
 
     # ------------------------------------------------------------------ watching
 
@@ -291,6 +372,11 @@ class TokenizerTraining(Training):
     def finished_vae(self) -> Any:
         """The weights that are validated and written: the averaged ones where there are."""
         return self.vae if self.ema is None else self.ema.module
+
+    @property
+    def finished_alias(self) -> Any:
+        """Likewise of the alias tokenizer; None without one."""
+        return self.alias if self.alias_ema is None else self.alias_ema.module
 
     def observe(self, progress: Progress) -> None:
         """Validation and picture, by rank 0."""
@@ -301,7 +387,33 @@ class TokenizerTraining(Training):
             self.report = report = validate(self.finished_vae, self._val_batches(VALIDATION_IMAGES))
             self.run.log(self.step, report.flat(), "val/")
             progress.say(f"step {self.step}: {summary(report, self.options.codebook_size)}")
+            for warning in report.collapsed(self.options.codebook_size):
+                progress.say(f"warning: {warning}")
+        if self.alias is not None and self.step > self.alias_start:
+            self._observe_alias(progress)
         draw_prefixes(self.run, self.finished_vae, self.val_data, self.step, self.options.steps, quantized)
+
+    def _observe_alias(self, progress: Progress) -> None:
+        """Held-out explained variance of the alias tokens, and their picture."""
+        alias, pyramid = self.finished_alias.eval(), self.vae.focus_pyramid
+        total, idx = ExplainedVariance(pyramid.states - 1), []
+        with torch.no_grad():
+            for x in self._val_batches(VALIDATION_IMAGES):
+                views = alias_views(pyramid, x)
+                idx.append(alias.tokens(views))
+                total.update(views, alias.reconstruct(idx[-1]))
+        self.alias.train()
+        self.explained = total.compute()
+        health = [
+            code_health(torch.cat([t.flatten() for t in state]), alias.vocab_size) for state in zip(*idx, strict=True)
+        ]
+        assert self.run is not None
+        for k, (explained, (usage, perplexity)) in enumerate(zip(self.explained, health, strict=True), start=1):
+            names = {f"alias_explained{k}": explained, f"alias_usage{k}": usage, f"alias_perplexity{k}": perplexity}
+            self.run.log(self.step, names, "val/")
+        shown = " ".join(f"{100 * value:.0f}%" for value in self.explained)
+        progress.say(f"step {self.step}: alias tokens explain {shown} of the residuals' variance")
+        draw_alias(self.run, alias, pyramid, self.val_data, self.step, self.options.steps)
 
     def _val_batches(self, limit: int) -> Iterator[Tensor]:
         for chunk in _chunks(spread(range(len(self.val_data)), limit), min(32, self.options.batch_size)):
@@ -312,11 +424,20 @@ class TokenizerTraining(Training):
         assert self.run is not None and report is not None
         print(f"\ntrained {self.options.steps} steps; the run is in {self.run.path}:")
         print("  picture.png    original, focus states and their reconstructions")
-        print("  vae.pth        the tokenizer as a plain upstream state dict")
+        print("  vae.pth        the structure tokenizer as a plain upstream state dict")
+        if self.alias is not None:
+            print("  alias.png      alias residuals and what their tokens say of them")
+            print("  alias.pth      the alias tokenizer")
         print("  metrics.jsonl  every step; `tensorboard --logdir` shows the same\n")
         print("focus state   prefix against F_k   prefix against x")
         for k, (focus, sharp) in enumerate(zip(report.psnr_focus_K, report.psnr_sharp_K, strict=True), start=1):
             print(f"{k:>11}   {focus:>13.2f} dB   {sharp:>13.2f} dB")
+        if self.alias is not None:
+            shown = ", ".join(f"{100 * value:.1f}%" for value in self.explained)
+            where = "held-out images" if self.options.data else "centre crops of its own photographs"
+            print(f"\nalias tokens explain {shown} of the variance of A_1 .. A_{len(self.explained)} on {where}")
+            for warning in explained_warnings(self.explained, self.options.alias_stride):
+                print(f"warning: {warning}")
 
     # ------------------------------------------------------------------ saving
 
@@ -330,6 +451,12 @@ class TokenizerTraining(Training):
         }
         if self.ema is not None:
             state["ema"] = self.ema.module.state_dict()
+        if self.alias is not None:
+            state["alias"] = self.alias.state_dict()
+        if self.alias_ema is not None:
+            state["alias_ema"] = self.alias_ema.module.state_dict()
+        if self.alias_revival is not None:
+            state["alias_revival"] = self.alias_revival.state_dict()
         if self.adversary is not None:
             assert self.critic_optimizer is not None
             state |= {"adversary": self.adversary.state_dict(), "critic_optimizer": self.critic_optimizer.state_dict()}
@@ -343,19 +470,27 @@ class TokenizerTraining(Training):
         self.scaler.load_state_dict(state["scaler"])
         if self.ema is not None:
             self.ema.module.load_state_dict(state["ema"], strict=True)
+        if self.alias is not None:
+            self.alias.load_state_dict(state["alias"], strict=True)
+        if self.alias_ema is not None:
+            self.alias_ema.module.load_state_dict(state["alias_ema"], strict=True)
+        if self.alias_revival is not None:
+            self.alias_revival.load_state_dict(state["alias_revival"])
         if self.adversary is not None:
             assert self.critic_optimizer is not None
             self.adversary.load_state_dict(state["adversary"], strict=True)
             self.critic_optimizer.load_state_dict(state["critic_optimizer"])
 
     def save_weights(self) -> None:
-        """vae.pth, exactly upstream's state dict; config.json then holds its checksum."""
+        """vae.pth, exactly upstream's state dict, and alias.pth; config.json then holds their checksums."""
         assert self.run is not None
+        files = {"vae.pth": self.finished_vae} | ({"alias.pth": self.finished_alias} if self.alias is not None else {})
         try:
-            save_tensors(self.run.path / "vae.pth", self.finished_vae.state_dict())
-            self.run.record_weights("vae.pth")
+            for name, module in files.items():
+                save_tensors(self.run.path / name, module.state_dict())
+            self.run.record_weights(*files)
         except (OSError, RuntimeError) as error:
-            raise RunFailed(f"{self.run.path / 'vae.pth'} could not be written ({error}).") from error
+            raise RunFailed(f"the weights could not be written to {self.run.path} ({error}).") from error
 
 
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -42,7 +43,7 @@ def command(processes: int, data: Path, out: Path, *options: str, script: Path |
     return [*launch, *what, *TINY, "--data", str(data), "--out", str(out), *options]
 
 
-def launch(*args: object, **kwargs: object) -> subprocess.CompletedProcess[str]:
+def launch(*args: Any, **kwargs: Any) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.run(
         command(*args, **kwargs),
@@ -50,7 +51,7 @@ def launch(*args: object, **kwargs: object) -> subprocess.CompletedProcess[str]:
         text=True,
         cwd=ROOT,
         env=environment,
-        timeout=300,  # type: ignore[arg-type]
+        timeout=300,
     )
 
 

@@ -155,7 +155,9 @@ def test_a_run_leaves_what_its_folder_promises(
         "tensorboard",
         "checkpoints",
         "picture.png",
+        "alias.png",
         "vae.pth",
+        "alias.pth",
     }
     assert json.loads((out / "classes.json").read_text()) == ["cat", "dog"]
     config = json.loads((out / "config.json").read_text())
@@ -194,7 +196,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(
     assert train(image_tree, tmp_path / "parts") == 130
     assert train(image_tree, tmp_path / "parts") == 0
     assert "resuming after step 5" in capsys.readouterr().out
-    for name in ("vae.pth",):
+    for name in ("vae.pth", "alias.pth"):
         whole, parts = (torch.load(tmp_path / run / name, weights_only=True) for run in ("whole", "parts"))
         assert all(torch.equal(whole[key], parts[key]) for key in whole)
     logs = [(tmp_path / run / "metrics.jsonl").read_text() for run in ("whole", "parts")]
@@ -262,7 +264,7 @@ def test_truncated_images_are_replaced_named_and_counted(
     assert train(image_tree, tmp_path / "run") == 0
     assert capsys.readouterr().out.count(f"broken image replaced: {broken[0]}") == 1
     records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert records[-1].get("train/broken_images", records[-2].get("train/broken_images")) == 1
+    assert [r["train/broken_images"] for r in records if "train/broken_images" in r][-1] == 1
     for path in broken[1:]:
         truncate(path)
     assert train(image_tree, tmp_path / "other") == 1
@@ -270,7 +272,13 @@ def test_truncated_images_are_replaced_named_and_counted(
 
 
 @pytest.mark.parametrize(
-    "options", [("--accumulate", "2"), ("--ema", "0.9"), ("--precision", "bf16"), ("--blur", "none")]
+    "options",
+    [
+        ("--accumulate", "2"),
+        ("--ema", "0.9", "--alias-codebook", "shared"),
+        ("--precision", "bf16"),
+        ("--blur", "none"),
+    ],
 )
 def test_variants_train_and_resume(image_tree: Path, tmp_path: Path, options: tuple[str, ...]) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -279,8 +287,25 @@ def test_variants_train_and_resume(image_tree: Path, tmp_path: Path, options: tu
     newest = sorted((parts / "checkpoints").glob("step-*"))[-1]
     newest.unlink()  # as if killed in the last step
     assert train(image_tree, parts, *options, "--save-every", "1") == 0
-    a, b = (torch.load(run / "vae.pth", weights_only=True) for run in (whole, parts))
+    for name in ("vae.pth", "alias.pth"):
+        a, b = (torch.load(run / name, weights_only=True) for run in (whole, parts))
+        assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_the_alias_tokenizer_leaves_the_structure_tokenizer_alone(image_tree: Path, tmp_path: Path) -> None:
+    assert train(image_tree, tmp_path / "with") == 0
+    assert train(image_tree, tmp_path / "without", "--alias", "off") == 0
+    a, b = (torch.load(tmp_path / name / "vae.pth", weights_only=True) for name in ("with", "without"))
     assert all(torch.equal(a[key], b[key]) for key in a)
+    assert not (tmp_path / "without" / "alias.pth").exists()
+
+
+def test_a_shared_codebook_is_trained_by_both(image_tree: Path, tmp_path: Path) -> None:
+    assert train(image_tree, tmp_path / "own", "--steps", "3") == 0
+    assert train(image_tree, tmp_path / "shared", "--steps", "3", "--alias-codebook", "shared") == 0
+    own, shared = (torch.load(tmp_path / name / "vae.pth", weights_only=True) for name in ("own", "shared"))
+    assert not torch.equal(own["quantize.embedding.weight"], shared["quantize.embedding.weight"])
+    assert not any("codebook" in key for key in torch.load(tmp_path / "shared" / "alias.pth", weights_only=True))
 
 
 def test_accumulation_sums_to_the_same_gradient(image_tree: Path, tmp_path: Path) -> None:
@@ -314,7 +339,7 @@ def test_weights_carry_their_checksum(image_tree: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     assert train(image_tree, out, "--steps", "3") == 0
     recorded = json.loads((out / "config.json").read_text())["weights"]
-    assert recorded == {"vae.pth": sha256(out / "vae.pth")}
+    assert recorded == {name: sha256(out / name) for name in ("vae.pth", "alias.pth")}
     (out / "vae.pth").write_bytes(b"torn")  # a kill between checkpoint and weights
     assert train(image_tree, out, "--steps", "3") == 0
     assert (
