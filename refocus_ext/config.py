@@ -69,7 +69,7 @@ class TokenizerOptions:
     )
     alias_stride: int = option(8, "pixels of a view per alias token", choices=(4, 8, 16), kind=int, group="alias tokenizer")
     alias_codes: int = option(512, "entries of its own codebook", kind=positive(int), group="alias tokenizer")
-    alias_width: int = option(64, "base width of its encoder and decoder, a multiple of 32", kind=positive(int), group="alias tokenizer")
+    alias_width: int = option(64, "base width of its encoder and decoder, a multiple of 8", kind=positive(int), group="alias tokenizer")
     alias_lr: float = option(None, "its peak learning rate", kind=positive(float), group="alias tokenizer")
 
     l1: float = option(None, "weight of the L1 pixel loss", kind=non_negative(float), group="losses")

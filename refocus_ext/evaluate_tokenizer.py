@@ -113,8 +113,8 @@ def ssim(image: Tensor, target: Tensor) -> Tensor:
     from torchmetrics.functional.image import structural_similarity_index_measure
 
     # in [0,1]: SSIM's luminance term compares means and has no meaning for means around 0
-    unit = [(values.clamp(-1, 1) + 1) / 2 for values in (image, target)]
-    value = structural_similarity_index_measure(*unit, data_range=1.0, reduction="none")
+    unit, reference = ((values.clamp(-1, 1) + 1) / 2 for values in (image, target))
+    value = structural_similarity_index_measure(unit, reference, data_range=1.0, reduction="none")
     assert isinstance(value, Tensor)
     return value
 

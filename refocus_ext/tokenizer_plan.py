@@ -11,6 +11,7 @@ from patches import Focus, Upstream
 from patches.vae_init import init_vae_weights
 from refocus_ext.alias_tokenizer import AliasGeometry
 from refocus_ext.config import TokenizerOptions
+from refocus_ext.cost import memory_bytes, step_cost
 from refocus_ext.data import ImageList, demo_photographs, image_folder
 from refocus_ext.errors import UsageError
 from refocus_ext.pyramid import FocusPyramid
@@ -68,8 +69,6 @@ def check_plan(options: TokenizerOptions, pyramid: FocusPyramid, images: ImageLi
         raise UsageError(
             f"--accumulate {options.accumulate} does not divide --batch-size {options.batch_size}; choose one that does."
         )
-    if options.alias_width % 32:
-        raise UsageError(f"--alias-width {options.alias_width} is no multiple of 32, the groups of its normalization.")
     if options.init and not Path(options.init).is_file():
         raise UsageError(f"--init {options.init} is no file; it takes VQVAE weights such as vae_ch160v4096z32.pth.")
     if options.warm_autoencoder >= options.steps:
@@ -144,6 +143,22 @@ def print_plan(
     print(
         f"training: {options.steps} steps of {options.batch_size} images ({options.warm_autoencoder} of them without "
         f"quantization), peak lr {options.lr:g}, on {device}"
+    )
+
+
+def print_cost(
+    options: TokenizerOptions, pyramid: FocusPyramid, vae: Any, device: torch.device, world_size: int
+) -> None:
+    """FLOPs of a step and a process's memory, for --dry-run."""
+    parameters = sum(p.numel() for p in vae.parameters())
+    cost = step_cost(vae, options.image_size, options.focus_states, pyramid.refocuses)
+    half = options.precision in ("bf16", "fp16") or (options.precision == "auto" and device.type == "cuda")
+    images_at_once = max(1, options.batch_size // options.accumulate // world_size)
+    memory = memory_bytes(parameters, cost, images_at_once, half, options.ema > 0)
+    print(
+        f"a step: {cost.flops / 1e9:.0f} GFLOP an image (encoder {cost.encodes} x {cost.encoder.flops / 1e9:.1f}, decoder "
+        f"{cost.decodes:.2g} x {cost.decoder.flops / 1e9:.1f}, times 3 with the backward pass); about "
+        f"{memory / 2**30:.1f} GiB for {images_at_once} images at once on a process, losses with networks not counted"
     )
 
 

@@ -37,6 +37,7 @@ from refocus_ext.tokenizer_plan import (
     check_plan,
     find_images,
     make_pyramid,
+    print_cost,
     print_plan,
     state_bytes,
     why_preset,
@@ -69,6 +70,8 @@ def _run(options: TokenizerOptions, here: World) -> int:
     if here.main:
         print_plan(options, pyramid, vae, geometry, train, here.device)
     if options.dry_run:
+        if here.main:
+            print_cost(options, pyramid, vae, here.device, here.size)
         return 0
     lpips = perceptual_loss(options, here.device)
     run = open_run(options, pyramid, geometry, upstream, train) if here.main else None
@@ -258,9 +261,7 @@ class TokenizerTraining(Training):
         from refocus_ext.adversarial import adaptive_weight
 
         options = self.options
-        self.adversary.requires_grad_(False)
         adversarial = self.adversary.generator_loss(out.image)
-        self.adversary.requires_grad_(True)
         weight = adaptive_weight(loss, adversarial, self.vae.decoder.conv_out.weight, floor=options.gan_floor)
         grown = min(1.0, (step - options.gan_start * options.steps + 1) / options.gan_warmup)
         return options.gan * grown * weight * adversarial, adversarial.detach(), weight.detach()
@@ -346,7 +347,7 @@ class TokenizerTraining(Training):
             initialise_codebook(self.vae.quantize, self._targets(crops), generator)
             self.world.broadcast(self.vae.quantize.embedding.weight.data)
         if step == self.alias_start and self.alias is not None:
-            views = [alias_views(self.vae.focus_pyramid, x) for x in self._sample_crops(256)]
+            views = [alias_views(self.vae.focus_pyramid, x) for x in self._sample_crops(512)]
             self.alias.initialise([torch.cat(parts) for parts in zip(*views, strict=True)], generator)
             for tensor in self.alias.state_dict().values():
                 self.world.broadcast(tensor)

@@ -17,6 +17,7 @@ from patches import Focus, Upstream, load_upstream
 from refocus_ext import codebook, structure
 from refocus_ext.__main__ import main
 from refocus_ext.checkpoint import load_checkpoint
+from refocus_ext.cost import pass_cost
 from refocus_ext.files import sha256
 from refocus_ext.pyramid import FocusPyramid
 from refocus_ext.structure import StructureObjective, StructureWeights
@@ -306,6 +307,59 @@ def test_a_shared_codebook_is_trained_by_both(image_tree: Path, tmp_path: Path) 
     own, shared = (torch.load(tmp_path / name / "vae.pth", weights_only=True) for name in ("own", "shared"))
     assert not torch.equal(own["quantize.embedding.weight"], shared["quantize.embedding.weight"])
     assert not any("codebook" in key for key in torch.load(tmp_path / "shared" / "alias.pth", weights_only=True))
+
+
+def test_the_adversary_starts_when_told_and_resumes(image_tree: Path, tmp_path: Path) -> None:
+    options = ("--gan", "0.4", "--gan-start", "0.5", "--gan-warmup", "2", "--lecam", "0.001", "--save-every", "1")
+    assert train(image_tree, tmp_path / "whole", *options) == 0
+    records = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    steps = [r["step"] for r in records if "train/gan" in r]
+    assert steps == [4, 5, 6] == [r["step"] for r in records if "train/critic" in r]
+    assert all(r["train/gan_weight"] >= 0.1 for r in records if "train/gan" in r)
+    assert train(image_tree, tmp_path / "parts", *options) == 0
+    sorted((tmp_path / "parts" / "checkpoints").glob("step-*"))[-1].unlink()
+    assert train(image_tree, tmp_path / "parts", *options) == 0
+    a, b = (
+        load_checkpoint(next((tmp_path / name / "checkpoints").glob("step-00000006-*"))) for name in ("whole", "parts")
+    )
+    for part in ("vae", "adversary"):
+        assert all(torch.equal(a[part][key], b[part][key]) for key in a[part])
+    assert train(image_tree, tmp_path / "without") == 0
+    plain = torch.load(tmp_path / "without" / "vae.pth", weights_only=True)
+    assert not torch.equal(plain["encoder.conv_in.weight"], a["vae"]["encoder.conv_in.weight"])
+
+
+def test_lpips_without_its_network_says_how_to_get_it(
+    image_tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
+    assert train(image_tree, tmp_path / "run", "--lpips", "1") == 2
+    error = capsys.readouterr().err
+    assert "vgg16-397923af.pth" in error and "--lpips 0" in error and not (tmp_path / "run").exists()
+
+
+def test_lpips_is_part_of_the_loss(image_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Distance(torch.nn.Module):
+        def forward(self, image: Tensor, target: Tensor) -> Tensor:
+            return (image - target).abs().flatten(1).mean(1) + 2
+
+    monkeypatch.setattr("refocus_ext.perceptual.load_lpips", lambda weights, device: Distance())
+    assert train(image_tree, tmp_path / "run", "--lpips", "3") == 0
+    first = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
+    terms = [first[f"train/{name}"] for name in ("recon", "lpips")]
+    assert terms[1] > 2
+    assert first["train/loss"] == pytest.approx(terms[0] + first.get("train/anchor", 0) + 3 * terms[1], rel=1e-4)
+
+
+def test_dry_run_counts_flops(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tokenizer", "--dry-run"]) == 0
+    assert "GFLOP an image (encoder 3 x 0.5, decoder" in capsys.readouterr().out
+
+
+def test_cost_of_a_convolution_by_hand() -> None:
+    layer = torch.nn.Conv2d(3, 8, 3, padding=1)
+    cost = pass_cost(layer, 1, 3, 16, 16)
+    assert cost.flops == 2 * 3 * 8 * 9 * 256 and cost.saved_bytes == 4 * 3 * 256
 
 
 def test_accumulation_sums_to_the_same_gradient(image_tree: Path, tmp_path: Path) -> None:
