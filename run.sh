@@ -81,4 +81,30 @@ if [ "$command_name" = test ]; then
     cd "$here"
     exec "$python" -m pytest "$@"
 fi
+
+# One process per GPU (or NPROC of them), on one node or several: torchrun where that makes more than one.
+gpus() {
+    if [ -n "${CUDA_VISIBLE_DEVICES+set}" ]; then
+        printf '%s' "$CUDA_VISIBLE_DEVICES" | tr ',' '\n' | grep -c . || true
+    elif command -v nvidia-smi >/dev/null 2>&1; then
+        nvidia-smi -L 2>/dev/null | grep -c '^GPU' || true
+    else
+        echo 0
+    fi
+}
+processes="${NPROC:-1}"
+case "$command_name" in
+tokenizer) if [ -z "${NPROC:-}" ] && [[ " $* " != *" --device "* ]] && [ "$(gpus)" -gt 1 ]; then processes="$(gpus)"; fi ;;
+*) processes=1 ;;
+esac
+if [ "$processes" -gt 1 ] || [ "${NNODES:-1}" -gt 1 ]; then
+    if [ "${NNODES:-1}" -gt 1 ]; then
+        where=(--nnodes "$NNODES" --node-rank "${NODE_RANK:?NNODES needs NODE_RANK}"
+            --master-addr "${MASTER_ADDR:?NNODES needs MASTER_ADDR}" --master-port "${MASTER_PORT:-29500}")
+    else
+        where=(--standalone)
+    fi
+    export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+    exec "$python" -m torch.distributed.run "${where[@]}" --nproc-per-node "$processes" -m refocus_ext "$@"
+fi
 exec "$python" -m refocus_ext "$@"

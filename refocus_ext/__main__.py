@@ -31,6 +31,17 @@ instead of downsampled ones. Without --data it trains a small one on the photogr
 in minutes on two CPU cores. Typed again, the same command continues an interrupted run.
 """
 
+BENCH_DESCRIPTION = """
+Times the focus pyramid, the encoder, the quantizer and tokenization beside vanilla VAR's in one process and
+prints the ratios. At its defaults, those of the paper, it takes about three minutes on two CPU cores.
+"""
+
+EVAL_DESCRIPTION = """
+Measures a finished tokenizer on validation images: PSNR, SSIM and LPIPS of each focus state's prefix, rFID,
+use of the codebook per token scale, explained variance of the alias tokens. LPIPS and rFID need the weights of
+their networks as local files; what cannot be measured is listed with the reason.
+"""
+
 COMMANDS = {
     "tokenizer": Command(
         "stage 1: train the tokenizer with its focus pyramid",
@@ -42,14 +53,24 @@ COMMANDS = {
     "distill": Command("stage 2: train the teacher and distil it into a vanilla VAR"),
     "tokens": Command("precompute the tokens that distill reads"),
     "sample": Command("draw images from a student"),
-    "eval": Command("FID, sFID, IS, precision, recall; rFID, PSNR, SSIM, LPIPS of a tokenizer"),
+    "eval": Command(
+        "PSNR, SSIM, LPIPS, rFID of a tokenizer, per focus state",
+        "refocus_ext.evaluate_tokenizer",
+        config.EvalOptions,
+        description=EVAL_DESCRIPTION,
+    ),
     "export": Command("student and tokenizer as plain upstream files"),
     "verify": Command("prove that exported files are vanilla VAR"),
     "notebook": Command("run upstream's demo notebook on exported files"),
     "pyramid": Command("draw focus pyramid, alias residuals and spectra of an image"),
     "aliasing": Command("the alias benchmark"),
     "ablate": Command("the rows of the paper's Table 2 at any size"),
-    "bench": Command("speed and memory beside upstream"),
+    "bench": Command(
+        "what the focus pyramid adds to a tokenizer's work, as ratios in one run",
+        "refocus_ext.bench",
+        config.BenchOptions,
+        description=BENCH_DESCRIPTION,
+    ),
 }
 TEST_SUMMARY = "run the test suite (further words go to pytest; --slow adds the long ones)"
 

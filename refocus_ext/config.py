@@ -181,3 +181,21 @@ class EvalOptions:
 
     json: str = option("", "write the numbers here too", metavar="FILE", group="results")
     # fmt: on
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchOptions:
+    """What the focus pyramid costs, at the geometry of preset paper unless told otherwise."""
+
+    # fmt: off
+    image_size: int = option(256, "a multiple of 16", unit="pixels", kind=positive(int), group="geometry")
+    patch_nums: tuple[int, ...] = option(VAR_PATCH_NUMS, "side of each token map", unit="latent cells", kind=int_list, group="geometry")
+    codebook_size: int = option(8192, "V, entries of the codebook", kind=positive(int), group="geometry")
+    ch: int = option(160, "base width of the encoder, a multiple of 32", kind=positive(int), group="geometry")
+    focus_states: int = option(4, "K, number of focus states", kind=positive(int), group="geometry")
+    rho_max: float = option(12.0, "radius of the widest PSF", unit="pixels", kind=non_negative(float), group="geometry")
+    batch_size: int = option(1, "batch", unit="images", kind=positive(int), group="measurement")
+    repeats: int = option(3, "timed rounds, after one that is not", kind=positive(int), group="measurement")
+    device: str = option("auto", "cpu, cuda or cuda:N; auto takes CUDA where there is one", group="measurement")
+    json: str = option("", "write the numbers here too", metavar="FILE", group="measurement")
+    # fmt: on

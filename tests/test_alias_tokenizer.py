@@ -97,6 +97,7 @@ def test_shapes(stride: int) -> None:
     [
         ({"image_size": 32, "states": 3, "stride": 16}, r"8 px alias view of focus state 1 .*use stride 4 or 8"),
         ({"image_size": 48, "states": 4}, r"6 px alias view .*fewer states"),
+        ({"image_size": 96, "states": 4}, r"stride 8 does not divide the 12 px alias view .*use stride 4"),
         ({"image_size": 36, "states": 4}, r"4\.5 px alias view .*fewer states"),
         ({"stride": 6}, r"6 is not one of 4, 8, 16"),
         ({"stride": 4, "code_dim": 49}, r"code_dim 49 is more than the 48 values"),
@@ -183,7 +184,8 @@ def test_search_is_fp32_under_autocast(tokenizer: AliasTokenizer) -> None:
     z = torch.randn(8, 4, 16, 16)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         q = tokenizer.quantize(z)
-    assert torch.equal(q.idx_Bhw, tokenizer.quantize(z).idx_Bhw)
+    exact = torch.cdist(z.permute(0, 2, 3, 1).reshape(-1, 4).double(), tokenizer.embedding.weight.double()).argmin(1)
+    assert (q.idx_Bhw.flatten() != exact).sum() <= 1  # bf16 flips dozens of the 2048
     assert q.z_q_BChw.dtype == q.commitment.dtype == torch.float32
 
 
@@ -346,13 +348,16 @@ def test_initialise_is_patch_coding_at_once() -> None:
     tokenizer = AliasTokenizer(AliasGeometry(image_size=64, states=3, codes=64, code_dim=12, width=8))
     before = explained(tokenizer, views)
     tokenizer.initialise(views, torch.Generator().manual_seed(0))
-    assert min(explained(tokenizer, views)) > max(0.25, *before)
+    assert min(explained(tokenizer, views)) > max(0.4, *before)
     assert torch.allclose(tokenizer.power_K, torch.stack([view.square().mean() for view in views]))
+    power = tokenizer.power_K.clone()
+    tokenizer([2 * view for view in views])
+    assert torch.allclose(tokenizer.power_K, power, rtol=0.05)  # one batch does not outweigh the sample
     table = tokenizer.embedding.weight.clone()
     tokenizer.initialise(views, torch.Generator().manual_seed(0))
     assert torch.equal(tokenizer.embedding.weight, table)  # the generator alone decides
     fresh = explained(tokenizer, smooth_views(SMALL, images=64, seed=1))
-    assert min(fresh) > 0.1
+    assert min(fresh) > 0.3
 
 
 def test_training_raises_the_explained_variance() -> None:
@@ -407,7 +412,7 @@ def test_an_own_codebook_is_in_the_state_dict_once(tokenizer: AliasTokenizer) ->
     assert all(torch.equal(a, b) for a, b in zip(again.tokens(views), tokenizer.tokens(views), strict=True))
 
 
-def test_initialise_turns_to_a_shared_codebook_and_leaves_it() -> None:
+def test_initialise_fits_a_shared_codebook_and_leaves_it() -> None:
     geometry = AliasGeometry(image_size=64, states=3, codes=256, code_dim=4, width=8, codebook="shared")
     torch.manual_seed(0)
     structure = nn.Embedding(256, 4)

@@ -252,7 +252,10 @@ def test_distance_of_a_shifted_set_is_the_squared_shift() -> None:
     assert frechet_distance(statistics_of(x), statistics_of(x + 0.25)) == pytest.approx(12 * 0.25**2, rel=1e-9)
 
 
-@pytest.mark.parametrize(("a", "b"), [([4.0, 9, 1, 2], [1.0, 1, 1, 8]), ([4.0, 9, 0, 0], [1.0, 0, 0, 2]), ([0.0] * 4, [1.0, 0, 0, 0])])  # fmt: skip
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [([4.0, 9, 1, 2], [1.0, 1, 1, 8]), ([4.0, 9, 0, 0], [1.0, 0, 0, 2]), ([0.0, 0, 0, 0], [1.0, 0, 0, 0])],
+)
 def test_closed_form_of_commuting_gaussians_singular_or_not(a: list[float], b: list[float]) -> None:
     """Same axes, turned at random: the distance is sum (sqrt a - sqrt b)^2."""
     axes = torch.linalg.qr(torch.randn(4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64))[0]

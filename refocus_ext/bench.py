@@ -1,0 +1,135 @@
+"""`bash run.sh bench`: what the focus pyramid adds to a tokenizer's work, as ratios measured in one process."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from patches import Focus, load_upstream, patched
+from refocus_ext.config import BenchOptions
+from refocus_ext.cost import PassCost, pass_cost
+from refocus_ext.errors import UsageError
+from refocus_ext.files import save_json
+from refocus_ext.loop import pick_device
+from refocus_ext.psf import half_width
+from refocus_ext.pyramid import FocusPyramid
+from refocus_ext.tokenizer_objective import alias_views
+
+
+def main(options: BenchOptions) -> int:
+    """Runs the command; returns its exit code."""
+    upstream = load_upstream()
+    print(upstream.describe())
+    device = pick_device(options.device)
+    try:
+        pyramid = FocusPyramid(image_size=options.image_size, states=options.focus_states, rho_max=options.rho_max)
+        pyramid.states_of(options.patch_nums)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    vae = upstream.build_vae(
+        vocab_size=options.codebook_size, ch=options.ch, patch_nums=options.patch_nums, device=device
+    )
+    x = torch.rand(options.batch_size, 3, options.image_size, options.image_size, device=device) * 2 - 1
+    print(
+        f"{options.batch_size} images of {options.image_size} px, {pyramid.states} focus states, ch {options.ch}, "
+        f"{options.codebook_size} codes, on {device}; medians of {options.repeats}, interleaved\n"
+    )
+    report = measure(vae, pyramid, x, options.repeats)
+    print("\n".join(table(report)))
+    if options.json:
+        save_json(Path(options.json), report)
+    return 0
+
+
+def measure(vae: Any, pyramid: FocusPyramid, x: Tensor, repeats: int) -> dict[str, Any]:
+    """Seconds of each part and the ratios between them, and the same by FLOPs."""
+    T_K = _targets(vae, pyramid, x)
+    parts: dict[str, Callable[[], Any]] = {
+        "pyramid": lambda: pyramid.structure_views(x, training=True),
+        "alias_views": lambda: alias_views(pyramid, x),
+        "encoder": lambda: vae.quant_conv(vae.encoder(x)),
+        "vanilla_tokens": lambda: vae.img_to_idxBl(x),
+        "focus_tokens": lambda: _focus(vae, pyramid, lambda: vae.img_to_idxBl(x)),
+        "quantizer": lambda: _focus(vae, pyramid, lambda: vae.quantize.f_to_idxBl_or_fhat(T_K, to_fhat=False)),
+    }
+    seconds = time_interleaved(parts, repeats, x.device)
+    encoder = pass_cost(vae.encoder.cpu(), 1, 3, x.shape[-1], x.shape[-1])
+    vae.encoder.to(x.device)
+    passes = pyramid.states * seconds["encoder"]
+    return {
+        "seconds": seconds,
+        "time": {
+            "pyramid_of_encoder_passes": seconds["pyramid"] / passes,
+            "pyramid_of_training_step": seconds["pyramid"] / (seconds["pyramid"] + 3 * passes),
+            "alias_views_of_encoder_passes": seconds["alias_views"] / passes,
+            "quantizer_of_encoder_passes": seconds["quantizer"] / passes,
+            "focus_tokens_over_vanilla_tokens": seconds["focus_tokens"] / seconds["vanilla_tokens"],
+        },
+        "flops": flop_shares(pyramid, encoder),
+        "torch": torch.__version__,
+        "device": str(x.device),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def flop_shares(pyramid: FocusPyramid, encoder: PassCost) -> dict[str, float]:
+    """FLOPs per image of the pyramid's FFTs (5 N log2 N each, forth and back) against one encoder pass per state."""
+    total = 0.0
+    for k in range(pyramid.states - 1):
+        side = pyramid.image_size + 2 * half_width(pyramid.blur, pyramid.radii[k], pyramid.factors[k])
+        cells = 3 * side * side
+        total += 2 * 2.5 * cells * math.log2(side * side) + 6 * cells  # real transforms cost half
+    passes = pyramid.states * encoder.flops
+    return {"pyramid": total, "encoder_passes": float(passes), "pyramid_of_encoder_passes": total / passes}
+
+
+def time_interleaved(parts: dict[str, Callable[[], Any]], repeats: int, device: torch.device) -> dict[str, float]:
+    """Median seconds of each part; one untimed round, then the parts take turns, so that drift hits all alike."""
+    runs: dict[str, list[float]] = {name: [] for name in parts}
+    with torch.no_grad():
+        for round_number in range(repeats + 1):
+            for name, part in parts.items():
+                began = _now(device)
+                part()
+                if round_number:
+                    runs[name].append(_now(device) - began)
+    return {name: statistics.median(values) for name, values in runs.items()}
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def _focus(vae: Any, pyramid: FocusPyramid, call: Callable[[], Any]) -> Any:
+    with patched(vae, Focus(pyramid)):
+        return call()
+
+
+@torch.no_grad()
+def _targets(vae: Any, pyramid: FocusPyramid, x: Tensor) -> list[Tensor]:
+    return _focus(vae, pyramid, lambda: vae.encode_targets(x))
+
+
+def table(report: dict[str, Any]) -> list[str]:
+    """The ratios, as lines."""
+    seconds, ratio, flops = report["seconds"], report["time"], report["flops"]
+    return [
+        "part                             seconds",
+        *(f"{name:<30} {value:>9.4f}" for name, value in seconds.items()),
+        "",
+        f"pyramid against its encoder passes       {100 * ratio['pyramid_of_encoder_passes']:.2f}% of the time, "
+        f"{100 * flops['pyramid_of_encoder_passes']:.4f}% of the FLOPs",
+        f"pyramid in a training step (at most)     {100 * ratio['pyramid_of_training_step']:.2f}% of the time",
+        f"alias views against the encoder passes   {100 * ratio['alias_views_of_encoder_passes']:.2f}% of the time",
+        f"quantizer against the encoder passes     {100 * ratio['quantizer_of_encoder_passes']:.2f}% of the time",
+        f"focus tokens against vanilla VAR's       {ratio['focus_tokens_over_vanilla_tokens']:.2f} times the time",
+    ]
