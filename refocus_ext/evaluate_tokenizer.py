@@ -86,9 +86,9 @@ def open_instruments(options: EvalOptions, tokenizer: Tokenizer, device: torch.d
         tools.measures["lpips"] = lpips
     path = options.inception_weights
     tools.inception = _if_there(tools, "rfid", path, lambda: load_inception(path, device))
-    tools.alias = load_alias(tokenizer, device)
+    tools.alias = tokenizer.alias
     if tools.alias is None:
-        tools.not_measured["alias"] = f"{tokenizer.path} has no alias tokenizer that could be read."
+        tools.not_measured["alias"] = f"{tokenizer.path} trained no alias tokenizer."
     return tools
 
 
@@ -101,11 +101,6 @@ def _if_there(tools: Instruments, name: str, given: str, load: Callable[[], Any]
             raise
         tools.not_measured[name] = str(error)
         return None
-
-
-def load_alias(tokenizer: Tokenizer, device: torch.device) -> AliasCoder | None:
-    """The run's alias tokenizer, frozen and in eval mode; None where there is none."""
-    return None
 
 
 def ssim(image: Tensor, target: Tensor) -> Tensor:

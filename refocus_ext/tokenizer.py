@@ -10,20 +10,24 @@ from typing import Any
 import torch
 
 from patches import Focus, load_upstream
+from refocus_ext.alias_tokenizer import AliasGeometry, AliasTokenizer
 from refocus_ext.errors import UsageError
 from refocus_ext.files import sha256
 from refocus_ext.perceptual import read_state_dict
 from refocus_ext.pyramid import FocusPyramid
+from refocus_ext.tokenizer_objective import build_alias
 
 
 @dataclass(frozen=True)
 class Tokenizer:
     """The tokenizer of a run, with the pyramid that it was trained with and no other.
 
-    `vae` is a VQVAE patched with `patches.Focus`, frozen and in eval mode; `config` is the run's config.json.
+    `vae` is a VQVAE patched with `patches.Focus`, `alias` the alias tokenizer or None where the run trained none; both
+    are frozen and in eval mode. `config` is the run's config.json.
     """
 
     vae: Any
+    alias: AliasTokenizer | None
     pyramid: FocusPyramid
     config: dict[str, Any]
     path: Path
@@ -56,7 +60,28 @@ def load_tokenizer(run: Path, device: torch.device | str = "cpu") -> Tokenizer:
         reason = str(error).strip().splitlines()[-1].strip().rstrip(".")
         raise UsageError(f"{weights} does not fit the geometry in {run / 'config.json'} ({reason}).") from None
     Focus(pyramid).apply(vae)
-    return Tokenizer(vae.requires_grad_(False).eval(), pyramid, config, run)
+    vae.requires_grad_(False).eval()
+    return Tokenizer(vae, _load_alias(run, config, vae, device), pyramid, config, run)
+
+
+def _load_alias(run: Path, config: dict[str, Any], vae: Any, device: torch.device | str) -> AliasTokenizer | None:
+    """The alias tokenizer that the configuration describes."""
+    if not config.get("alias"):
+        return None
+    weights = run / "alias.pth"
+    if not weights.is_file():
+        raise UsageError(
+            f"{run} trained an alias tokenizer but its alias.pth is missing; restore it, or train the run again."
+        )
+    check_weights(run, config, weights.name)
+    state = read_state_dict(weights, "train the run again, or copy it anew")
+    try:
+        alias = build_alias(AliasGeometry.from_dict(config["alias"]), vae, device)
+        alias.load_state_dict(state, strict=True)
+    except (RuntimeError, TypeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[-1].strip().rstrip(".")
+        raise UsageError(f"{weights} does not fit the geometry in {run / 'config.json'} ({reason}).") from None
+    return alias.requires_grad_(False).eval()
 
 
 def read_config(run: Path) -> dict[str, Any]:

@@ -184,8 +184,10 @@ def test_lecam_travels_in_the_state_dict_and_only_training_moves_it() -> None:
     other.load_state_dict(critic.state_dict(), strict=True)
     before = other.eval().lecam.means.clone()
     assert torch.equal(before, critic.lecam.means)
-    other(real, fake)
+    other(0.1 * real, 0.1 * fake)
     assert torch.equal(other.lecam.means, before)
+    other.train()(0.1 * real, 0.1 * fake)
+    assert not torch.equal(other.lecam.means, before)
     assert critic.state_dict().keys() == adversary().state_dict().keys(), "whether LeCAM is on or off"
 
 

@@ -260,7 +260,7 @@ def test_options_parse_and_their_help_is_complete() -> None:
 
 def tokenizer_of(vae: Any, pyramid: FocusPyramid) -> Tokenizer:
     Focus(pyramid).apply(vae.eval())
-    return Tokenizer(vae, pyramid, {"options": {}}, Path("somewhere"))
+    return Tokenizer(vae, None, pyramid, {"options": {}}, Path("somewhere"))
 
 
 def test_without_blur_both_columns_are_the_same(upstream: Upstream, images: Tensor) -> None:

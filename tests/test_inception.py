@@ -193,14 +193,16 @@ def test_streaming_equals_one_shot_even_far_from_zero(offset: float) -> None:
 def test_merged_parts_equal_the_whole_and_stay_themselves() -> None:
     x = sample(90)
     a, b, empty = statistics_of(x[:40]), statistics_of(x[40:]), FeatureStatistics()
-    before = b.mean.clone(), b.covariance.clone()
+    before = [(part.mean.clone(), part.covariance.clone()) for part in (a, b)]
     empty.merge(a)
     empty.merge(FeatureStatistics())
     empty.merge(b)
     whole = statistics_of(x)
     assert empty.count == 90
     assert torch.allclose(empty.mean, whole.mean) and torch.allclose(empty.covariance, whole.covariance)
-    assert a.count == 40 and torch.equal(b.mean, before[0]) and torch.equal(b.covariance, before[1])
+    assert (a.count, b.count) == (40, 50)
+    for part, (mean, covariance) in zip((a, b), before, strict=True):
+        assert torch.equal(part.mean, mean) and torch.equal(part.covariance, covariance)
 
 
 def test_half_precision_features_are_summed_in_float64() -> None:

@@ -25,7 +25,7 @@ from refocus_ext.train_tokenizer import TokenizerTraining
 
 TINY = tuple(
     "--preset demo --image-size 32 --patch-nums 1,2 --focus-states 2 --rho-max 3 --codebook-size 64 --latent-channels 8 "
-    "--batch-size 4 --steps 6 --warm-autoencoder 2 --picture-every 3 --save-every 2 --revive 1".split()  # noqa: SIM905
+    "--batch-size 4 --steps 6 --warm-autoencoder 2 --picture-every 3 --save-every 2 --revive 1".split()
 )
 
 
