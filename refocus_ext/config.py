@@ -121,6 +121,7 @@ class TokenizerOptions:
     )
     save_every: int = option(None, "steps between checkpoints", kind=positive(int), group="run", identity=False)
     picture_every: int = option(None, "steps between pictures and validations", kind=positive(int), group="run", identity=False)
+    val_images: int = option(256, "at most this many images are looked at in a validation, evenly spread", kind=positive(int), group="run", identity=False)
     dry_run: bool = option(False, "print the plan and leave", group="run", identity=False)
     # fmt: on
 
@@ -134,8 +135,8 @@ _PAPER: dict[str, Any] = dict(
 PRESETS: dict[str, dict[str, Any]] = {
     "demo": dict(
         image_size=64, patch_nums=(1, 2, 3, 4), codebook_size=512, ch=32, focus_states=3, rho_max=6.0, l1=1.0, lpips=0.0,
-        gan=0.0, steps=600, warm_autoencoder=240, batch_size=8, lr=6e-4, alias_lr=1e-3, lr_end=0.05, warmup=20, beta1=0.9, beta2=0.99,
-        weight_decay=0.0, ema=0.0, revive=25, workers=0, save_every=100, picture_every=50,
+        gan=0.0, steps=500, warm_autoencoder=200, batch_size=8, lr=6e-4, alias_lr=1e-3, lr_end=0.05, warmup=20, beta1=0.9, beta2=0.99,
+        weight_decay=0.0, ema=0.0, revive=25, workers=0, save_every=100, picture_every=100,
     ),
     "vanilla": _PAPER | dict(codebook_size=4096),
     "paper": _PAPER,

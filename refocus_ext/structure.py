@@ -16,7 +16,6 @@ from torch import distributed as tdist
 from torch.nn import functional as F
 
 from patches.focus_quantizer import straight_through
-from refocus_ext.pyramid import FocusPyramid
 
 
 @dataclass(frozen=True)
@@ -162,10 +161,15 @@ def psnr(image: Tensor, target: Tensor) -> Tensor:
 @torch.no_grad()
 def prefixes(vae: Any, x_B3HW: Tensor) -> list[Tensor]:
     """The image of each focus state's prefix, K times (B,3,H,W): the tokens up to the last scale the state serves."""
-    pyramid: FocusPyramid = vae.focus_pyramid
-    scales = pyramid.last_scale_of_state(vae.quantize.v_patch_nums)
-    images = vae.img_to_reconstructed_img(x_B3HW)
-    return [images[scale if scale is not None else -1] for scale in scales]
+    targets = vae.encode_targets(x_B3HW)
+    return decode_prefixes(vae, vae.quantize.f_to_idxBl_or_fhat(targets, to_fhat=True))
+
+
+@torch.no_grad()
+def decode_prefixes(vae: Any, f_hat_S: Sequence[Tensor]) -> list[Tensor]:
+    """As `prefixes`, from the quantizer's f_hat after each scale, (B,C,n,n)."""
+    scales = vae.focus_pyramid.last_scale_of_state(vae.quantize.v_patch_nums)
+    return [vae.decode(f_hat_S[-1 if scale is None else scale]).clamp_(-1, 1) for scale in scales]
 
 
 @torch.no_grad()
@@ -175,10 +179,11 @@ def validate(vae: Any, batches: Iterable[Tensor]) -> PrefixReport:
     vae.eval()
     focus, sharp, idx = [], [], []
     for x in batches:
-        images = prefixes(vae, x)
+        targets = vae.encode_targets(x)
+        images = decode_prefixes(vae, vae.quantize.f_to_idxBl_or_fhat(targets, to_fhat=True))
         focus.append(torch.stack([psnr(image, pyramid.focused(x, k)) for k, image in enumerate(images)]))
         sharp.append(torch.stack([psnr(image, x) for image in images]))
-        idx.append([tokens.flatten() for tokens in vae.img_to_idxBl(x)])
+        idx.append([tokens.flatten() for tokens in vae.quantize.f_to_idxBl_or_fhat(targets, to_fhat=False)])
     vae.train(training)
     codes = vae.quantize.vocab_size
     idx_S = [torch.cat(tokens) for tokens in zip(*idx, strict=True)]

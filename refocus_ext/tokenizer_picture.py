@@ -18,7 +18,9 @@ ROWS = 8
 
 
 @torch.no_grad()
-def draw_prefixes(run: RunFolder, vae: Any, data: Crops, step: int, steps: int, quantized: bool) -> None:
+def draw_prefixes(
+    run: RunFolder, vae: Any, data: Crops, step: int, steps: int, quantized: bool, rows_at_most: int = ROWS
+) -> None:
     """Draws validation images evenly spread over the data set.
 
     Args:
@@ -28,7 +30,7 @@ def draw_prefixes(run: RunFolder, vae: Any, data: Crops, step: int, steps: int, 
     training, device = vae.training, next(vae.parameters()).device
     vae.eval()
     rows, captions, names = [], [], []
-    for index in spread(range(len(data)), ROWS):
+    for index in spread(range(len(data)), min(ROWS, rows_at_most)):
         sample = data[index]
         row, caption = _row(vae, sample.image.unsqueeze(0).to(device), quantized)
         rows.append(row)

@@ -44,8 +44,6 @@ from refocus_ext.tokenizer_plan import (
 )
 from refocus_ext.training import Training, finite
 
-VALIDATION_IMAGES = 256
-
 
 def main(options: TokenizerOptions) -> int:
     """Runs the command; returns its exit code."""
@@ -343,7 +341,7 @@ class TokenizerTraining(Training):
         options = self.options
         generator = torch.Generator().manual_seed(derived_seed(options.seed, 5))
         if step == options.warm_autoencoder and not options.init:
-            crops = self._sample_crops(max(64, 4 * options.codebook_size // options.patch_nums[-1] ** 2))
+            crops = self._sample_crops(max(32, 2 * options.codebook_size // options.patch_nums[-1] ** 2))
             initialise_codebook(self.vae.quantize, self._targets(crops), generator)
             self.world.broadcast(self.vae.quantize.embedding.weight.data)
         if step == self.alias_start and self.alias is not None:
@@ -385,21 +383,29 @@ class TokenizerTraining(Training):
             return
         quantized = self.step > self.options.warm_autoencoder
         if quantized:
-            self.report = report = validate(self.finished_vae, self._val_batches(VALIDATION_IMAGES))
+            self.report = report = validate(self.finished_vae, self._val_batches())
             self.run.log(self.step, report.flat(), "val/")
             progress.say(f"step {self.step}: {summary(report, self.options.codebook_size)}")
             for warning in report.collapsed(self.options.codebook_size):
                 progress.say(f"warning: {warning}")
         if self.alias is not None and self.step > self.alias_start:
             self._observe_alias(progress)
-        draw_prefixes(self.run, self.finished_vae, self.val_data, self.step, self.options.steps, quantized)
+        draw_prefixes(
+            self.run,
+            self.finished_vae,
+            self.val_data,
+            self.step,
+            self.options.steps,
+            quantized,
+            self.options.val_images,
+        )
 
     def _observe_alias(self, progress: Progress) -> None:
         """Held-out explained variance of the alias tokens, and their picture."""
         alias, pyramid = self.finished_alias.eval(), self.vae.focus_pyramid
         total, idx = ExplainedVariance(pyramid.states - 1), []
         with torch.no_grad():
-            for x in self._val_batches(VALIDATION_IMAGES):
+            for x in self._val_batches():
                 views = alias_views(pyramid, x)
                 idx.append(alias.tokens(views))
                 total.update(views, alias.reconstruct(idx[-1]))
@@ -416,8 +422,10 @@ class TokenizerTraining(Training):
         progress.say(f"step {self.step}: alias tokens explain {shown} of the residuals' variance")
         draw_alias(self.run, alias, pyramid, self.val_data, self.step, self.options.steps)
 
-    def _val_batches(self, limit: int) -> Iterator[Tensor]:
-        for chunk in _chunks(spread(range(len(self.val_data)), limit), min(32, self.options.batch_size)):
+    def _val_batches(self) -> Iterator[Tensor]:
+        for chunk in _chunks(
+            spread(range(len(self.val_data)), self.options.val_images), min(32, self.options.batch_size)
+        ):
             yield torch.stack([self.val_data[index].image for index in chunk]).to(self.world.device)
 
     def finish(self) -> None:
