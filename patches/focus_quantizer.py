@@ -7,6 +7,7 @@ the K focus targets T_k = quant_conv(E(F_k)), each (B,C,h,w); a plain tensor `f_
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -59,6 +60,17 @@ def straight_through(f_hat_BChw: Tensor, target_BChw: Tensor, pn: int | None = N
     followed = target_BChw if pn is None else prefix_projection(target_BChw, pn)
     # upstream's order of operations, (f_hat - sg f) + f, to the bit
     return (f_hat_BChw.detach() - followed.detach()).add_(followed)
+
+
+@contextmanager
+def full_precision_matmul() -> Iterator[None]:
+    """Inside, fp32 products are fp32: TF32 and a CPU's bf16 shortcut flip some of the nearest codes."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 class FocusQuantizer(InstancePatch):
@@ -131,10 +143,11 @@ class FocusQuantizer(InstancePatch):
     def nearest_code(self, z_NC: Tensor) -> Tensor:
         """Index (N,) of the code nearest to each vector, in upstream's arithmetic: fp32, ties to the lowest index."""
         weight = self.embedding.weight.data
-        if self.using_znorm:
-            return torch.argmax(F.normalize(z_NC, dim=-1) @ F.normalize(weight.T, dim=0), dim=1)
-        distance = torch.sum(z_NC.square(), dim=1, keepdim=True) + torch.sum(weight.square(), dim=1)
-        return torch.argmin(distance.addmm_(z_NC, weight.T, alpha=-2, beta=1), dim=1)
+        with full_precision_matmul():
+            if self.using_znorm:
+                return torch.argmax(F.normalize(z_NC, dim=-1) @ F.normalize(weight.T, dim=0), dim=1)
+            distance = torch.sum(z_NC.square(), dim=1, keepdim=True) + torch.sum(weight.square(), dim=1)
+            return torch.argmin(distance.addmm_(z_NC, weight.T, alpha=-2, beta=1), dim=1)
 
     def _lookup(self, idx_Bhw: Tensor, latent: tuple[int, int], si: int, scales: int) -> Tensor:
         """phi(code vectors, bicubically upsampled to the latent's size): one scale's share of f_hat."""

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch import distributed as tdist
 from torch.nn import functional as F
 
-from patches.focus_quantizer import straight_through
+from patches.focus_quantizer import full_precision_matmul, straight_through
 from refocus_ext.codebook import kmeans
 from refocus_ext.pyramid import FocusPyramid
 
@@ -476,7 +476,8 @@ def nearest_code(z_NC: Tensor, table_VC: Tensor) -> Tensor:
     """Index (N,) of the nearest row of the table, by ||e||^2 - 2 z.e in chunks; ties to the lowest index."""
     norm_V = table_VC.square().sum(1)
     rows = max(1, SEARCH // len(table_VC))
-    return torch.cat([torch.addmm(norm_V, z, table_VC.T, alpha=-2).argmin(1) for z in z_NC.split(rows)])
+    with full_precision_matmul():
+        return torch.cat([torch.addmm(norm_V, z, table_VC.T, alpha=-2).argmin(1) for z in z_NC.split(rows)])
 
 
 def _principal_axes(points_NC: Tensor) -> Tensor:

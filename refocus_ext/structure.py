@@ -34,6 +34,7 @@ class StructureOutput:
     """Loss of a step and what the loop looks at: terms (detached), tokens per scale, pooled residuals per scale."""
 
     loss: Tensor
+    recon: Tensor  # its pixel loss on the sharp image, with gradient: what an adversarial loss is weighed against
     image: Tensor  # the sharp reconstruction, with gradient: what LPIPS and the discriminator see
     terms: dict[str, Tensor]
     idx_S: list[Tensor]
@@ -77,7 +78,12 @@ class StructureObjective(nn.Module):
                 image = decoded if name == "recon" else image
         loss = torch.stack(list(terms.values())).sum()
         return StructureOutput(
-            loss + self._all_take_part(), image, {name: term.detach() for name, term in terms.items()}, [], []
+            loss + self._all_take_part(),
+            terms["recon"],
+            image,
+            {name: term.detach() for name, term in terms.items()},
+            [],
+            [],
         )
 
     def _quantized(self, x: Tensor, state: int) -> StructureOutput:
@@ -94,7 +100,7 @@ class StructureObjective(nn.Module):
         loss = loss + self._all_take_part()
         terms |= {"commitment": commitment.mean(), "codebook": codebook.mean()}
         return StructureOutput(
-            loss, decoded, {name: term.detach() for name, term in terms.items()}, q.idx_S, q.residual_S
+            loss, terms["recon"], decoded, {name: term.detach() for name, term in terms.items()}, q.idx_S, q.residual_S
         )
 
     def _all_take_part(self) -> Tensor | float:

@@ -234,12 +234,13 @@ class TokenizerTraining(Training):
             out, alias = self.objective(
                 x, state, quantize=step >= self.options.warm_autoencoder, train_alias=step >= self.alias_start
             )
-            loss, terms = out.loss, dict(out.terms)
+            loss, sharp, terms = out.loss, out.recon, dict(out.terms)
             if self.lpips is not None:
                 perceptual = self.lpips(out.image, x).mean()
-                loss, terms["lpips"] = loss + self.options.lpips * perceptual, perceptual.detach()
+                loss, sharp = loss + self.options.lpips * perceptual, sharp + self.options.lpips * perceptual
+                terms["lpips"] = perceptual.detach()
             if self._adversarial(step):
-                term, terms["gan"], terms["gan_weight"] = self._adversarial_term(step, x, out, loss)
+                term, terms["gan"], terms["gan_weight"] = self._adversarial_term(step, out, sharp)
                 loss = loss + term
         terms = {"loss": loss.detach(), **terms}
         if alias is not None:
@@ -252,15 +253,14 @@ class TokenizerTraining(Training):
     def _adversarial(self, step: int) -> bool:
         return self.adversary is not None and step >= self.options.gan_start * self.options.steps
 
-    def _adversarial_term(
-        self, step: int, x: Tensor, out: StructureOutput, loss: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The generator's adversarial loss, weighted so that its gradient at the last layer matches the other losses'."""
+    def _adversarial_term(self, step: int, out: StructureOutput, sharp: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The generator's adversarial loss, weighted so that its gradient at the decoder's last layer matches that of
+        the sharp reconstruction's other losses (VQGAN's adaptive weight)."""
         from refocus_ext.adversarial import adaptive_weight
 
         options = self.options
         adversarial = self.adversary.generator_loss(out.image)
-        weight = adaptive_weight(loss, adversarial, self.vae.decoder.conv_out.weight, floor=options.gan_floor)
+        weight = adaptive_weight(sharp, adversarial, self.vae.decoder.conv_out.weight, floor=options.gan_floor)
         grown = min(1.0, (step - options.gan_start * options.steps + 1) / options.gan_warmup)
         return options.gan * grown * weight * adversarial, adversarial.detach(), weight.detach()
 

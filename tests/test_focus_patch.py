@@ -206,6 +206,19 @@ def test_residual_follows_the_targets(focus_vae: Any, images: Tensor) -> None:
         f_hat = f_hat + quantizer.quant_resi[si / 3](up)
 
 
+def test_the_codebook_search_is_full_precision_whatever_the_process_wants(focus_vae: Any, images: Tensor) -> None:
+    quantizer = focus_vae.quantize
+    vectors = torch.randn(4000, 8, generator=torch.Generator().manual_seed(0))
+    exact = torch.cdist(vectors.double(), quantizer.embedding.weight.double()).argmin(1)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        assert torch.equal(quantizer.nearest_code(vectors), exact)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def test_wrong_number_of_targets_is_refused(focus_vae: Any, images: Tensor) -> None:
     with pytest.raises(ValueError, match="2 focus targets were given; the pyramid has 3 states"):
         focus_vae.quantize.f_to_idxBl_or_fhat([focus_vae.encode_view(images)] * 2, to_fhat=False)
