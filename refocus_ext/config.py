@@ -36,7 +36,7 @@ class TokenizerOptions:
     hflip: bool = option(False, "random horizontal flips", group="what to train on")
     init: str = option(
         "", "VQVAE weights to start from, as upstream publishes them (vae_ch160v4096z32.pth fits preset vanilla); their "
-        "codebook is kept", metavar="FILE", group="what to train on",
+        "codebook is kept and used from the first step", metavar="FILE", group="what to train on",
     )
 
     image_size: int = option(None, "crop, a multiple of 16", unit="pixels", kind=positive(int), group="structure tokenizer (VQVAE)")

@@ -56,6 +56,8 @@ def _run(options: TokenizerOptions, here: World) -> int:
     say = print if here.main else _silent
     say(upstream.describe())
     say(why_preset(options))
+    if options.init:  # its codebook fits its latents: quantized from the first step
+        options = dataclasses.replace(options, warm_autoencoder=0)
     pyramid = make_pyramid(options)
     train, val = find_images(options)
     check_plan(options, pyramid, train)

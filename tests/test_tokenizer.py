@@ -379,7 +379,7 @@ def test_init_starts_from_published_weights(
 ) -> None:
     published = load_upstream().build_vae(vocab_size=64, z_channels=8, ch=32, patch_nums=(1, 2))
     torch.save(published.state_dict(), tmp_path / "vae.pth")
-    options = ("--init", str(tmp_path / "vae.pth"), "--steps", "1", "--warm-autoencoder", "0", "--lr", "1e-9")
+    options = ("--init", str(tmp_path / "vae.pth"), "--steps", "1", "--lr", "1e-9")
     assert train(image_tree, tmp_path / "run", *options) == 0
     weights = torch.load(tmp_path / "run" / "vae.pth", weights_only=True)
     for key, value in published.state_dict().items():
