@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from refocus_ext.errors import RunFailed, UsageError
-from refocus_ext.files import sha256, written_beside
+from refocus_ext.files import remove_torn, sha256, written_beside
 
 _NAME = re.compile(r"step-(\d{8})-([0-9a-f]{16})\.pt$")
 
@@ -37,7 +37,8 @@ class Checkpoints:
             RunFailed: the disk is full or not writable; what was there before is untouched.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        draft = self.folder / f".step-{step:08d}.draft"
+        remove_torn(self.folder)
+        draft = self.folder / f".step-{step:08d}.draft.part"
         try:
             with written_beside(draft) as beside:
                 torch.save(state | {"step": step}, beside)

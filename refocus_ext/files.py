@@ -28,6 +28,12 @@ def written_beside(path: Path) -> Iterator[Path]:
             os.unlink(beside)
 
 
+def remove_torn(folder: Path) -> None:
+    """Removes what killed writers left beside the files of a folder that has one writer."""
+    for torn in folder.glob(".*.part"):
+        torn.unlink(missing_ok=True)
+
+
 def _sync_folder(folder: Path) -> None:
     handle = os.open(folder, os.O_RDONLY)
     try:

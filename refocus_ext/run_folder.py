@@ -12,7 +12,7 @@ from typing import Any
 
 from refocus_ext.checkpoint import Checkpoints
 from refocus_ext.errors import UsageError
-from refocus_ext.files import save_json, sha256, written_beside
+from refocus_ext.files import remove_torn, save_json, sha256, written_beside
 
 
 class RunFolder:
@@ -33,6 +33,7 @@ class RunFolder:
         self.config = dict(config) | self._weights()
         try:
             path.mkdir(parents=True, exist_ok=True)
+            remove_torn(path)
             save_json(path / "config.json", self.config)
         except OSError as error:
             raise UsageError(f"cannot write to --out {path} ({error.strerror}); choose another folder.") from None

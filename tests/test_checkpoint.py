@@ -66,6 +66,32 @@ def test_a_full_disk_leaves_the_last_one(tmp_path: Path, monkeypatch: pytest.Mon
     assert latest and latest["step"] == 1
 
 
+CUT_OFF_SAVE = """
+import resource, signal, sys, torch
+from pathlib import Path
+from refocus_ext.checkpoint import Checkpoints
+from refocus_ext.errors import RunFailed
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+try:
+    Checkpoints(Path(sys.argv[1])).save(2, {"weights": torch.randn(1_000_000)})
+except RunFailed as error:
+    assert "the one before is intact" in str(error), error
+    raise SystemExit(17)
+"""
+
+
+def test_a_write_that_the_system_cuts_off_leaves_the_last_one(tmp_path: Path) -> None:
+    """A real short write in the middle of torch.save, as on a full disk (here by a limit on the file's size)."""
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, state(1))
+    cut = subprocess.run([sys.executable, "-c", CUT_OFF_SAVE, str(tmp_path)], cwd=ROOT)
+    assert cut.returncode == 17
+    assert len(os.listdir(tmp_path)) == 1, "the torn file is removed"
+    latest = checkpoints.load_latest()
+    assert latest and latest["step"] == 1
+
+
 KILLED_SAVE = """
 import os, signal, sys, torch
 from pathlib import Path
@@ -88,6 +114,9 @@ def test_sigkill_in_the_middle_of_a_save_leaves_the_last_one(tmp_path: Path) -> 
     assert killed.returncode == -signal.SIGKILL
     latest = checkpoints.load_latest()
     assert latest and latest["step"] == 1
+    assert len(os.listdir(tmp_path)) == 2, "the torn file of the killed writer"
+    checkpoints.save(2, state(2))
+    assert sorted(os.listdir(tmp_path)) == [path.name for path in checkpoints.paths()]
 
 
 def test_foreign_files_are_no_checkpoints(tmp_path: Path) -> None:
