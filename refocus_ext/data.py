@@ -32,11 +32,15 @@ DEMO_PHOTOGRAPHS = (
 
 @dataclass(frozen=True)
 class ImageList:
-    """Paths with labels. `classes[label]` is the class name: the folder, or the photograph of the demo."""
+    """Paths with labels. `classes[label]` is the class name: the folder, or the photograph of the demo.
+
+    `square` images are cut to their central square first, so that a random crop covers most of one.
+    """
 
     paths: tuple[str, ...]
     labels: tuple[int, ...]
     classes: tuple[str, ...]
+    square: bool = False
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -59,7 +63,7 @@ def demo_photographs() -> ImageList:
     if len(paths) < len(DEMO_PHOTOGRAPHS) // 2:
         raise UsageError(f"this scikit-image ships only {len(paths)} of the demo photographs; give --data DIR.")
     classes = tuple(path.stem for path in paths)
-    return ImageList(tuple(map(str, paths)), tuple(range(len(paths))), classes)
+    return ImageList(tuple(map(str, paths)), tuple(range(len(paths))), classes, square=True)
 
 
 # ------------------------------------------------------------------------------------------------ image folders
@@ -147,10 +151,14 @@ def derived_seed(*parts: int) -> int:
     return (int(high) << 31) ^ int(low)
 
 
-def load_resized(path: str, shorter: int) -> Image.Image:
-    """RGB image whose shorter side is `shorter` pixels (Lanczos, as VAR)."""
+def load_resized(path: str, shorter: int, square: bool = False) -> Image.Image:
+    """RGB image whose shorter side is `shorter` pixels (Lanczos, as VAR), of its central square if asked."""
     with Image.open(path) as file:
         image = file.convert("RGB")
+    if square:
+        side = min(image.size)
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        image = image.crop((left, top, left + side, top + side))
     width, height = image.size
     scale = shorter / min(width, height)
     return image.resize(
@@ -246,7 +254,7 @@ class Crops(Dataset[Sample]):
     def _load(self, index: int) -> Image.Image:
         path = self.images.paths[index]
         try:
-            return load_resized(path, self.shorter)
+            return load_resized(path, self.shorter, self.images.square)
         except (OSError, SyntaxError, ValueError) as error:
             raise BrokenImage(path) from error
 

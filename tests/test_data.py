@@ -21,6 +21,7 @@ def test_demo_photographs_are_real_files_one_class_each() -> None:
     assert len(photographs) >= 15 and {"astronaut", "coffee", "rocket"} <= set(photographs.classes)
     assert photographs.labels == tuple(range(len(photographs)))
     assert data.check_images(photographs, 64, "refuse") is None
+    assert {Crops(photographs, 64)._resized(index).size for index in range(len(photographs))} == {(72, 72)}
 
 
 def test_image_folder_labels_follow_sorted_class_names(image_tree: Path) -> None:
