@@ -446,7 +446,8 @@ class TokenizerTraining(Training):
         if self.alias is not None:
             shown = ", ".join(f"{100 * value:.1f}%" for value in self.explained)
             where = "held-out images" if self.options.data else "centre crops of its own photographs"
-            print(f"\nalias tokens explain {shown} of the variance of A_1 .. A_{len(self.explained)} on {where}")
+            views = " and ".join(f"A{k}" for k in range(1, len(self.explained) + 1))
+            print(f"\nalias tokens explain {shown} of the variance of {views} on {where}")
             for warning in explained_warnings(self.explained, self.options.alias_stride):
                 print(f"warning: {warning}")
 

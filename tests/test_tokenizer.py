@@ -278,6 +278,7 @@ def test_truncated_images_are_replaced_named_and_counted(
         ("--accumulate", "2"),
         ("--ema", "0.9", "--alias-codebook", "shared"),
         ("--precision", "bf16"),
+        ("--precision", "fp16"),
         ("--blur", "none"),
     ],
 )
