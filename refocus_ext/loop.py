@@ -97,13 +97,14 @@ class Progress:
         now = time.monotonic()
         rate = (done - self.start) / max(1e-9, now - self.began)
         if not self.bar.disable:
-            self.bar.set_postfix_str(f"{text} | {rate * self.images:.1f} img/s", refresh=False)
+            self.bar.set_postfix_str(f"{text} | {rate * self.images:.3g} img/s", refresh=False)
             self.bar.update(1)
         elif now - self.told >= self.every or done == self.steps:
             self.told = now
+            pace = f"{rate:.2f} steps/s" if rate >= 0.1 else f"{1 / max(rate, 1e-9):.0f} s/step"
             left = duration((self.steps - done) / max(rate, 1e-9))
             print(
-                f"step {done}/{self.steps}  {text}  {rate:.2f} steps/s  {rate * self.images:.1f} img/s  {left} left",
+                f"step {done}/{self.steps}  {text}  {pace}  {rate * self.images:.3g} img/s  {left} left",
                 flush=True,
             )
 
