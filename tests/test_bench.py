@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,6 @@ def test_pyramid_is_a_small_share_of_the_papers_flops() -> None:
 
 def test_parts_take_turns_after_an_untimed_round() -> None:
     order: list[str] = []
-    parts = {name: (lambda name=name: order.append(name)) for name in "ab"}
+    parts: dict[str, Callable[[], object]] = {"a": lambda: order.append("a"), "b": lambda: order.append("b")}
     times = bench.time_interleaved(parts, 2, torch.device("cpu"))
     assert order == list("ababab") and set(times) == {"a", "b"}
