@@ -139,7 +139,7 @@ class BlockCausal(Patch):
         scale_groups([(0, 1)], groups)
         self.groups = groups
 
-    def hosts(self, model: Any) -> Sequence[nn.Module]:
+    def hosts(self, model: Any) -> Sequence[Any]:
         attentions = [block.attn for block in getattr(model, "blocks", ()) if hasattr(block, "attn")]
         if not attentions or not hasattr(model, "begin_ends"):
             raise PatchError(f"BlockCausal patches a VAR; a {type(model).__name__} has no self-attention in `blocks`.")

@@ -94,7 +94,7 @@ def distillation_loss_from_hidden(
     pieces = zip(student_BLC.split(step, dim=1), teachers, targets_BL.split(step, dim=1), strict=True)
     results = [checkpoint(piece, *args, use_reentrant=False, preserve_rng_state=False) for args in pieces]
     sums, *parts = zip(*results, strict=True)
-    terms = _TokenTerms(*(None if part[0] is None else torch.cat(part, dim=1) for part in parts))
+    terms = _TokenTerms._make(None if part[0] is None else torch.cat(part, dim=1) for part in parts)
     return torch.stack(sums).sum() / targets_BL.numel(), _report(terms, begin_ends)
 
 
@@ -203,11 +203,11 @@ class _Eq13(torch.autograd.Function):
             p_tea = _probabilities(teacher, lse_t, part) if pull or grads[1] is not None else None
             if grads[0] is not None:
                 d_x = _probabilities(student, lse_s, part)
-                if pull:
+                if pull and p_tea is not None:
                     d_x.mul_(1 + ctx.kl_weight).sub_(p_tea, alpha=ctx.kl_weight)
                 grads[0][:, part].copy_(_less_one_hot(d_x, targets[:, part]).mul_(gain))
                 del d_x
-            if grads[1] is not None:
+            if grads[1] is not None and p_tea is not None:
                 grads[1][:, part].copy_(_less_one_hot(p_tea, targets[:, part]).mul_(gain))
         return (*grads, None, None, None, None)
 

@@ -35,9 +35,14 @@ def tokens() -> list[Tensor]:
     return [torch.randint(64, (2, pn * pn), generator=draw) for pn in PATCH_NUMS]
 
 
+@torch.no_grad()
+def var_input(var: Any) -> Tensor:
+    return var.vae_quant_proxy[0].idxBl_to_var_input(tokens())
+
+
 def teacher_forced(var: Any) -> Tensor:
     torch.manual_seed(0)  # label drop and DropPath
-    return var(torch.tensor([1, 3]), var.vae_quant_proxy[0].idxBl_to_var_input(tokens()))
+    return var(torch.tensor([1, 3]), var_input(var))
 
 
 def step(var: Any) -> tuple[Tensor, dict[str, Tensor]]:
@@ -48,9 +53,8 @@ def step(var: Any) -> tuple[Tensor, dict[str, Tensor]]:
     return logits_BLV.detach(), {name: p.grad.clone() for name, p in var.named_parameters() if p.grad is not None}
 
 
-def assert_as_exact(found: Tensor, expected: Tensor, name: str = "logits") -> None:
-    error = (found - expected).norm() / expected.norm().clamp_min(1e-3)
-    assert error < 1e-6, f"{name}: {error:.1e}"
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).norm() / expected.norm().clamp_min(1e-3))
 
 
 # ------------------------------------------------------------------------------------------------ the split
@@ -85,6 +89,24 @@ def test_attention_equals_masked_softmax_written_out(groups: int | None) -> None
 # ------------------------------------------------------------------------------------------------ as upstream
 
 
+@pytest.mark.parametrize("l2_norm", [False, True])
+@EVERY_GROUPING
+def test_self_attention_is_upstreams_in_double_precision(upstream: Upstream, groups: int | None, l2_norm: bool) -> None:
+    var = lively_var(upstream, attn_l2_norm=l2_norm)
+    attention = var.blocks[1].attn.double()
+    draw = torch.Generator().manual_seed(0)
+    x, weight = (torch.randn(2, L, var.C, generator=draw, dtype=torch.float64) for _ in range(2))
+
+    def run() -> tuple[Tensor, ...]:
+        leaves = (x.requires_grad_(), *attention.parameters())
+        out = attention(x, var.attn_bias_for_masking.double())
+        return out.detach(), *torch.autograd.grad((out * weight).sum(), leaves)
+
+    expected = run()
+    with patched(var, BlockCausal(groups)):
+        torch.testing.assert_close(run(), expected, rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.parametrize(("l2_norm", "shared_aln"), [(True, False), (False, False), (True, True)])
 @EVERY_GROUPING
 def test_training_pass_and_gradients_are_upstreams(
@@ -96,19 +118,21 @@ def test_training_pass_and_gradients_are_upstreams(
     logits, gradients = step(var)
     with patched(var, BlockCausal(groups)):
         ours, own_gradients = step(var)
-    assert_as_exact(ours, logits)
+    assert relative_error(ours, logits) < 1e-6
     assert own_gradients.keys() == gradients.keys()
-    for name, gradient in gradients.items():
-        assert_as_exact(own_gradients[name], gradient, name)
+    assert (
+        relative_error(*(torch.cat([g.flatten() for g in side.values()]) for side in (own_gradients, gradients))) < 1e-6
+    )
+    for name, gradient in gradients.items():  # some are small sums of large terms that cancel: q_bias, scale_mul
+        assert relative_error(own_gradients[name], gradient) < 5e-6, name
 
 
 def test_a_later_scale_cannot_be_seen(upstream: Upstream) -> None:
     """Changing the input of scale i leaves the logits of the scales before it, and changes its own."""
     var = lively_var(upstream).eval()
     var.cond_drop_rate = 0.0
-    BlockCausal().hosts(var)
     BlockCausal(3).apply(var)
-    x_BLCv, label = var.vae_quant_proxy[0].idxBl_to_var_input(tokens()), torch.tensor([1, 3])
+    x_BLCv, label = var_input(var), torch.tensor([1, 3])
     before = var(label, x_BLCv)
     for begin, end in BEGIN_ENDS[1:]:
         changed = x_BLCv.clone()
@@ -186,9 +210,10 @@ def test_progressive_training_and_foreign_masks_are_refused(upstream: Upstream) 
         attention(x, var.attn_bias_for_masking[:, :, :14, :14])
     with pytest.raises(ValueError, match="it got 14 tokens"):
         attention(x[:, :14], var.attn_bias_for_masking)
-    var.prog_si = 2
-    with pytest.raises(ValueError, match="progressive training needs the dense mask"):
-        var(torch.tensor([1, 3]), var.vae_quant_proxy[0].idxBl_to_var_input(tokens())[:, :13])
+    if upstream.kind == "submodule":  # the stand-in has no progressive training
+        var.prog_si = 2
+        with pytest.raises(ValueError, match="progressive training needs the dense mask"):
+            var(torch.tensor([1, 3]), var_input(var)[:, :13])
 
 
 def test_dropout_is_refused(upstream: Upstream) -> None:

@@ -18,7 +18,9 @@ BEGIN_ENDS = ((0, 1), (1, 5), (5, 14))
 B, L, V, C = 3, 14, 11, 6
 
 
-def logits(seed: int, dtype: torch.dtype = torch.float32, shape: tuple[int, ...] = (B, L, V), gain: float = 3) -> Tensor:
+def logits(
+    seed: int, dtype: torch.dtype = torch.float32, shape: tuple[int, ...] = (B, L, V), gain: float = 3
+) -> Tensor:
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     return (gain * noise).to(dtype).requires_grad_()
 
@@ -172,7 +174,12 @@ def test_overwritten_logits_are_gone_and_say_so() -> None:
     ],
 )
 def test_misuse_is_refused(change: dict[str, Any], message: str) -> None:
-    options = {"teacher": logits(1), "targets": codes(), "begin_ends": BEGIN_ENDS, "kl_weight": 0.5} | change
+    options: dict[str, Any] = {
+        "teacher": logits(1),
+        "targets": codes(),
+        "begin_ends": BEGIN_ENDS,
+        "kl_weight": 0.5,
+    } | change
     with pytest.raises(ValueError, match=message):
         distillation_loss(
             logits(0), options["teacher"], options["targets"], options["begin_ends"], kl_weight=options["kl_weight"]
@@ -186,7 +193,7 @@ def test_misuse_is_refused(change: dict[str, Any], message: str) -> None:
 def test_from_hidden_equals_the_logits_form_down_to_the_head(chunk: int) -> None:
     torch.manual_seed(0)
     ours, theirs = nn.Linear(C, V).double(), nn.Linear(C, V).double()
-    hidden = [logits(seed, torch.float64, (B, L, C)) for seed in (0, 1)]
+    hidden = (logits(0, torch.float64, (B, L, C)), logits(1, torch.float64, (B, L, C)))
     leaves = (*hidden, *ours.parameters(), *theirs.parameters())
     expected, terms = distillation_loss(ours(hidden[0]), theirs(hidden[1]), codes(), BEGIN_ENDS)
     wanted = torch.autograd.grad(expected, leaves)
@@ -265,10 +272,10 @@ def test_peak_memory_of_a_training_step_on_the_logits() -> None:
 
 def test_peak_memory_from_hidden_states_has_no_copy_of_the_logits_at_all() -> None:
     targets, head, frozen = codes(SHAPE[:2], 512), nn.Linear(16, 512), nn.Linear(16, 512).requires_grad_(False)
-    hidden = [logits(seed, shape=(8, 680, 16)) for seed in (0, 1)]
+    hidden = (logits(0, shape=(8, 680, 16)), logits(1, shape=(8, 680, 16)))
 
     def step() -> object:
-        heads = {"student_head": head, "teacher_head": frozen}
+        heads: Any = {"student_head": head, "teacher_head": frozen}
         total, _ = distillation_loss_from_hidden(*hidden, targets, [(0, 680)], chunk=256, **heads)
         return torch.autograd.grad(total, (*hidden, *head.parameters()))
 

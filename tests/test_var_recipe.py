@@ -101,7 +101,11 @@ def test_lin0_starts_low_stays_at_the_peak_and_ends_at_its_end() -> None:
 def test_tiny_runs_do_not_divide_by_zero(steps: int, warmup: int) -> None:
     for step in range(steps):
         assert 0 < lin0(step, steps, warmup, end=0.1) <= 1
-        assert cosine_weight_decay(step, steps, end=0.08) in (pytest.approx(0.05), pytest.approx(0.08), pytest.approx(0.065))
+        assert cosine_weight_decay(step, steps, end=0.08) in (
+            pytest.approx(0.05),
+            pytest.approx(0.08),
+            pytest.approx(0.065),
+        )
 
 
 def test_what_depends_on_depth() -> None:
