@@ -1,0 +1,279 @@
+"""Eq. 13, stage 2's objective: cross-entropy, logit distillation and feature distillation, without copies of the logits.
+
+Shapes: B batch, L tokens, V codes, C channels, S token scales, M distilled blocks; `l` is a chunk of tokens.
+
+One fp32 copy of the logits is 0.7 GB at B=32, L=680, V=8192, and the plain formula keeps about six of them until the
+backward pass. Here the formula runs over chunks of tokens, keeps two numbers a token (each row's log-sum-exp) and
+writes its gradient directly. `distillation_loss` takes logits; `distillation_loss_from_hidden` takes what feeds the
+head, so that not even the logits exist as a whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+BeginEnds = Sequence[tuple[int, int]]
+Terms = dict[str, Tensor]
+CHUNK = 1024  # tokens; 32 MB an fp32 temporary at V=8192
+
+
+def distillation_loss(
+    student_BLV: Tensor,
+    teacher_BLV: Tensor | None,
+    targets_BL: Tensor,
+    begin_ends: BeginEnds,
+    *,
+    kl_weight: float = 0.5,
+    chunk: int = CHUNK,
+    overwrite_logits: bool = False,
+) -> tuple[Tensor, Terms]:
+    """CE_student + kl_weight * KL(sg p_tea || p_stu) + CE_teacher, each the mean over all B*L tokens (eq. 13).
+
+    The student's logits get the gradient of the first two terms, the teacher's of the third alone.
+
+    Args:
+        student_BLV, teacher_BLV: logits in any float type; no teacher leaves CE_student.
+        targets_BL: codebook indices, int64.
+        begin_ends: first token and end of each scale, as `VAR.begin_ends`; only for the report.
+        kl_weight: lambda_logit; at 0 the student's gradient is that of CE_student to the bit.
+        chunk: about how many tokens are worked on at once (at least one token of every image).
+        overwrite_logits: the backward pass writes the gradients over the logits: no copy at all, but the logits are
+            gone afterwards, and a second backward pass is an error.
+
+    Returns:
+        (total, terms): the loss in fp32 (fp64 for fp64 logits), and detached ce_student, ce_teacher, kl (nats a token)
+        and acc_student, acc_teacher (a share of 1), each beside its means per scale in NAME_S, (S,). Without a teacher
+        only the student's two.
+    """
+    _check(student_BLV, teacher_BLV, targets_BL, begin_ends, kl_weight)
+    if overwrite_logits and teacher_BLV is student_BLV:
+        raise ValueError("overwrite_logits needs teacher logits of their own.")
+    summed, *parts = _Eq13.apply(student_BLV, teacher_BLV, targets_BL, kl_weight, chunk, overwrite_logits)
+    return summed / targets_BL.numel(), _report(_TokenTerms(*parts), begin_ends)
+
+
+def distillation_loss_from_hidden(
+    student_BLC: Tensor,
+    teacher_BLC: Tensor | None,
+    targets_BL: Tensor,
+    begin_ends: BeginEnds,
+    *,
+    student_head: Callable[[Tensor], Tensor],
+    teacher_head: Callable[[Tensor], Tensor] | None = None,
+    kl_weight: float = 0.5,
+    chunk: int = CHUNK,
+) -> tuple[Tensor, Terms]:
+    """`distillation_loss` of `head(hidden)`, where the logits of one chunk of tokens exist at a time.
+
+    The heads run again in the backward pass (one more product of C x V a token), under the autocast state of the first.
+
+    Args:
+        student_head, teacher_head: (B,l,C) -> logits (B,l,V), token by token and without randomness:
+            `lambda h_BlC: var.get_logits(h_BlC, cond_BD)`; the teacher's must use detached weights if it shares them.
+    """
+    if (teacher_BLC is None) != (teacher_head is None):
+        raise ValueError("teacher_BLC and teacher_head come together or not at all.")
+
+    def piece(student: Tensor, teacher: Tensor | None, targets: Tensor) -> tuple[Tensor, ...]:
+        student_logits = student_head(student)
+        teacher_logits = teacher_head(teacher) if teacher_head and teacher is not None else None
+        _check(student_logits, teacher_logits, targets, [(0, targets.shape[1])], kl_weight)
+        return _Eq13.apply(student_logits, teacher_logits, targets, kl_weight, chunk, False)
+
+    B, L = targets_BL.shape
+    _check_scales(L, begin_ends)
+    step = max(1, chunk // B)
+    teachers = teacher_BLC.split(step, dim=1) if teacher_BLC is not None else [None] * -(-L // step)
+    pieces = zip(student_BLC.split(step, dim=1), teachers, targets_BL.split(step, dim=1), strict=True)
+    results = [checkpoint(piece, *args, use_reentrant=False, preserve_rng_state=False) for args in pieces]
+    sums, *parts = zip(*results, strict=True)
+    terms = _TokenTerms._make(None if part[0] is None else torch.cat(part, dim=1) for part in parts)
+    return torch.stack(sums).sum() / targets_BL.numel(), _report(terms, begin_ends)
+
+
+def feature_distance(
+    student_MBLC: Sequence[Tensor], teacher_MBLC: Sequence[Tensor], eps: float = 1e-6
+) -> tuple[Tensor, Terms]:
+    """Sum over M blocks of mean((LN(h_stu) - sg LN(h_tea))^2), LN a LayerNorm without parameters (eq. 13, DESIGN 2).
+
+    LN removes what the student could change for free: shared weights would otherwise shrink or chase their own target.
+
+    Args:
+        student_MBLC, teacher_MBLC: the outputs of the same M blocks, (B,L,C) each.
+
+    Returns:
+        (total, terms): the sum in fp32 or wider, and detached feat, feat_M, and feat_norm_student_M and
+        feat_norm_teacher_M, the mean length of a token's vector before LN.
+    """
+    if len(student_MBLC) != len(teacher_MBLC) or not student_MBLC:
+        raise ValueError(f"features of {len(student_MBLC)} student and {len(teacher_MBLC)} teacher blocks were given.")
+    students = [_wide(h_BLC) for h_BLC in student_MBLC]
+    teachers = [_wide(h_BLC.detach()) for h_BLC in teacher_MBLC]
+    pairs = zip(students, teachers, strict=True)
+    distance_M = torch.stack([F.mse_loss(_normalized(h, eps), _normalized(t, eps)) for h, t in pairs])
+    terms = {
+        "feat": distance_M.detach().sum(),
+        "feat_M": distance_M.detach(),
+        "feat_norm_student_M": torch.stack([h.detach().norm(dim=-1).mean() for h in students]),
+        "feat_norm_teacher_M": torch.stack([t.norm(dim=-1).mean() for t in teachers]),
+    }
+    return distance_M.sum(), terms
+
+
+def var_report(terms: Mapping[str, Tensor], patch_nums: Sequence[int], patch_size: int = 16) -> dict[str, float]:
+    """The numbers VAR logs, under VAR's names: Lm, Lt (mean, last scale), Accm, Acct, and L_ and acc_ of every scale's
+    resolution in pixels. Losses in nats, accuracies in percent, all of the student."""
+    scales = zip(patch_nums, terms["ce_student_S"].tolist(), terms["acc_student_S"].tolist(), strict=True)
+    report = {"Lm": terms["ce_student"].item(), "Accm": 100 * terms["acc_student"].item()}
+    for pn, loss, accuracy in scales:
+        report |= {f"L_{pn * patch_size}": loss, f"acc_{pn * patch_size}": 100 * accuracy}
+        report |= {"Lt": loss, "Acct": 100 * accuracy}
+    return report
+
+
+# ------------------------------------------------------------------------------------------------ the formula by chunks
+
+
+class _TokenTerms(NamedTuple):
+    """Each term at each token, (B,L); the teacher's are None where there is none."""
+
+    ce_student: Tensor
+    acc_student: Tensor
+    ce_teacher: Tensor | None = None
+    acc_teacher: Tensor | None = None
+    kl: Tensor | None = None
+
+
+class _Eq13(torch.autograd.Function):
+    """Sum over tokens of eq. 13's logit terms, and each term at each token (not differentiable).
+
+    With log p = x - lse(x): d CE / dx = p - onehot, and d KL(p_tea || p_stu) / dx_stu = p_stu - p_tea.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        student_BLV: Tensor,
+        teacher_BLV: Tensor | None,
+        targets_BL: Tensor,
+        kl_weight: float,
+        chunk: int,
+        overwrite: bool,
+    ) -> tuple[Tensor | None, ...]:
+        step = max(1, chunk // len(targets_BL))
+        columns: list[tuple[Tensor, ...]] = []
+        for a in range(0, targets_BL.shape[1], step):
+            b = a + step
+            teacher_BlV = None if teacher_BLV is None else teacher_BLV[:, a:b]
+            columns.append(_chunk_terms(student_BLV[:, a:b], teacher_BlV, targets_BL[:, a:b]))
+        lse_s, ce_s, hit_s, *rest = (torch.cat(column, dim=1) for column in zip(*columns, strict=True))
+        lse_t, ce_t, hit_t, kl = rest if rest else (None,) * 4
+        ctx.save_for_backward(student_BLV, teacher_BLV, targets_BL, lse_s, lse_t)
+        ctx.kl_weight, ctx.step, ctx.overwrite, ctx.overwritten = kl_weight, step, overwrite, False
+        ctx.mark_non_differentiable(*(t for t in (ce_s, hit_s, ce_t, hit_t, kl) if t is not None))
+        ctx.set_materialize_grads(False)
+        total = ce_s.sum()
+        if ce_t is not None and kl is not None:
+            total = total + kl_weight * kl.sum() + ce_t.sum()
+        return total, ce_s, hit_s, ce_t, hit_t, kl
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gain: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+        if gain is None:
+            return (None,) * 6
+        if ctx.overwritten:
+            raise RuntimeError("overwrite_logits: the first backward pass has put the gradients in the logits' place.")
+        student, teacher, targets, lse_s, lse_t = ctx.saved_tensors
+        ctx.overwritten = ctx.overwrite
+        grads = [
+            (x if ctx.overwrite else torch.empty_like(x)) if needed else None
+            for x, needed in zip((student, teacher), ctx.needs_input_grad, strict=False)
+        ]
+        pull = teacher is not None and ctx.kl_weight != 0
+        for a in range(0, targets.shape[1], ctx.step):
+            part = slice(a, a + ctx.step)
+            p_tea = _probabilities(teacher, lse_t, part) if pull or grads[1] is not None else None
+            if grads[0] is not None:
+                d_x = _probabilities(student, lse_s, part)
+                if pull and p_tea is not None:
+                    d_x.mul_(1 + ctx.kl_weight).sub_(p_tea, alpha=ctx.kl_weight)
+                grads[0][:, part].copy_(_less_one_hot(d_x, targets[:, part]).mul_(gain))
+                del d_x
+            if grads[1] is not None and p_tea is not None:
+                grads[1][:, part].copy_(_less_one_hot(p_tea, targets[:, part]).mul_(gain))
+        return (*grads, None, None, None, None)
+
+
+def _chunk_terms(student_BlV: Tensor, teacher_BlV: Tensor | None, targets_Bl: Tensor) -> tuple[Tensor, ...]:
+    """(lse, CE, hit) of the student, and with a teacher (lse, CE, hit) of the teacher and KL; (B,l) each."""
+    ours, log_p = _cross_entropy(student_BlV, targets_Bl)
+    if teacher_BlV is None:
+        return ours
+    theirs, log_q = _cross_entropy(teacher_BlV, targets_Bl)
+    kl_Bl = log_p.neg_().add_(log_q).mul_(log_q.exp_()).sum(-1)  # sum of q (log q - log p); log_p is spent here
+    return *ours, *theirs, kl_Bl
+
+
+def _cross_entropy(x_BlV: Tensor, targets_Bl: Tensor) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
+    """((lse, CE, hit), log p), where hit is 1 where the target is the most likely code."""
+    x_BlV = _wide(x_BlV)
+    lse_Bl = x_BlV.logsumexp(-1)
+    log_p = x_BlV - lse_Bl.unsqueeze(-1)
+    ce_Bl = log_p.gather(-1, targets_Bl.unsqueeze(-1)).squeeze(-1).neg()
+    return (lse_Bl, ce_Bl, (x_BlV.argmax(-1) == targets_Bl).to(x_BlV.dtype)), log_p
+
+
+def _probabilities(x_BLV: Tensor, lse_BL: Tensor, part: slice) -> Tensor:
+    """softmax of a chunk, in a buffer of its own."""
+    return (_wide(x_BLV[:, part]) - lse_BL[:, part].unsqueeze(-1)).exp_()
+
+
+def _less_one_hot(p_BlV: Tensor, targets_Bl: Tensor) -> Tensor:
+    """p - onehot, in place."""
+    return p_BlV.scatter_add_(-1, targets_Bl.unsqueeze(-1), p_BlV.new_full((*targets_Bl.shape, 1), -1.0))
+
+
+def _wide(x: Tensor) -> Tensor:
+    """In fp32, or as it is if wider."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _normalized(h_BLC: Tensor, eps: float) -> Tensor:
+    return F.layer_norm(h_BLC, h_BLC.shape[-1:], eps=eps)
+
+
+# ------------------------------------------------------------------------------------------------ checks and report
+
+
+def _report(parts: _TokenTerms, begin_ends: BeginEnds) -> Terms:
+    terms = {}
+    for name, value_BL in parts._asdict().items():
+        if value_BL is not None:
+            terms[name] = value_BL.mean()
+            terms[f"{name}_S"] = torch.stack([value_BL[:, begin:end].mean() for begin, end in begin_ends])
+    return terms
+
+
+def _check_scales(tokens: int, begin_ends: BeginEnds) -> None:
+    if not begin_ends or begin_ends[-1][1] != tokens:
+        raise ValueError(f"the scales {list(begin_ends)} do not end at the {tokens} tokens given.")
+
+
+def _check(
+    student_BLV: Tensor, teacher_BLV: Tensor | None, targets_BL: Tensor, begin_ends: BeginEnds, kl_weight: float
+) -> None:
+    if student_BLV.ndim != 3 or student_BLV.shape[:2] != targets_BL.shape:
+        raise ValueError(f"logits {tuple(student_BLV.shape)} do not fit targets {tuple(targets_BL.shape)}.")
+    if teacher_BLV is not None and teacher_BLV.shape != student_BLV.shape:
+        raise ValueError(f"teacher logits {tuple(teacher_BLV.shape)}, student logits {tuple(student_BLV.shape)}.")
+    if kl_weight < 0:
+        raise ValueError(f"kl_weight is {kl_weight}; it must not be negative.")
+    _check_scales(targets_BL.shape[1], begin_ends)
