@@ -120,8 +120,8 @@ def patched(model: Any, patch: Patch) -> Iterator[Any]:
     """`with patched(vae, Focus(pyramid)): ...`: patched inside, exactly as before afterwards, also after an exception."""
     hosts = patch.hosts(model)
     before = [(host, host.__class__, dict(host.__dict__)) for host in hosts]
-    patch.apply(model)
     try:
+        patch.apply(model)  # inside: where it fails half-way, what it had done is undone
         yield model
     finally:
         for host, stock, attributes in before:

@@ -230,7 +230,9 @@ class Upstream:
                 cond_drop_rate=0.1,
                 attn_l2_norm=attn_l2_norm,
                 patch_nums=tuple(vae.quantize.v_patch_nums),
-            ).to(device)
+            )
+            if torch.device(device).type != "cpu":  # it was built there, and fake weights can't be moved
+                var = var.to(device)
             var.init_weights(init_adaln=0.5, init_adaln_gamma=adaln_gamma_init(depth), init_head=0.02, init_std=-1)
         # Neither is a buffer upstream, so `.to(device)` leaves them behind.
         var.rng = torch.Generator(device=device)
