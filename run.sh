@@ -66,6 +66,10 @@ wants_help() {
 }
 
 command_name="${1:-help}"
+if [ -n "${REFOCUS_PYTHON:-}" ] && ! command -v "$REFOCUS_PYTHON" >/dev/null 2>&1; then
+    echo "refocus: REFOCUS_PYTHON=$REFOCUS_PYTHON is no program; name an interpreter, or unset it." >&2
+    exit 2
+fi
 base="$(bare_python)"
 if [ "$command_name" = help ] || wants_help "$@"; then exec "$base" -m refocus_ext "$@"; fi
 # A wrong command or option is told before anything is installed.

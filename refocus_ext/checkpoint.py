@@ -59,7 +59,11 @@ class Checkpoints:
             try:
                 return load_checkpoint(path)
             except UsageError as error:
-                say(f"{error} Falling back to the checkpoint before.")
+                older = path != self.paths()[0]
+                say(
+                    f"{error} "
+                    + ("Falling back to the one before." if older else "None is left: starting from step 0.")
+                )
         return None
 
 

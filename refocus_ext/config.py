@@ -161,7 +161,7 @@ class EvalOptions:
     """What a finished tokenizer is measured on, and with which networks."""
 
     # fmt: off
-    tokenizer: str = option("", "run folder of a finished tokenizer", metavar="RUN", group="what to measure")
+    tokenizer: str = option("runs/tokenizer", "run folder of a finished tokenizer", metavar="RUN", group="what to measure")
     data: str = option(
         "", "ImageFolder whose val/CLASS/*.JPEG are measured; without it the data of the run itself", metavar="DIR",
         group="what to measure",

@@ -61,11 +61,12 @@ class RunFolder:
             raise UsageError(f"{file} is not a run's configuration; choose another --out.") from None
         ours = json.loads(json.dumps(config["identity"]))
         if changed := [key for key in sorted(ours.keys() | theirs.keys()) if ours.get(key) != theirs.get(key)]:
-            key = changed[0]
+            shown = [f"{key} = {theirs.get(key)}, this one has {ours.get(key)}" for key in changed[:4]]
+            more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
+            why = " (the learning-rate schedule is laid out over the steps)" if changed == ["steps"] else ""
             raise UsageError(
-                f"--out {self.path} holds a run with {key} = {theirs.get(key)}, this one has {ours.get(key)}"
-                + (f" (and {len(changed) - 1} more differences)" if len(changed) > 1 else "")
-                + "; choose another --out, or --resume never to move that run aside and start afresh."
+                f"--out {self.path} holds a run with {' and '.join(shown)}{more}{why}; choose another --out, or --resume never "
+                "to move that run aside and start afresh."
             )
 
     def _weights(self) -> dict[str, Any]:

@@ -55,15 +55,20 @@ def check_plan(options: TokenizerOptions, pyramid: FocusPyramid, images: ImageLi
     """Raises UsageError where the options do not fit each other or the data."""
     if list(options.patch_nums) != sorted(set(options.patch_nums)) or options.patch_nums[-1] != pyramid.latent_size:
         raise UsageError(
-            f"--patch-nums {','.join(map(str, options.patch_nums))} must rise and end at image size / 16 = {pyramid.latent_size}."
+            f"the token maps {','.join(map(str, options.patch_nums))} (preset {options.preset}'s unless you gave them) must rise "
+            f"and end at image size / 16 = {pyramid.latent_size}; give --patch-nums."
         )
     if len(options.patch_nums) < 2:
         raise UsageError("--patch-nums needs at least two token maps.")
     if options.ch % 32:
         raise UsageError(f"--ch {options.ch} is no multiple of 32, the groups of the VQVAE's normalization.")
-    if options.batch_size > len(images):
+    if options.batch_size > len(images) and not options.dry_run:
+        hint = (
+            "" if options.data or options.preset == "demo" else f"; --preset {options.preset} is meant for --data DIR"
+        )
         raise UsageError(
-            f"--batch-size {options.batch_size} is larger than the data set of {len(images)} images; choose at most {len(images)}."
+            f"--batch-size {options.batch_size} is larger than the data set of {len(images)} images; choose at most "
+            f"{len(images)}{hint}."
         )
     if options.batch_size % options.accumulate:
         raise UsageError(
@@ -104,8 +109,14 @@ def load_published(vae: Any, path: Path) -> None:
         UsageError: the file is no state dict, or is one of another geometry.
     """
     try:
-        vae.load_state_dict(torch.load(path, map_location="cpu", weights_only=True), strict=True)
-    except Exception as error:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:
+        raise UsageError(
+            f"--init {path} is no file of weights that torch can load safely; give a VQVAE's state dict."
+        ) from None
+    try:
+        vae.load_state_dict(state, strict=True)
+    except (RuntimeError, TypeError, AttributeError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise UsageError(
             f"--init {path} does not fit this tokenizer ({reason}); the published vae_ch160v4096z32.pth needs --preset vanilla."

@@ -120,7 +120,7 @@ class Training(ABC):
         if self.skipped_in_a_row >= NON_FINITE_IN_A_ROW:
             raise RunFailed(
                 f"the loss or gradient was not finite in {self.skipped_in_a_row} steps in a row; the last batch was {names}. "
-                f"Lower --lr, or look at these images; the checkpoint before is in {self.options.out}/checkpoints."
+                f"Look at these images, or start again with a lower --lr and --resume never (this run is then moved aside)."
             )
 
     def batch_names(self, step: int, most: int = 4) -> str:

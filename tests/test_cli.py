@@ -93,7 +93,7 @@ def test_wrong_usage(argv: list[str], words: str, capsys: pytest.CaptureFixture[
         (["--image-size", "70"], "image_size 70 is no multiple of"),
         (["--rho-max", "400"], "reaches 400 px to each side"),
         (["--batch-size", "1000"], "--batch-size 1000 is larger than the data set of"),
-        (["--patch-nums", "1,2,4,3"], "must rise and end at image size / 16 = 4"),
+        (["--patch-nums", "1,2,4,3"], "must rise and end at image size / 16 = 4; give --patch-nums"),
         (["--ch", "40"], "--ch 40 is no multiple of 32"),
         (["--steps", "10"], "leaves no step of --steps 10 with quantization"),
         (["--resume", "nothing.pt"], "neither auto nor never nor a checkpoint file"),
