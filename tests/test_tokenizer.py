@@ -78,6 +78,15 @@ def test_code_health_by_hand() -> None:
     assert usage == 25 and perplexity == pytest.approx(2)
 
 
+def test_a_collapsed_scale_is_named() -> None:
+    report = structure.PrefixReport(
+        psnr_focus_K=[1.0], psnr_sharp_K=[1.0], usage_S=[1.0, 1.0, 9.0], perplexity_S=[1.1, 3.0, 40.0], usage_K=[9.0],
+        tokens_S=[8, 200, 500],
+    )  # fmt: skip
+    (warning,) = report.collapsed(512)  # the first scale has too few tokens to judge, the third uses its codes
+    assert warning.startswith("scale 2 has collapsed: 200 tokens spread over 3.0 codes' worth")
+
+
 def test_validation_restores_the_mode_and_counts_states_from_one(objective: StructureObjective, images: Tensor) -> None:
     report = structure.validate(objective.vae, [images, images])
     assert objective.vae.training
