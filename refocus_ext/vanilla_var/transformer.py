@@ -141,6 +141,11 @@ def modulated(norm: nn.Module, x_BLC: Tensor, scale: Tensor, shift: Tensor) -> T
     return (norm(x_BLC) * (scale + 1)).add_(shift)
 
 
+def plain_norm(norm_layer: NormLayer, width: int) -> nn.Module:
+    """A norm over `width` channels without weights of its own: AdaLN's condition supplies scale and shift."""
+    return norm_layer(width, elementwise_affine=False)
+
+
 class AdaLNSelfAttn(nn.Module):
     """A transformer block whose norms are modulated and branches gated by the condition.
 
@@ -172,7 +177,7 @@ class AdaLNSelfAttn(nn.Module):
         self.drop_path = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
         self.attn = SelfAttention(block_idx, embed_dim, num_heads, attn_drop, drop, attn_l2_norm)
         self.ffn = FFN(embed_dim, round(embed_dim * mlp_ratio), drop=drop)
-        self.ln_wo_grad = norm_layer(embed_dim, elementwise_affine=False)
+        self.ln_wo_grad = plain_norm(norm_layer, embed_dim)
         if shared_aln:
             offsets_116C = torch.randn(1, 1, 6, embed_dim) / embed_dim**0.5
             self.ada_gss = nn.Parameter(offsets_116C)
@@ -200,7 +205,7 @@ class AdaLNBeforeHead(nn.Module):
     def __init__(self, C: int, D: int, norm_layer: NormLayer) -> None:
         super().__init__()
         self.C, self.D = C, D
-        self.ln_wo_grad = norm_layer(C, elementwise_affine=False)
+        self.ln_wo_grad = plain_norm(norm_layer, C)
         self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(D, 2 * C))
 
     def forward(self, x_BLC: Tensor, cond_BD: Tensor) -> Tensor:

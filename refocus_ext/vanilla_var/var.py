@@ -133,8 +133,8 @@ class VAR(nn.Module):
         self.uniform_prob = torch.full((1, self.num_classes), 1.0 / self.num_classes, device=device)
 
     def _add_embeddings(self) -> None:
-        std = math.sqrt(1 / self.C / 3)
-        self.word_embed = nn.Linear(self.Cvae, self.C)
+        code_width, std = self.Cvae, math.sqrt(1 / self.C / 3)
+        self.word_embed = nn.Linear(code_width, self.C)
         self.class_emb = truncated_embedding(self.num_classes + 1, self.C, std)
         self.pos_start = nn.Parameter(truncated_normal(1, self.first_l, self.C, std=std))
         positions = [truncated_normal(1, pn * pn, self.C, std=std) for pn in self.patch_nums]
