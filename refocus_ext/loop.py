@@ -25,11 +25,6 @@ def warmup_cosine(step: int, steps: int, warmup: int, end: float) -> float:
     return end + (1 - end) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
-def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-
-
 def pick_device(name: str) -> torch.device:
     """'auto' is CUDA where there is one.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -122,10 +121,3 @@ def _step_of(line: str) -> float:
     with contextlib.suppress(ValueError, KeyError, TypeError):
         return json.loads(line)["step"]
     return float("inf")  # the torn last line of a killed process
-
-
-def writable(path: Path) -> bool:
-    """Whether a folder can be made or written at `path`."""
-    while not path.exists():
-        path = path.parent
-    return os.access(path, os.W_OK | os.X_OK)
