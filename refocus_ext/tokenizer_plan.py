@@ -15,6 +15,7 @@ from refocus_ext.cost import memory_bytes, step_cost
 from refocus_ext.data import ImageList, demo_photographs, image_folder
 from refocus_ext.errors import UsageError
 from refocus_ext.pyramid import FocusPyramid
+from refocus_ext.weights import vae_state_dict
 
 
 def why_preset(options: TokenizerOptions) -> str:
@@ -103,17 +104,15 @@ def build_vae(upstream: Upstream, options: TokenizerOptions, pyramid: FocusPyram
 
 
 def load_published(vae: Any, path: Path) -> None:
-    """Loads VQVAE weights strictly.
+    """Loads VQVAE weights strictly, from a plain state dict or from upstream's training checkpoint.
 
     Raises:
-        UsageError: the file is no state dict, or is one of another geometry.
+        UsageError: the file holds no VQVAE, or one of another geometry.
     """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:
-        raise UsageError(
-            f"--init {path} is no file of weights that torch can load safely; give a VQVAE's state dict."
-        ) from None
+        state = vae_state_dict(path)
+    except UsageError as error:
+        raise UsageError(f"--init {error}") from None
     try:
         vae.load_state_dict(state, strict=True)
     except (RuntimeError, TypeError, AttributeError) as error:

@@ -1,0 +1,112 @@
+"""Class names of a student: from its run, from a file, or ImageNet's; words of the user -> labels."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from refocus_ext.errors import UsageError
+
+IMAGENET_CLASSES = 1000
+FIRST_WNID, LAST_WNID = "n01440764", "n15075141"  # of ImageNet-1k in the order of its folders
+
+
+def imagenet_names() -> tuple[str, ...]:
+    """The names of ImageNet-1k by label, as torchvision's weights carry them."""
+    from torchvision.models._meta import _IMAGENET_CATEGORIES
+
+    return tuple(_IMAGENET_CATEGORIES)
+
+
+def read_class_names(path: Path) -> tuple[str, ...]:
+    """Names by label: a JSON list, or a text file of one name per line.
+
+    Raises:
+        UsageError: no such file, or neither.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        names = json.loads(text) if text.lstrip().startswith("[") else text.splitlines()
+    except (OSError, ValueError):
+        raise UsageError(f"{path} cannot be read as class names; it takes a JSON list, or one name per line.") from None
+    if not names or not all(isinstance(name, str) for name in names):
+        raise UsageError(f"{path} holds no class names; it takes a JSON list of strings, or one name per line.")
+    return tuple(name.strip() for name in names)
+
+
+def choose_class_names(given: Path | None, beside: Path, num_classes: int) -> tuple[str, ...]:
+    """The names of a student's classes; empty where nothing names them. There may be fewer names than classes.
+
+    Args:
+        given: a file of names, or None.
+        beside: classes.json of the student's folder, which may be missing.
+
+    Raises:
+        UsageError: a file is unreadable, or names more classes than there are.
+    """
+    path = given or (beside if beside.is_file() else None)
+    names = read_class_names(path) if path else ()
+    if len(names) > num_classes:
+        raise UsageError(f"{path} names {len(names)} classes, but the student has {num_classes}; give its own names.")
+    folders_of_imagenet = len(names) == IMAGENET_CLASSES and (names[0], names[-1]) == (FIRST_WNID, LAST_WNID)
+    if num_classes == IMAGENET_CLASSES and (not names or folders_of_imagenet):
+        return imagenet_names()
+    return names
+
+
+def label_of(word: str, names: Sequence[str], num_classes: int) -> int:
+    """The label of a number, of a name (upper or lower case), or of 'none', which is no class at all.
+
+    Raises:
+        UsageError: there is no such class; the closest names are suggested.
+    """
+    word = word.strip().strip("\"'")
+    if word.lower() == "none":
+        return num_classes
+    # ImageNet has a Cardigan (the dog) and a cardigan: the case decides where it can.
+    exact = [label for label, name in enumerate(names) if name == word]
+    matches = exact or [label for label, name in enumerate(names) if name.lower() == word.lower()]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        raise UsageError(f"class '{word}' is the name of labels {' and '.join(map(str, matches))}; give the number.")
+    if word.isascii() and word.isdigit():
+        if int(word) < num_classes:
+            return int(word)
+        raise UsageError(f"class {word} is out of range; the student's classes are 0 to {num_classes - 1}.")
+    if not names:
+        raise UsageError(
+            f"class '{word}' is no number, and this student's classes have no names; give numbers from 0 to "
+            f"{num_classes - 1}, or the names with --class-names FILE."
+        )
+    raise UsageError(f"there is no class '{word}'{_suggestion(word, names)}")
+
+
+def _suggestion(word: str, names: Sequence[str]) -> str:
+    lower = {name.lower(): name for name in names}
+    close = [lower[name] for name in difflib.get_close_matches(word.lower(), lower, n=3, cutoff=0.6)]
+    close = close or [name for key, name in lower.items() if word.lower() in key][:3]
+    if close:
+        return f"; did you mean {' or '.join(close)}?"
+    return f"; the names are {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}."
+
+
+def labels_of(words: str, names: Sequence[str], num_classes: int) -> list[int]:
+    """Labels of a comma-separated list such as '207,golden retriever'.
+
+    Raises:
+        UsageError: an entry is no class, or there are none.
+    """
+    parts = [part for part in words.split(",") if part.strip()]
+    if not parts:
+        raise UsageError("--classes is empty; give numbers or names, separated by commas.")
+    return [label_of(part, names, num_classes) for part in parts]
+
+
+def name_of(label: int, names: Sequence[str], num_classes: int) -> str:
+    """What a caption calls a label."""
+    if label == num_classes:
+        return "no class"
+    return names[label] if label < len(names) else f"class {label}"

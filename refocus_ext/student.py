@@ -1,0 +1,289 @@
+"""A student and its VAE, loaded: from a distill run, from published or exported files, or from a training checkpoint."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from patches import Focus, load_upstream, patched
+from refocus_ext.class_names import choose_class_names, labels_of, name_of
+from refocus_ext.errors import UsageError
+from refocus_ext.files import sha256
+from refocus_ext.pyramid import FocusPyramid
+from refocus_ext.weights import VARGeometry, vae_geometry, vae_state_dict, var_geometry, var_state_dict
+
+STRIDE = 16  # pixels a latent cell
+
+
+@dataclass(frozen=True)
+class Files:
+    """Where a student's parts are. `config` is a distill run's config.json, empty for files of any other origin."""
+
+    path: Path
+    var: Path
+    vae: Path
+    config: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Student:
+    """A vanilla VAR with its VAE, both frozen, in eval mode and unpatched.
+
+    `classes` are names by label, fewer than `num_classes` where the others have none. `pyramid` is the one the VAE was
+    trained with; None for files that don't tell, whose VAE then encodes as upstream's.
+    """
+
+    var: Any
+    vae: Any
+    geometry: VARGeometry
+    classes: tuple[str, ...]
+    pyramid: FocusPyramid | None
+    files: Files
+
+    @property
+    def path(self) -> Path:
+        return self.files.path
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The distill run's configuration, or empty."""
+        return self.files.config
+
+    @property
+    def num_classes(self) -> int:
+        return self.geometry.num_classes
+
+    @property
+    def image_size(self) -> int:
+        """Pixels."""
+        return STRIDE * self.geometry.patch_nums[-1]
+
+    @property
+    def device(self) -> torch.device:
+        return self.var.pos_1LC.device
+
+    def labels(self, words: str) -> list[int]:
+        """Labels of classes by number or name: '207,golden retriever'; 'none' is no class.
+
+        Raises:
+            UsageError: there is no such class.
+        """
+        return labels_of(words, self.classes, self.num_classes)
+
+    def class_name(self, label: int) -> str:
+        return name_of(label, self.classes, self.num_classes)
+
+    @contextlib.contextmanager
+    def encoding(self) -> Iterator[Any]:
+        """The VAE as it was trained to encode: inside, patched with the run's focus pyramid where there is one."""
+        with patched(self.vae, Focus(self.pyramid)) if self.pyramid else contextlib.nullcontext():
+            yield self.vae
+
+    @torch.no_grad()
+    def tokens(self, x_B3HW: Tensor) -> list[Tensor]:
+        """Token maps of images in [-1,1]: one (B, pn*pn) int64 for each scale."""
+        with self.encoding() as vae:
+            return vae.img_to_idxBl(x_B3HW)
+
+    def describe(self) -> str:
+        """One line for the user."""
+        parameters = sum(p.numel() for p in self.var.parameters())
+        shape = self.geometry
+        return (
+            f"student: {self.files.var}, depth {shape.depth}, {parameters / 1e6:.1f}M parameters, {shape.num_classes} "
+            f"classes, {self.image_size} px, {shape.vocab_size} codes"
+        )
+
+
+def load_student(
+    source: Path | str,
+    device: torch.device | str = "cpu",
+    *,
+    vae: Path | str | None = None,
+    class_names: Path | str | None = None,
+) -> Student:
+    """Loads a student strictly, on whichever upstream is there.
+
+    Args:
+        source: the run folder of `bash run.sh distill`; or a folder of upstream files (`var_d16.pth` and
+            `vae_ch160v4096z32.pth`); or one file of VAR weights with its VAE beside it.
+        vae: the VAE's file where it is not beside.
+        class_names: a JSON list or a text file of names by label, instead of the student's own.
+
+    Raises:
+        UsageError: something is missing, damaged, or of another geometry.
+    """
+    files = find_files(Path(source), Path(vae) if vae else None)
+    _check_sums(files, own_vae=vae is None)
+    var_state, vae_state = var_state_dict(files.var), vae_state_dict(files.vae)
+    shape = _geometry(files, var_state, vae_state)
+    names = Path(class_names) if class_names else None
+    classes = choose_class_names(names, files.var.parent / "classes.json", shape.num_classes)
+    pyramid = _pyramid(files, shape) if vae is None else None
+    vae_net = _build_vae(files.vae, vae_state, shape, device)
+    var = load_upstream().build_var(
+        vae_net,
+        depth=shape.depth,
+        num_classes=shape.num_classes,
+        shared_aln=shape.shared_aln,
+        attn_l2_norm=shape.attn_l2_norm,
+        embed_dim=shape.embed_dim,
+        num_heads=shape.num_heads,
+        device=device,
+    )
+    _load_strictly(var, var_state, files.var)
+    return Student(var.requires_grad_(False).eval(), vae_net, shape, classes, pyramid, files)
+
+
+def _build_vae(path: Path, state: dict[str, Tensor], shape: VARGeometry, device: torch.device | str) -> Any:
+    geometry = vae_geometry(state)
+    vae = load_upstream().build_vae(
+        vocab_size=geometry.vocab_size,
+        z_channels=geometry.z_channels,
+        ch=geometry.ch,
+        patch_nums=shape.patch_nums,
+        share_quant_resi=geometry.share_quant_resi,
+        device=device,
+    )
+    _load_strictly(vae, state, path)
+    return vae.requires_grad_(False).eval()
+
+
+def _load_strictly(network: Any, state: dict[str, Tensor], path: Path) -> None:
+    try:
+        network.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1].strip().rstrip(".")
+        raise UsageError(f"{path} is no {type(network).__name__} of upstream's ({reason}).") from None
+
+
+# ------------------------------------------------------------------------------------------------ finding the files
+
+
+def find_files(source: Path, vae: Path | None = None) -> Files:
+    """The files a student is made of; see `load_student`.
+
+    Raises:
+        UsageError: one is missing, or several could be meant.
+    """
+    if source.is_dir():
+        config = _read_config(source)
+        if config:
+            return _run_files(source, config, vae)
+        var = _only(source, "var_d*.pth", "VAR weights", "give the file itself")
+    elif source.is_file():
+        var, config = source, {}
+        if (source.parent / "config.json").is_file() and (ours := _read_config(source.parent)):
+            config = ours if ours["student"]["file"] == source.name else {}
+    else:
+        raise UsageError(
+            f"--student {source} is not there; it takes the run folder of `bash run.sh distill`, a folder with var_dN.pth "
+            "and its VAE, or a var_dN.pth."
+        )
+    return Files(source, var, vae or _vae_beside(var), config)
+
+
+def _run_files(run: Path, config: dict[str, Any], vae: Path | None) -> Files:
+    var = run / config["student"]["file"]
+    if not var.is_file():
+        raise UsageError(
+            f"--student {run} has no {var.name} yet: its training is not finished; the command that began it, typed again, "
+            "goes on with it."
+        )
+    own = run / "vae.pth"
+    if not vae and not own.is_file():
+        raise UsageError(f"--student {run} lacks its vae.pth; restore it, or name the VAE with --vae FILE.")
+    return Files(run, var, vae or own, config)
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    """config.json of a distill run; empty where the folder has none.
+
+    Raises:
+        UsageError: it is another command's, or unreadable.
+    """
+    file = folder / "config.json"
+    if not file.is_file():
+        return {}
+    try:
+        config = json.loads(file.read_text())
+        command = config["command"]
+        if command == "distill" and isinstance(config["student"]["file"], str):
+            return config
+    except (OSError, ValueError, KeyError, TypeError):
+        command = None
+    if command and command != "distill":
+        raise UsageError(
+            f"--student {folder} is a run of `{command}`, which has no student; give one of `bash run.sh distill`."
+        )
+    raise UsageError(f"{file} is not the configuration of a distill run; give another --student.")
+
+
+def _only(folder: Path, pattern: str, what: str, way_out: str) -> Path:
+    found = sorted(folder.glob(pattern))
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise UsageError(f"{folder} holds several files of {what} ({', '.join(p.name for p in found)}); {way_out}.")
+    raise UsageError(f"{folder} holds no {what} ({pattern}); {way_out}.")
+
+
+def _vae_beside(var: Path) -> Path:
+    """The VAE's file in the folder of `var`; a training checkpoint holds its own."""
+    if not re.fullmatch(r"var_d\d+\.pth", var.name) and not list(var.parent.glob("vae*.pth")):
+        with contextlib.suppress(UsageError):
+            vae_state_dict(var)
+            return var
+    return _only(var.parent, "vae*.pth", "VAE weights", "name the VAE with --vae FILE")
+
+
+# ------------------------------------------------------------------------------------------------ checks
+
+
+def _check_sums(files: Files, own_vae: bool) -> None:
+    """Raises UsageError unless the files are the ones whose sha256 the run's configuration holds."""
+    expected: Mapping[str, str] = files.config.get("weights", {})
+    for path in (files.var, *([files.vae] if own_vae else [])):
+        if path.name in expected and sha256(path) != expected[path.name]:
+            raise UsageError(
+                f"{path} is not the file that its run wrote (its sha256 differs from config.json's); restore the file, or "
+                "train the run again."
+            )
+
+
+def _geometry(files: Files, var: dict[str, Tensor], vae: dict[str, Tensor]) -> VARGeometry:
+    """The VAR's geometry.
+
+    Raises:
+        UsageError: the tensors are no VAR's, or the VAE is not the one it was trained on.
+    """
+    try:
+        shape, codes = var_geometry(var), vae_geometry(vae)
+    except (KeyError, ValueError, IndexError, AttributeError) as error:
+        raise UsageError(f"{files.var} and {files.vae} are no VAR and VQVAE of upstream's ({error}).") from None
+    if (shape.vocab_size, shape.z_channels) != (codes.vocab_size, codes.z_channels):
+        raise UsageError(
+            f"{files.var} predicts {shape.vocab_size} codes of {shape.z_channels} channels, but {files.vae} has "
+            f"{codes.vocab_size} of {codes.z_channels}; name the VAE it was trained on with --vae FILE."
+        )
+    return shape
+
+
+def _pyramid(files: Files, shape: VARGeometry) -> FocusPyramid | None:
+    """The pyramid of a distill run."""
+    if not files.config.get("pyramid"):
+        return None
+    try:
+        pyramid = FocusPyramid.from_dict(files.config["pyramid"])
+        pyramid.states_of(shape.patch_nums)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UsageError(f"{files.path}: config.json describes no pyramid that fits the student ({error}).") from None
+    return pyramid
