@@ -128,6 +128,7 @@ def patched(model: Any, patch: Patch) -> Iterator[Any]:
             added = [name for name in host.__dict__ if name not in attributes]
             for name in added:
                 del host.__dict__[name]
-            for name in attributes.get("_patch_attributes", ()):
-                host.__dict__[name] = attributes[name]
+            if "_patch_attributes" in attributes:
+                for name in (*attributes["_patch_attributes"], "_patch_attributes"):
+                    host.__dict__[name] = attributes[name]
             host.__class__ = stock

@@ -55,8 +55,10 @@ class BlockRecord:
 class StudentPass:
     """One teacher-forced forward pass of the student, and what the teacher's pass shares with it."""
 
+    defer_head: bool = False  # the pass ends before the head: it returns `hidden_BLC` in place of logits
     logits_BLV: Tensor | None = None
-    cond_BD: Tensor | None = None  # condition of the head, label drop applied, detached
+    hidden_BLC: Tensor | None = None  # what the head is called with
+    cond_BD: Tensor | None = None  # condition of the head, label drop applied
     attn_bias: Tensor | None = None
     blocks: list[BlockRecord] = field(default_factory=list)
 
@@ -119,7 +121,8 @@ class RecordedBlock(InstancePatch):
 
 class RecordedVAR(InstancePatch):
     """Modifications:
-    - while a StudentPass is attached, `get_logits` writes down the condition that it is called with
+    - while a StudentPass is attached, `get_logits` writes down what it is called with, and if the head is deferred
+      hands its input back as it is: whoever holds the pass calls the stock `get_logits` later, in pieces
     `forward` is stock; its fingerprint is that of the pass the recording relies on.
     """
 
@@ -129,9 +132,12 @@ class RecordedVAR(InstancePatch):
     teacher_tape: StudentPass | None
 
     def get_logits(self, h_BLC: Tensor, cond_BD: Tensor) -> Tensor:
-        """Stock contract: logits (B,L,V), fp32."""
-        if self.teacher_tape is not None:
-            self.teacher_tape.cond_BD = cond_BD.detach()
+        """Stock contract: logits (B,L,V), fp32; `h_BLC` (B,L,C) if the head is deferred."""
+        tape = self.teacher_tape
+        if tape is not None:
+            tape.hidden_BLC, tape.cond_BD = h_BLC, cond_BD
+            if tape.defer_head:
+                return h_BLC
         return super().get_logits(h_BLC, cond_BD)  # type: ignore[misc]
 
 
@@ -150,17 +156,66 @@ class Recording(Patch):
             raise PatchError(
                 f"Recording patches a VAR; a {type(model).__name__} has no list of `blocks` (unwrap it first)."
             )
-        if not 1 <= self.blocks <= len(blocks):
-            raise ValueError(
-                f"{self.blocks} teacher blocks of a VAR with {len(blocks)} blocks; use 1 to {len(blocks)}."
-            )
-        return [model, *blocks[-self.blocks :]]
+        return [model, *last_blocks(model, self.blocks)]
 
     def apply(self, model: Any) -> None:
         var, *blocks = self.hosts(model)
         swap_class(var, RecordedVAR, teacher_tape=self.tape)
         for block in blocks:
             swap_class(block, RecordedBlock, teacher_tape=self.tape)
+
+
+def last_blocks(var: Any, count: int) -> list[Any]:
+    """The last `count` blocks of a VAR, none for 0.
+
+    Raises:
+        ValueError: the VAR has fewer.
+    """
+    if not 0 <= count <= len(var.blocks):
+        raise ValueError(f"{count} teacher blocks of a VAR with {len(var.blocks)} blocks; use 1 to {len(var.blocks)}.")
+    return list(var.blocks)[len(var.blocks) - count :]
+
+
+class CrossedBlock(InstancePatch):
+    """Modifications:
+    - between self-attention and FFN the tokens pass through `alias_cross`, where one is attached
+    - without one the block is stock
+    """
+
+    host = "AdaLNSelfAttn"
+    fingerprints = RecordedBlock.fingerprints
+
+    alias_cross: Callable[[Tensor], Tensor] | None
+    crossed_features: list[Tensor]
+    # of the stock class
+    drop_path: nn.Module
+
+    def forward(self, x: Tensor, cond_BD: Tensor, attn_bias: Tensor | None) -> Tensor:
+        """Stock contract: (B,L,C) -> (B,L,C)."""
+        if self.alias_cross is None:
+            return super().forward(x, cond_BD, attn_bias)  # type: ignore[misc]
+        six = modulation(self, cond_BD)
+        x = attention_half(self, x, six, attn_bias, SharedDropPath(self.drop_path))
+        x = ffn_half(self, self.alias_cross(x), six, SharedDropPath(self.drop_path))
+        self.crossed_features.append(x)
+        return x
+
+
+class Crossing(Patch):
+    """AG-XAttn inside the last blocks of a VAR of its own (a separate teacher): one callable (B,L,C) -> (B,L,C) a block.
+
+    `features` collects the outputs of these blocks.
+    """
+
+    def __init__(self, crosses: Sequence[Callable[[Tensor], Tensor]], features: list[Tensor]) -> None:
+        self.crosses, self.features = list(crosses), features
+
+    def hosts(self, model: Any) -> Sequence[nn.Module]:
+        return last_blocks(model, len(self.crosses))
+
+    def apply(self, model: Any) -> None:
+        for block, cross in zip(self.hosts(model), self.crosses, strict=True):
+            swap_class(block, CrossedBlock, alias_cross=cross, crossed_features=self.features)
 
 
 # ------------------------------------------------------------------------------------------------ detached weights

@@ -6,11 +6,11 @@ import difflib
 import importlib
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from refocus_ext import config, options
+from refocus_ext import config, config_distill, options
 from refocus_ext.errors import RunFailed, UsageError
 
 
@@ -23,6 +23,7 @@ class Command:
     options: type | None = None
     presets: Mapping[str, Mapping[str, Any]] | None = None
     description: str = ""
+    choose_preset: Callable[[dict[str, Any]], str] = config.choose_preset
 
 
 TOKENIZER_DESCRIPTION = """
@@ -31,9 +32,15 @@ instead of downsampled ones. Without --data it trains a small one on the photogr
 in minutes on two CPU cores. Typed again, the same command continues an interrupted run.
 """
 
+DISTILL_DESCRIPTION = """
+Trains the student of stage 2, a vanilla VAR on focus tokens, together with its teacher: the same weights plus
+alias-gate cross-attention, which looks at the alias tokens and hands on what it learns from them. Needs a finished
+`bash run.sh tokenizer`. Typed again, the same command continues an interrupted run.
+"""
+
 BENCH_DESCRIPTION = """
-Times the focus pyramid, the encoder, the quantizer and tokenization beside vanilla VAR's in one process and
-prints the ratios. At its defaults, those of the paper, it takes about three minutes on two CPU cores.
+Times the focus pyramid and tokenization, and a step of distillation beside upstream's own, in one process and
+prints the ratios. At its defaults, those of the paper and d16, it takes some ten minutes on two CPU cores.
 """
 
 EVAL_DESCRIPTION = """
@@ -50,7 +57,14 @@ COMMANDS = {
         config.PRESETS,
         TOKENIZER_DESCRIPTION,
     ),
-    "distill": Command("stage 2: train the teacher and distil it into a vanilla VAR"),
+    "distill": Command(
+        "stage 2: train the teacher and distil it into a vanilla VAR",
+        "refocus_ext.train_distill",
+        config_distill.DistillOptions,
+        config_distill.DISTILL_PRESETS,
+        DISTILL_DESCRIPTION,
+        config_distill.choose_distill_preset,
+    ),
     "tokens": Command("precompute the tokens that distill reads"),
     "sample": Command("draw images from a student"),
     "eval": Command(
@@ -66,7 +80,7 @@ COMMANDS = {
     "aliasing": Command("the alias benchmark"),
     "ablate": Command("the rows of the paper's Table 2 at any size"),
     "bench": Command(
-        "what the focus pyramid adds to a tokenizer's work, as ratios in one run",
+        "speed and memory beside upstream, as ratios in one run",
         "refocus_ext.bench",
         config.BenchOptions,
         description=BENCH_DESCRIPTION,
@@ -126,7 +140,7 @@ def main(argv: list[str]) -> int:
         prog=f"bash run.sh {name}",
         description=command.description,
         presets=command.presets,
-        choose_preset=config.choose_preset,
+        choose_preset=command.choose_preset,
     )
     return 0 if check_only else _run(command.module, parsed)
 

@@ -1,10 +1,8 @@
-"""`bash run.sh bench`: what the focus pyramid adds to a tokenizer's work, as ratios measured in one process."""
+"""`bash run.sh bench`: what this project's parts cost beside upstream's, as ratios measured in one process."""
 
 from __future__ import annotations
 
 import math
-import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patches import Focus, load_upstream, patched
+from patches import Focus, Upstream, load_upstream, patched
+from refocus_ext import bench_distill
+from refocus_ext.bench_clock import time_interleaved
 from refocus_ext.config import BenchOptions
 from refocus_ext.cost import PassCost, pass_cost
 from refocus_ext.errors import UsageError
@@ -33,19 +33,56 @@ def main(options: BenchOptions) -> int:
         pyramid.states_of(options.patch_nums)
     except ValueError as error:
         raise UsageError(str(error)) from None
+    print(
+        f"{options.batch_size} images of {options.image_size} px, {pyramid.states} focus states, {options.codebook_size} codes, on "
+        f"{device}; medians of {options.repeats}, interleaved"
+    )
+    report: dict[str, Any] = {
+        "torch": torch.__version__,
+        "upstream": upstream.describe(),
+        "device": str(device),
+        "threads": torch.get_num_threads(),
+    }
+    for name in SECTIONS if options.section == "all" else (options.section,):
+        print(f"\n{name}\n")
+        report[name], lines = SECTIONS[name](options, upstream, pyramid, device)
+        print("\n".join(lines))
+    if options.json:
+        save_json(Path(options.json), report)
+    return 0
+
+
+def _tokenizer(
+    options: BenchOptions, upstream: Upstream, pyramid: FocusPyramid, device: torch.device
+) -> tuple[dict[str, Any], list[str]]:
+    """What the focus pyramid adds to a tokenizer's work."""
     vae = upstream.build_vae(
         vocab_size=options.codebook_size, ch=options.ch, patch_nums=options.patch_nums, device=device
     )
     x = torch.rand(options.batch_size, 3, options.image_size, options.image_size, device=device) * 2 - 1
-    print(
-        f"{options.batch_size} images of {options.image_size} px, {pyramid.states} focus states, ch {options.ch}, "
-        f"{options.codebook_size} codes, on {device}; medians of {options.repeats}, interleaved\n"
-    )
     report = measure(vae, pyramid, x, options.repeats)
-    print("\n".join(table(report)))
-    if options.json:
-        save_json(Path(options.json), report)
-    return 0
+    return report, table(report)
+
+
+def _distill(
+    options: BenchOptions, upstream: Upstream, pyramid: FocusPyramid, device: torch.device
+) -> tuple[dict[str, Any], list[str]]:
+    """A step of distillation beside upstream's, and the teacher's counted overhead."""
+    report = bench_distill.measure(
+        upstream,
+        pyramid,
+        options.patch_nums,
+        options.codebook_size,
+        options.depth,
+        options.batch_size,
+        options.repeats,
+        device,
+    )
+    rows = bench_distill.overhead_rows(upstream)
+    return report | {"overhead": rows}, [*bench_distill.table(report), "", *bench_distill.overhead_table(rows)]
+
+
+SECTIONS: dict[str, Callable[..., tuple[dict[str, Any], list[str]]]] = {"tokenizer": _tokenizer, "distill": _distill}
 
 
 def measure(vae: Any, pyramid: FocusPyramid, x: Tensor, repeats: int) -> dict[str, Any]:
@@ -73,9 +110,6 @@ def measure(vae: Any, pyramid: FocusPyramid, x: Tensor, repeats: int) -> dict[st
             "focus_tokens_over_vanilla_tokens": seconds["focus_tokens"] / seconds["vanilla_tokens"],
         },
         "flops": flop_shares(pyramid, encoder),
-        "torch": torch.__version__,
-        "device": str(x.device),
-        "threads": torch.get_num_threads(),
     }
 
 
@@ -88,25 +122,6 @@ def flop_shares(pyramid: FocusPyramid, encoder: PassCost) -> dict[str, float]:
         total += 2 * 2.5 * cells * math.log2(side * side) + 6 * cells  # real transforms cost half
     passes = pyramid.states * encoder.flops
     return {"pyramid": total, "encoder_passes": float(passes), "pyramid_of_encoder_passes": total / passes}
-
-
-def time_interleaved(parts: dict[str, Callable[[], Any]], repeats: int, device: torch.device) -> dict[str, float]:
-    """Median seconds of each part; one untimed round, then the parts take turns, so that drift hits all alike."""
-    runs: dict[str, list[float]] = {name: [] for name in parts}
-    with torch.no_grad():
-        for round_number in range(repeats + 1):
-            for name, part in parts.items():
-                began = _now(device)
-                part()
-                if round_number:
-                    runs[name].append(_now(device) - began)
-    return {name: statistics.median(values) for name, values in runs.items()}
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
 
 
 def _focus(vae: Any, pyramid: FocusPyramid, call: Callable[[], Any]) -> Any:

@@ -78,4 +78,5 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path} is no checkpoint; give a file checkpoints/step-*.pt of a run.")
     if sha256(path)[:16] != match[2]:
         raise UsageError(f"{path} is damaged: its contents do not match the checksum in its name.")
-    return torch.load(path, map_location="cpu", weights_only=True)
+    # Mapped, not read: a large run's state would otherwise be held twice while it is loaded.
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=True)

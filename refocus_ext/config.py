@@ -186,7 +186,7 @@ class EvalOptions:
 
 @dataclasses.dataclass(frozen=True)
 class BenchOptions:
-    """What the focus pyramid costs, at the geometry of preset paper unless told otherwise."""
+    """What is measured, at the geometry of preset paper unless told otherwise."""
 
     # fmt: off
     image_size: int = option(256, "a multiple of 16", unit="pixels", kind=positive(int), group="geometry")
@@ -195,6 +195,11 @@ class BenchOptions:
     ch: int = option(160, "base width of the encoder, a multiple of 32", kind=positive(int), group="geometry")
     focus_states: int = option(4, "K, number of focus states", kind=positive(int), group="geometry")
     rho_max: float = option(12.0, "radius of the widest PSF", unit="pixels", kind=non_negative(float), group="geometry")
+    depth: int = option(16, "D, blocks of the VAR whose training step is measured", kind=positive(int), group="geometry")
+    section: str = option(
+        "all", "tokenizer: the pyramid beside the encoder; distill: a training step beside upstream's; all of them",
+        choices=("all", "tokenizer", "distill"), group="measurement",
+    )
     batch_size: int = option(1, "batch", unit="images", kind=positive(int), group="measurement")
     repeats: int = option(3, "timed rounds, after one that is not", kind=positive(int), group="measurement")
     device: str = option("auto", "cpu, cuda or cuda:N; auto takes CUDA where there is one", group="measurement")

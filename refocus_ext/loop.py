@@ -41,10 +41,18 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def autocast_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """fp32, bf16 or fp16; 'auto' is bf16 on CUDA and fp32 elsewhere."""
+    if precision == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+
 def gradient_norm(module: nn.Module, clip: float) -> float:
     """Norm over all gradients; they are clipped to `clip` if that is positive."""
     limit = clip if clip > 0 else math.inf
-    return float(nn.utils.clip_grad_norm_([p for p in module.parameters() if p.grad is not None], limit))
+    norm: Any = nn.utils.clip_grad_norm_([p for p in module.parameters() if p.grad is not None], limit)
+    return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)  # sharded gradients: of all processes
 
 
 class Interruption:

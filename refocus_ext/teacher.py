@@ -213,6 +213,22 @@ class TeacherOutput(NamedTuple):
     teacher_features: list[Tensor]
 
 
+def record(
+    var: Any,
+    label_B: Tensor,
+    x_BLCv_wo_first_l: Tensor,
+    blocks: int,
+    run: Callable[..., Tensor] | None = None,
+    defer_head: bool = False,
+) -> StudentPass:
+    """VAR's own teacher-forced pass, with what its last `blocks` blocks (0: none) and its head were called with."""
+    tape = StudentPass(defer_head=defer_head)
+    with patched(var, Recording(blocks, tape)):
+        logits_BLV = (run or var)(label_B, x_BLCv_wo_first_l)
+    tape.logits_BLV = None if defer_head else logits_BLV
+    return tape
+
+
 class Teacher(nn.Module):
     """AG-XAttn modules and E_a; the VAR is passed to each call and never becomes part of the state dict.
 
@@ -233,7 +249,12 @@ class Teacher(nn.Module):
         self.register_buffer("visible_LN", torch.cat((null_L1, visible_LT), dim=1), persistent=False)
 
     def observe(
-        self, var: Any, label_B: Tensor, x_BLCv_wo_first_l: Tensor, run: Callable[..., Tensor] | None = None
+        self,
+        var: Any,
+        label_B: Tensor,
+        x_BLCv_wo_first_l: Tensor,
+        run: Callable[..., Tensor] | None = None,
+        defer_head: bool = False,
     ) -> StudentPass:
         """Runs the student and records what the teacher's pass shares with it.
 
@@ -242,16 +263,14 @@ class Teacher(nn.Module):
             label_B: class labels (B,).
             x_BLCv_wo_first_l: teacher-forcing input (B, L - first_l, Cvae).
             run: what to call in VAR's place, for example DDP around it.
+            defer_head: leave the logits to the caller, who has them from `var.get_logits(hidden, cond)` of the pass.
         """
         if tuple(var.patch_nums) != self.geometry.patch_nums or self.geometry.width != var.C or var.prog_si >= 0:
             raise ValueError(
                 f"this teacher is for a VAR of width {self.geometry.width} and patch_nums {self.geometry.patch_nums} without "
                 f"progressive training; got width {var.C}, {tuple(var.patch_nums)}, prog_si {var.prog_si}"
             )
-        tape = StudentPass()
-        with patched(var, Recording(self.geometry.blocks, tape)):
-            tape.logits_BLV = (run or var)(label_B, x_BLCv_wo_first_l)
-        return tape
+        return record(var, label_B, x_BLCv_wo_first_l, self.geometry.blocks, run, defer_head)
 
     def teach(self, var: Any, tape: StudentPass, alias_K: Sequence[Tensor]) -> list[Tensor]:
         """Features of the teacher's pass through the last M blocks, M times (B,L,C).
@@ -273,7 +292,7 @@ class Teacher(nn.Module):
     def logits(self, var: Any, tape: StudentPass, feature_BlC: Tensor) -> Tensor:
         """Logits (B,l,V), fp32, of the last of `teach`'s features, or of some of its tokens."""
         assert tape.cond_BD is not None, "the tape holds no finished pass"
-        return detached_logits(var, feature_BlC.float(), tape.cond_BD)
+        return detached_logits(var, feature_BlC.float(), tape.cond_BD.detach())
 
     def forward(
         self,

@@ -55,19 +55,24 @@ class _Constructible(TorchFunctionMode):
 
 
 def teacher_overhead(
-    upstream: Upstream, depth: int, geometry: TeacherGeometry | None = None, vocab_size: int = 8192
+    upstream: Upstream,
+    depth: int,
+    geometry: TeacherGeometry | None = None,
+    vocab_size: int = 8192,
+    **options: Any,
 ) -> TeacherOverhead:
     """Counts VAR-d`depth` (width 64 x depth) with and without a teacher; no weights are allocated, nothing is computed.
 
     Args:
         geometry: of the teacher, by default that of 256 px, M = 2 and alias stride 8.
         vocab_size: V.
+        options: further arguments of `Upstream.build_var`, such as num_classes and shared_aln.
     """
     geometry = geometry or TeacherGeometry(width=64 * depth)
     vae = upstream.build_vae(vocab_size=vocab_size, ch=32, patch_nums=geometry.patch_nums)
     with FakeTensorMode(allow_non_fake_inputs=True):
         with _Constructible():
-            var = upstream.build_var(vae, depth=depth)
+            var = upstream.build_var(vae, depth=depth, **options)
             teacher = Teacher(geometry)
         label_B = torch.zeros(1, dtype=torch.long)
         x_BLC = torch.zeros(1, var.L - var.first_l, var.Cvae)

@@ -37,6 +37,12 @@ class Tokenizer:
         """The options the run was trained with."""
         return self.config["options"]
 
+    def checksums(self) -> dict[str, str]:
+        """sha256 of each weights file, by name."""
+        names = ["vae.pth"] + (["alias.pth"] if self.alias is not None else [])
+        known = self.config.get("weights", {})
+        return {name: known.get(name) or sha256(self.path / name) for name in names}
+
 
 def load_tokenizer(run: Path, device: torch.device | str = "cpu") -> Tokenizer:
     """The tokenizer in a run folder of `bash run.sh tokenizer`.

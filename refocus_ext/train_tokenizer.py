@@ -18,9 +18,8 @@ from refocus_ext.codebook import CodeRevival, initialise_codebook
 from refocus_ext.config import TokenizerOptions, identity
 from refocus_ext.data import Crops, ImageList, Sample, StepBatches, check_images, derived_seed, spread
 from refocus_ext.distributed import World, world
-from refocus_ext.errors import RunFailed
-from refocus_ext.files import save_json, save_tensors
-from refocus_ext.loop import Interruption, Progress, gradient_norm, warmup_cosine
+from refocus_ext.files import save_json
+from refocus_ext.loop import Interruption, Progress, autocast_dtype, gradient_norm, warmup_cosine
 from refocus_ext.run_folder import RunFolder
 from refocus_ext.structure import (
     PrefixReport,
@@ -493,23 +492,10 @@ class TokenizerTraining(Training):
             self.adversary.load_state_dict(state["adversary"], strict=True)
             self.critic_optimizer.load_state_dict(state["critic_optimizer"])
 
-    def save_weights(self) -> None:
-        """vae.pth, exactly upstream's state dict, and alias.pth; config.json then holds their checksums."""
-        assert self.run is not None
+    def weights(self) -> dict[str, dict[str, Any]]:
+        """vae.pth, exactly upstream's state dict, and alias.pth."""
         files = {"vae.pth": self.finished_vae} | ({"alias.pth": self.finished_alias} if self.alias is not None else {})
-        try:
-            for name, module in files.items():
-                save_tensors(self.run.path / name, module.state_dict())
-            self.run.record_weights(*files)
-        except (OSError, RuntimeError) as error:
-            raise RunFailed(f"the weights could not be written to {self.run.path} ({error}).") from error
-
-
-def autocast_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """fp32, bf16 or fp16; 'auto' is bf16 on CUDA and fp32 elsewhere."""
-    if precision == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+        return {name: module.state_dict() for name, module in files.items()}
 
 
 def summary(report: PrefixReport, codes: int) -> str:

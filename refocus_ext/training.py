@@ -9,20 +9,33 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from refocus_ext.checkpoint import Checkpoints, load_checkpoint
-from refocus_ext.data import Crops, Sample, StepBatches, derived_seed
+from refocus_ext.data import ImageList, StepBatches, derived_seed
 from refocus_ext.distributed import World
 from refocus_ext.errors import RunFailed
+from refocus_ext.files import save_tensors
 from refocus_ext.loop import Interruption, Progress
 from refocus_ext.run_folder import RunFolder
 
 NON_FINITE_IN_A_ROW = 5
+
+
+class TrainingData(Protocol):
+    """What the loop asks of a data set whose items, by `SampleKey`, have a field `broken`."""
+
+    images: ImageList
+    known_broken: set[int]
+    broken_limit: int
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, key: Any, /) -> Any: ...
 
 
 class Training(ABC):
@@ -34,7 +47,7 @@ class Training(ABC):
         run: the run folder; None on every process but the first.
     """
 
-    def __init__(self, options: Any, world: World, run: RunFolder | None, data: Crops) -> None:
+    def __init__(self, options: Any, world: World, run: RunFolder | None, data: TrainingData) -> None:
         self.options, self.world, self.run, self.data = options, world, run, data
         self.step = 0  # optimizer steps done
         self.skipped_in_a_row = 0
@@ -43,13 +56,13 @@ class Training(ABC):
     # ------------------------------------------------------------------ what a stage says
 
     @abstractmethod
-    def train_step(self, step: int, batches: Sequence[Sample]) -> dict[str, float] | None:
+    def train_step(self, step: int, batches: Sequence[Any]) -> dict[str, float] | None:
         """One optimizer step (0-based number) from its micro-batches; None if a value was not finite on this process
         or another, in which case no process may have changed anything."""
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
-        """Everything but the step number that the next step depends on; tensors and plain values."""
+        """Everything but the step number that the next step depends on; tensors and plain values, on every process."""
 
     @abstractmethod
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
@@ -59,8 +72,8 @@ class Training(ABC):
         """Validation and picture at the current step; called on every process, rank 0 writes."""
 
     @abstractmethod
-    def save_weights(self) -> None:
-        """The finished weights as plain files; called on rank 0 at every checkpoint."""
+    def weights(self) -> dict[str, dict[str, Any]]:
+        """The finished weights, file name -> state dict, on every process; written at every checkpoint."""
 
     @abstractmethod
     def finish(self) -> None:
@@ -94,7 +107,7 @@ class Training(ABC):
             self.finish()
         return 0
 
-    def _one_step(self, batches: Sequence[Sample], progress: Progress) -> None:
+    def _one_step(self, batches: Sequence[Any], progress: Progress) -> None:
         torch.manual_seed(derived_seed(self.options.seed, 3, self.step, self.world.rank))
         values = self.train_step(self.step, batches)
         self.step += 1
@@ -105,9 +118,9 @@ class Training(ABC):
             self.run.log(self.step, values, "train/")
         progress.update(self.step, {name: values[name] for name in self.progress_values if name in values})
         last = self.step == self.options.steps
-        if last or self.step % self.options.picture_every == 0:
+        if last or _due(self.step, self.options.picture_every):
             self.observe(progress)
-        if last or self.step % self.options.save_every == 0:
+        if last or _due(self.step, self.options.save_every):
             self.save()
 
     def _watch_finiteness(self, values: dict[str, float] | None, progress: Progress) -> None:
@@ -133,7 +146,7 @@ class Training(ABC):
 
     # ------------------------------------------------------------------ data
 
-    def _steps(self) -> Iterable[list[Sample]]:
+    def _steps(self) -> Iterable[list[Any]]:
         """The micro-batches of each step still to do, as lists of `accumulate`."""
         options = self.options
         batches = StepBatches(
@@ -146,21 +159,21 @@ class Training(ABC):
             world=self.world.size,
             accumulate=options.accumulate,
         )
-        loader = DataLoader(
-            self.data,
+        loader: DataLoader[Any] = DataLoader(
+            self.data,  # type: ignore[arg-type]  # what a map-style data set needs, it has
             batch_sampler=batches,
             num_workers=options.workers,
             pin_memory=self.world.device.type == "cuda",
             prefetch_factor=4 if options.workers else None,
         )
-        group: list[Sample] = []
+        group: list[Any] = []
         for batch in loader:
             group.append(batch)
             if len(group) == options.accumulate:
                 yield group
                 group = []
 
-    def _watch_broken(self, batches: Sequence[Sample], values: dict[str, float], progress: Progress) -> None:
+    def _watch_broken(self, batches: Sequence[Any], values: dict[str, float], progress: Progress) -> None:
         """Images that could not be decoded were replaced; they are named once, counted, and too many stop the run."""
         new = {
             int(index) for batch in batches for index in batch.broken.tolist() if index >= 0
@@ -183,16 +196,27 @@ class Training(ABC):
         if self.saved_at == self.step:
             return
         error = None
+        state, weights = self.state_dict(), self.weights()  # everywhere: sharded tensors are gathered by all processes
         if self.run:
             try:
-                self.run.checkpoints.save(self.step, self.state_dict())
-                self.save_weights()
+                self.run.checkpoints.save(self.step, state)
+                self._write(weights)
             except RunFailed as failed:
                 error = failed
         (failed_anywhere,) = self.world.any(error is not None)
         if failed_anywhere:
             raise error or RunFailed("rank 0 could not save.")
         self.saved_at = self.step
+
+    def _write(self, weights: dict[str, dict[str, Any]]) -> None:
+        """The weight files; config.json then holds their checksums."""
+        assert self.run is not None
+        try:
+            for name, state in weights.items():
+                save_tensors(self.run.path / name, state)
+            self.run.record_weights(*weights)
+        except (OSError, RuntimeError) as error:
+            raise RunFailed(f"the weights could not be written to {self.run.path} ({error}).") from error
 
     def _resume(self) -> None:
         options = self.options
@@ -206,14 +230,20 @@ class Training(ABC):
         self._say(f"resuming after step {self.step}")
 
     def _already_done(self) -> int:
+        weights = self.weights()
         if self.run:
-            self.save_weights()  # a kill between checkpoint and weights is repaired here
+            self._write(weights)  # a kill between checkpoint and weights is repaired here
         self._say(f"{self.options.out} is already trained for {self.options.steps} steps; nothing to do.")
         return 0
 
     def _say(self, text: str) -> None:
         if self.world.main:
             print(text, flush=True)
+
+
+def _due(step: int, every: int) -> bool:
+    """Whether something that happens every so many steps (0: never) happens at `step`."""
+    return every > 0 and step % every == 0
 
 
 def finite(*tensors: Tensor | float) -> bool:

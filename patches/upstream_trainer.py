@@ -1,0 +1,57 @@
+"""Upstream's own `VARTrainer.train_step`, on tokens that are given: what our training step is measured against."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from patches.upstream import import_isolated
+
+
+class _GivenTokens:
+    """Stands for the trainer's VAE: whatever the image, the tokens are these."""
+
+    def __init__(self, vae: Any, idx_BL: Tensor) -> None:
+        self.quantize, self.vocab_size = vae.quantize, vae.vocab_size
+        self.idx_S = list(idx_BL.split([pn * pn for pn in vae.quantize.v_patch_nums], dim=1))
+
+    def img_to_idxBl(self, _: Any) -> list[Tensor]:
+        return self.idx_S
+
+
+def upstream_train_step(
+    vae: Any,
+    var: Any,
+    optimizer: torch.optim.Optimizer,
+    label_B: Tensor,
+    idx_BL: Tensor,
+    *,
+    bf16: bool = False,
+    clip: float = 2.0,
+) -> Callable[[], None]:
+    """A call of the result is one optimizer step of upstream's trainer, without its VAE's work and without logging.
+
+    Args:
+        bf16: upstream's autocast, which exists on CUDA only.
+
+    Raises:
+        ModuleNotFoundError: upstream's trainer needs pytz and typed-argument-parser.
+        UpstreamError: the submodule is not there.
+    """
+    trainer_module, amp = import_isolated("trainer"), import_isolated("utils.amp_sc")
+    names, parameters = zip(*var.named_parameters(), strict=True)
+    amp_optimizer = amp.AmpOptimizer(2 if bf16 else 0, optimizer, list(names), list(parameters), clip)
+    patch_nums = tuple(var.patch_nums)
+    trainer = trainer_module.VARTrainer(
+        label_B.device, patch_nums, tuple(16 * pn for pn in patch_nums), _GivenTokens(vae, idx_BL), var, var, amp_optimizer, 0.0
+    )
+    silent = SimpleNamespace(log_iters=(), update=lambda **_: None)
+
+    def step() -> None:
+        trainer.train_step(1, 1, True, silent, silent, torch.empty(0), label_B, -1, 1.0)
+
+    return step
