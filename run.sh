@@ -98,7 +98,7 @@ gpus() {
 }
 processes="${NPROC:-1}"
 case "$command_name" in
-tokenizer) if [ -z "${NPROC:-}" ] && [[ " $* " != *" --device "* ]] && [ "$(gpus)" -gt 1 ]; then processes="$(gpus)"; fi ;;
+tokenizer | tokens | distill) if [ -z "${NPROC:-}" ] && [[ " $* " != *" --device "* ]] && [ "$(gpus)" -gt 1 ]; then processes="$(gpus)"; fi ;;
 *) processes=1 ;;
 esac
 if [ "$processes" -gt 1 ] || [ "${NNODES:-1}" -gt 1 ]; then

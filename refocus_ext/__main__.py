@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from refocus_ext import config, config_distill, options
+from refocus_ext import config, config_distill, config_tokens, options
 from refocus_ext.errors import RunFailed, UsageError
 
 
@@ -49,6 +49,12 @@ use of the codebook per token scale, explained variance of the alias tokens. LPI
 their networks as local files; what cannot be measured is listed with the reason.
 """
 
+TOKENS_DESCRIPTION = """
+Writes the structure and alias tokens of the training images once, so that distill need not run the encoders again:
+fixed random crops, mirrored too with --hflip, two bytes a token. Typed again, the same command continues an
+interrupted cache, or checks a finished one and remakes what is damaged.
+"""
+
 COMMANDS = {
     "tokenizer": Command(
         "stage 1: train the tokenizer with its focus pyramid",
@@ -65,7 +71,12 @@ COMMANDS = {
         DISTILL_DESCRIPTION,
         config_distill.choose_distill_preset,
     ),
-    "tokens": Command("precompute the tokens that distill reads"),
+    "tokens": Command(
+        "precompute the tokens that distill reads",
+        "refocus_ext.make_tokens",
+        config_tokens.TokensOptions,
+        description=TOKENS_DESCRIPTION,
+    ),
     "sample": Command("draw images from a student"),
     "eval": Command(
         "PSNR, SSIM, LPIPS, rFID of a tokenizer, per focus state",

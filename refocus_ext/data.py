@@ -192,6 +192,11 @@ class Sample(NamedTuple):
     broken: Any  # index of an image that could not be decoded and was replaced, else -1
 
 
+def broken_limit(images: ImageList) -> int:
+    """Images that may turn out to be broken before a command stops."""
+    return max(3, len(images) // 100)
+
+
 class Crops(Dataset[Sample]):
     """Random crops for training, centre crops for validation; the crop depends only on (seed, epoch, index).
 
@@ -216,17 +221,26 @@ class Crops(Dataset[Sample]):
         self.shorter = max(size, round(scale * size))
         self._cache: dict[int, Image.Image] = {}
         self.known_broken: set[int] = set()
-        self.broken_limit = max(3, len(images) // 100)
+        self.broken_limit = broken_limit(images)
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, key: SampleKey | int) -> Sample:
         index = key.index if isinstance(key, SampleKey) else key
+        other, image = self.decodable(index)
+        return self._sample(key, other, image, index if other != index else -1)
+
+    def decodable(self, index: int) -> tuple[int, Image.Image]:
+        """The image, resized, and its index; of the next one that can be decoded where it cannot.
+
+        Raises:
+            RunFailed: none of the next 50 can.
+        """
         for offset in range(min(50, len(self.images))):
             other = (index + offset) % len(self.images)
             with contextlib.suppress(BrokenImage):
-                return self._sample(key, other, self._resized(other), index if offset else -1)
+                return other, self._resized(other)
         raise RunFailed(
             f"{self.images.paths[index]} and the images after it cannot be decoded; is this the right folder?"
         )

@@ -56,9 +56,14 @@ def gradient_norm(module: nn.Module, clip: float) -> float:
 
 
 class Interruption:
-    """Turns the first SIGINT or SIGTERM into a flag that the loop reads between steps; a second one acts at once."""
+    """Turns the first SIGINT or SIGTERM into a flag that the loop reads between steps; a second one acts at once.
 
-    def __init__(self) -> None:
+    Args:
+        promise: what the user is told will happen now.
+    """
+
+    def __init__(self, promise: str = "saving at the end of this step") -> None:
+        self.promise = promise
         self.signal: int | None = None
         self._before: dict[int, Any] = {}
 
@@ -74,7 +79,7 @@ class Interruption:
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         self.signal = number
         signal.signal(number, self._before[number])
-        print("\ninterrupted: saving at the end of this step (once more to stop at once)", file=sys.stderr, flush=True)
+        print(f"\ninterrupted: {self.promise} (once more to stop at once)", file=sys.stderr, flush=True)
 
     @property
     def exit_code(self) -> int:
@@ -82,32 +87,48 @@ class Interruption:
         return 128 + (self.signal or 0)
 
 
+def leave_signals_to_parent(_worker: int) -> None:
+    """`worker_init_fn` of loaders: Ctrl-C, torchrun and schedulers signal the loader processes as well, and a loader that
+    dies of it takes the process down that wanted to finish its step and save. They end with their parent."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
 class Progress:
     """A bar on a terminal; a line every ten seconds elsewhere. Shows values, rate and time left."""
 
-    def __init__(self, start: int, steps: int, images_per_step: int, every: float = 10.0, quiet: bool = False) -> None:
-        self.start, self.steps, self.images, self.every = start, steps, images_per_step, every
+    def __init__(
+        self,
+        start: int,
+        steps: int,
+        images_per_step: float,
+        every: float = 10.0,
+        quiet: bool = False,
+        unit: str = "step",
+    ) -> None:
+        self.start, self.steps, self.images, self.every, self.unit = start, steps, images_per_step, every, unit
         self.began = self.told = time.monotonic()
         self.quiet = quiet
         self.bar = tqdm(
-            total=steps, initial=start, unit="step", dynamic_ncols=True, disable=quiet or not sys.stderr.isatty()
+            total=steps, initial=start, unit=unit, dynamic_ncols=True, disable=quiet or not sys.stderr.isatty()
         )
 
     def update(self, done: int, values: Mapping[str, float]) -> None:
         if self.quiet:
             return
-        text = " ".join(f"{name} {value:.3g}" for name, value in values.items())
+        text = " ".join(f"{name} {_number(value)}" for name, value in values.items())
         now = time.monotonic()
         rate = (done - self.start) / max(1e-9, now - self.began)
         if not self.bar.disable:
-            self.bar.set_postfix_str(f"{text} | {rate * self.images:.3g} img/s", refresh=False)
+            self.bar.set_postfix_str(f"{text} | {_number(rate * self.images)} img/s", refresh=False)
             self.bar.update(1)
         elif now - self.told >= self.every or done == self.steps:
             self.told = now
-            pace = f"{rate:.2f} steps/s" if rate >= 0.1 else f"{1 / max(rate, 1e-9):.0f} s/step"
+            plural = f"{self.unit}{'es' if self.unit.endswith('ch') else 's'}"
+            pace = f"{rate:.2f} {plural}/s" if rate >= 0.1 else f"{1 / max(rate, 1e-9):.0f} s/{self.unit}"
             left = duration((self.steps - done) / max(rate, 1e-9))
             print(
-                f"step {done}/{self.steps}  {text}  {pace}  {rate * self.images:.3g} img/s  {left} left",
+                f"{self.unit} {done}/{self.steps}  {text}  {pace}  {_number(rate * self.images)} img/s  {left} left",
                 flush=True,
             )
 
@@ -122,6 +143,11 @@ class Progress:
 
     def close(self) -> None:
         self.bar.close()
+
+
+def _number(value: float) -> str:
+    """'0.0123', '12.3', '12,345'."""
+    return f"{value:,.0f}" if 1000 <= abs(value) < 1e9 else f"{value:.3g}"
 
 
 def duration(seconds: float) -> str:

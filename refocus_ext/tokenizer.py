@@ -97,7 +97,9 @@ def read_config(run: Path) -> dict[str, Any]:
         UsageError: no folder, no configuration, or one of another command.
     """
     if not run.is_dir():
-        raise UsageError(f"--tokenizer {run} is no folder; it takes the run folder of `bash run.sh tokenizer`.")
+        raise UsageError(
+            f"--tokenizer {run} is no folder; it takes the run folder of `bash run.sh tokenizer`, which comes first."
+        )
     file = run / "config.json"
     if not file.is_file():
         raise UsageError(f"--tokenizer {run} has no config.json; it takes the run folder of `bash run.sh tokenizer`.")

@@ -20,7 +20,7 @@ from refocus_ext.data import ImageList, StepBatches, derived_seed
 from refocus_ext.distributed import World
 from refocus_ext.errors import RunFailed
 from refocus_ext.files import save_tensors
-from refocus_ext.loop import Interruption, Progress
+from refocus_ext.loop import Interruption, Progress, leave_signals_to_parent
 from refocus_ext.run_folder import RunFolder
 
 NON_FINITE_IN_A_ROW = 5
@@ -163,6 +163,7 @@ class Training(ABC):
             self.data,  # type: ignore[arg-type]  # what a map-style data set needs, it has
             batch_sampler=batches,
             num_workers=options.workers,
+            worker_init_fn=leave_signals_to_parent,
             pin_memory=self.world.device.type == "cuda",
             prefetch_factor=4 if options.workers else None,
         )
