@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from refocus_ext import config, options
+from refocus_ext import config, config_sampling, options
 from refocus_ext.errors import RunFailed, UsageError
 
 
@@ -42,6 +42,16 @@ use of the codebook per token scale, explained variance of the alias tokens. LPI
 their networks as local files; what cannot be measured is listed with the reason.
 """
 
+SAMPLE_DESCRIPTION = """
+Draws images from a student, or from any VAR in upstream's files. Without more it is a grid, samples.png. In fp32 on
+a CPU an image alone in its batch is upstream's to the bit for its seed; --rng batch is, for the whole batch.
+
+  bash run.sh sample --classes 207,"golden retriever" --count 8 --out dogs.png
+  bash run.sh sample --npz samples.npz                 50 images a class, for `eval` or ADM's evaluator
+  bash run.sh sample --steps-strip steps.png           from blurred to sharp
+  bash run.sh sample --edit cat.jpg --mask 0.25,0.25,0.75,0.75 --classes 281
+"""
+
 COMMANDS = {
     "tokenizer": Command(
         "stage 1: train the tokenizer with its focus pyramid",
@@ -52,7 +62,12 @@ COMMANDS = {
     ),
     "distill": Command("stage 2: train the teacher and distil it into a vanilla VAR"),
     "tokens": Command("precompute the tokens that distill reads"),
-    "sample": Command("draw images from a student"),
+    "sample": Command(
+        "draw images from a student: grids, strips, edits, and sets of 50,000 for FID",
+        "refocus_ext.sample",
+        config_sampling.SampleOptions,
+        description=SAMPLE_DESCRIPTION,
+    ),
     "eval": Command(
         "PSNR, SSIM, LPIPS, rFID of a tokenizer, per focus state",
         "refocus_ext.evaluate_tokenizer",

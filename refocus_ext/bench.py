@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from patches import Focus, load_upstream, patched
+from refocus_ext import bench_sampling
 from refocus_ext.config import BenchOptions
 from refocus_ext.cost import PassCost, pass_cost
 from refocus_ext.errors import UsageError
@@ -43,6 +44,8 @@ def main(options: BenchOptions) -> int:
     )
     report = measure(vae, pyramid, x, options.repeats)
     print("\n".join(table(report)))
+    report["sampling"] = bench_sampling.measure(upstream, vae, options.repeats)
+    print("\n".join(bench_sampling.table(report["sampling"])))
     if options.json:
         save_json(Path(options.json), report)
     return 0

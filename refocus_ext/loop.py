@@ -50,8 +50,9 @@ def gradient_norm(module: nn.Module, clip: float) -> float:
 class Interruption:
     """Turns the first SIGINT or SIGTERM into a flag that the loop reads between steps; a second one acts at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, unit: str = "step") -> None:
         self.signal: int | None = None
+        self.unit = unit
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Interruption:
@@ -66,7 +67,11 @@ class Interruption:
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         self.signal = number
         signal.signal(number, self._before[number])
-        print("\ninterrupted: saving at the end of this step (once more to stop at once)", file=sys.stderr, flush=True)
+        print(
+            f"\ninterrupted: saving at the end of this {self.unit} (once more to stop at once)",
+            file=sys.stderr,
+            flush=True,
+        )
 
     @property
     def exit_code(self) -> int:
@@ -75,14 +80,27 @@ class Interruption:
 
 
 class Progress:
-    """A bar on a terminal; a line every ten seconds elsewhere. Shows values, rate and time left."""
+    """A bar on a terminal; a line every ten seconds elsewhere. Shows values, rate and time left.
 
-    def __init__(self, start: int, steps: int, images_per_step: int, every: float = 10.0, quiet: bool = False) -> None:
+    Args:
+        unit: what a step is called.
+    """
+
+    def __init__(
+        self,
+        start: int,
+        steps: int,
+        images_per_step: int,
+        every: float = 10.0,
+        quiet: bool = False,
+        unit: str = "step",
+    ) -> None:
         self.start, self.steps, self.images, self.every = start, steps, images_per_step, every
+        self.unit, self.units = unit, unit + ("es" if unit.endswith("ch") else "s")
         self.began = self.told = time.monotonic()
         self.quiet = quiet
         self.bar = tqdm(
-            total=steps, initial=start, unit="step", dynamic_ncols=True, disable=quiet or not sys.stderr.isatty()
+            total=steps, initial=start, unit=unit, dynamic_ncols=True, disable=quiet or not sys.stderr.isatty()
         )
 
     def update(self, done: int, values: Mapping[str, float]) -> None:
@@ -96,10 +114,10 @@ class Progress:
             self.bar.update(1)
         elif now - self.told >= self.every or done == self.steps:
             self.told = now
-            pace = f"{rate:.2f} steps/s" if rate >= 0.1 else f"{1 / max(rate, 1e-9):.0f} s/step"
+            pace = f"{rate:.2f} {self.units}/s" if rate >= 0.1 else f"{1 / max(rate, 1e-9):.0f} s/{self.unit}"
             left = duration((self.steps - done) / max(rate, 1e-9))
             print(
-                f"step {done}/{self.steps}  {text}  {pace}  {rate * self.images:.3g} img/s  {left} left",
+                f"{self.unit} {done}/{self.steps}  {text}  {pace}  {rate * self.images:.3g} img/s  {left} left",
                 flush=True,
             )
 

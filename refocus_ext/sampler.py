@@ -124,7 +124,7 @@ def sample(
             if si < scales - 1:
                 begin, end = var.begin_ends[si + 1]
                 x_BLC = (var.word_embed(pooled.flatten(2).transpose(1, 2)) + place_1LC[:, begin:end]).repeat(2, 1, 1)
-    return to_unit(vae.fhat_to_img(f_hat))
+    return to_unit(vae.fhat_to_img(f_hat).float())  # bf16 has too few steps between 0.5 and 1
 
 
 def _guided_logits(var: Any, x_BLC: Tensor, cond_BD: Tensor, strength: float) -> Tensor:
@@ -182,7 +182,7 @@ def sample_images(
     label_B = torch.tensor(labels, device=student.device)
     noise = Noise(image_seeds(seed, range(first, first + len(labels))), student.device)
     how = (how or Guidance()).for_codes(student.geometry.vocab_size)
-    return sample(student.var, label_B, noise, how, watch=watch, exchange=exchange).float()
+    return sample(student.var, label_B, noise, how, watch=watch, exchange=exchange)
 
 
 def sample_as_upstream(
@@ -217,7 +217,7 @@ class Prefixes:
         self.vae, self.images = student.vae, list[Tensor]()
 
     def __call__(self, scale: int, f_hat: Tensor) -> None:
-        self.images.append(to_unit(self.vae.fhat_to_img(f_hat)).float())
+        self.images.append(to_unit(self.vae.fhat_to_img(f_hat).float()))
 
 
 # ------------------------------------------------------------------------------------------------ editing

@@ -1,0 +1,79 @@
+"""The sampling section of `bench`: fast sampling beside upstream's on one VAR in one process, images asserted equal."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from typing import Any
+
+import torch
+
+from patches import FastSampling, Upstream, patched
+
+DEPTH = 8
+
+
+def measure(upstream: Upstream, vae: Any, repeats: int, *, images: int = 1, depth: int = DEPTH) -> dict[str, Any]:
+    """Median seconds of sampling and of decoding, interleaved after one untimed round.
+
+    The weights are random: the work does not depend on them. Ratios without decoding say what the patch does to the
+    transformer's part; decoding is the same in both.
+
+    Raises:
+        AssertionError: the two draw different images in fp32 on a CPU.
+    """
+    device = next(vae.parameters()).device
+    var = upstream.build_var(vae, depth=depth, device=device).requires_grad_(False).eval()
+    runs: dict[str, list[float]] = {"upstream": [], "fast": [], "decode": []}
+    for round_number in range(repeats + 1):
+        stock, seconds = _sampled(var, images, device)
+        with patched(var, FastSampling()):
+            fast, fast_seconds = _sampled(var, images, device)
+        assert device.type != "cpu" or torch.equal(stock, fast), "fast sampling drew other images than upstream"
+        if round_number:
+            for name, value in zip(runs, (seconds, fast_seconds, _decode(vae, images, device)), strict=True):
+                runs[name].append(value)
+    median = {name: statistics.median(values) for name, values in runs.items()}
+    return {
+        "depth": depth,
+        "images": images,
+        "seconds": median,
+        "fast_over_upstream": median["fast"] / median["upstream"],
+        "fast_over_upstream_without_decoding": (median["fast"] - median["decode"])
+        / (median["upstream"] - median["decode"]),
+    }
+
+
+def _sampled(var: Any, images: int, device: torch.device) -> tuple[torch.Tensor, float]:
+    began = _now(device)
+    drawn = var.autoregressive_infer_cfg(
+        B=images, label_B=torch.arange(images, device=device), g_seed=0, cfg=1.5, top_k=min(900, var.V), top_p=0.96
+    )
+    return drawn, _now(device) - began
+
+
+@torch.no_grad()
+def _decode(vae: Any, images: int, device: torch.device) -> float:
+    side = vae.quantize.v_patch_nums[-1]
+    f_hat = torch.randn(images, vae.Cvae, side, side, device=device)
+    began = _now(device)
+    vae.fhat_to_img(f_hat)
+    return _now(device) - began
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def table(report: dict[str, Any]) -> list[str]:
+    """The section as lines."""
+    seconds = report["seconds"]
+    return [
+        "",
+        f"sampling {report['images']} image{'s' * (report['images'] > 1)} with a d{report['depth']} student: upstream "
+        f"{seconds['upstream']:.3f} s, fast {seconds['fast']:.3f} s, of which decoding {seconds['decode']:.3f} s",
+        f"fast sampling against upstream's         {report['fast_over_upstream']:.2f} times the time, "
+        f"{report['fast_over_upstream_without_decoding']:.2f} without decoding; same images",
+    ]
