@@ -32,8 +32,8 @@ in minutes on two CPU cores. Typed again, the same command continues an interrup
 """
 
 BENCH_DESCRIPTION = """
-Times the focus pyramid, the encoder, the quantizer and tokenization beside vanilla VAR's in one process and
-prints the ratios. At its defaults, those of the paper, it takes about three minutes on two CPU cores.
+Times the focus pyramid, the encoder, the quantizer, tokenization and sampling beside vanilla VAR's in one
+process and prints the ratios. At its defaults, those of the paper, it takes about three minutes on two CPU cores.
 """
 
 EVAL_DESCRIPTION = """

@@ -44,7 +44,9 @@ def main(options: BenchOptions) -> int:
     )
     report = measure(vae, pyramid, x, options.repeats)
     print("\n".join(table(report)))
-    report["sampling"] = bench_sampling.measure(upstream, vae, options.repeats)
+    report["sampling"] = bench_sampling.measure(
+        upstream, options.patch_nums, options.codebook_size, options.repeats, device
+    )
     print("\n".join(bench_sampling.table(report["sampling"])))
     if options.json:
         save_json(Path(options.json), report)
