@@ -133,13 +133,8 @@ def precision(student: Student, options: SampleOptions) -> Iterator[None]:
     if options.precision == "fp32":
         yield
         return
-    # Autocast keeps its bf16 copies from step to step only of weights that require gradients.
-    student.var.requires_grad_(True)
-    try:
-        with torch.autocast(student.device.type, dtype=torch.bfloat16):
-            yield
-    finally:
-        student.var.requires_grad_(False)
+    with torch.autocast(student.device.type, dtype=torch.bfloat16):
+        yield
 
 
 # ------------------------------------------------------------------------------------------------ what is drawn

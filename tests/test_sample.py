@@ -127,7 +127,7 @@ def test_long_captions_are_cut() -> None:
     assert shorten("German short-haired pointer", 100).endswith("...")
 
 
-def test_bf16_and_its_weights(here: Path, student: Student) -> None:
+def test_bf16_is_another_arithmetic(here: Path, student: Student) -> None:
     words = ["sample", "--classes", "0", "--count", "2", "--top-k", "1"]
     assert main([*words, "--precision", "bf16", "--out", "half.png"]) == 0
     assert main([*words, "--out", "full.png"]) == 0
@@ -135,7 +135,6 @@ def test_bf16_and_its_weights(here: Path, student: Student) -> None:
     assert difference.mean() > 0  # its own arithmetic; whether tokens agree is up to the weights
     with sample.precision(student, options(precision="bf16")):
         assert sample_images(student, [0]).dtype == torch.float32
-    assert not any(p.requires_grad for p in student.var.parameters())
 
 
 @pytest.mark.slow
