@@ -99,6 +99,12 @@ gpus() {
 processes="${NPROC:-1}"
 case "$command_name" in
 tokenizer | tokens | distill) if [ -z "${NPROC:-}" ] && [[ " $* " != *" --device "* ]] && [ "$(gpus)" -gt 1 ]; then processes="$(gpus)"; fi ;;
+sample) # only sets of images are worth several processes
+    case " $* " in
+    *" --npz"* | *" --folder"*) if [ -z "${NPROC:-}" ] && [[ " $* " != *" --device "* ]] && [ "$(gpus)" -gt 1 ]; then processes="$(gpus)"; fi ;;
+    *) processes=1 ;;
+    esac
+    ;;
 *) processes=1 ;;
 esac
 if [ "$processes" -gt 1 ] || [ "${NNODES:-1}" -gt 1 ]; then

@@ -63,6 +63,18 @@ def block_causal_attention(
     return torch.cat(out[::-1], dim=1)
 
 
+def project_qkv(attention: Any, x_BLC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values of a SelfAttention, (B,H,L,c) each, as upstream makes them."""
+    B, L, _ = x_BLC.shape
+    bias = torch.cat((attention.q_bias, attention.zero_k_bias, attention.v_bias))
+    qkv = F.linear(x_BLC, attention.mat_qkv.weight, bias).view(B, L, 3, attention.num_heads, attention.head_dim)
+    q_BHLc, k_BHLc, v_BHLc = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+    if attention.attn_l2_norm:
+        temperature = attention.scale_mul_1H11.clamp_max(attention.max_scale_mul).exp()
+        q_BHLc, k_BHLc = F.normalize(q_BHLc, dim=-1) * temperature, F.normalize(k_BHLc, dim=-1)
+    return q_BHLc, k_BHLc, v_BHLc
+
+
 class BlockCausalSelfAttention(InstancePatch):
     """Modifications:
     - the teacher-forced pass (a mask, no KV cache) attends by groups of scales; the mask must be the full one
@@ -76,17 +88,8 @@ class BlockCausalSelfAttention(InstancePatch):
     # of the stock class
     training: bool
     caching: bool
-    attn_l2_norm: bool
     attn_drop: float
-    num_heads: int
-    head_dim: int
     scale: float
-    max_scale_mul: float
-    scale_mul_1H11: Tensor
-    q_bias: Tensor
-    v_bias: Tensor
-    zero_k_bias: Tensor
-    mat_qkv: nn.Linear
     proj: nn.Linear
     proj_drop: nn.Module
 
@@ -100,7 +103,7 @@ class BlockCausalSelfAttention(InstancePatch):
             return super().forward(x, attn_bias)  # type: ignore[misc]
         self._check(x, attn_bias)
         B, L, C = x.shape
-        out = block_causal_attention(*self._qkv(x), attn_bias, self.block_causal_groups, self.scale)
+        out = block_causal_attention(*project_qkv(self, x), attn_bias, self.block_causal_groups, self.scale)
         return self.proj_drop(self.proj(out.reshape(B, L, C)))
 
     def _check(self, x: Tensor, attn_bias: Tensor) -> None:
@@ -112,17 +115,6 @@ class BlockCausalSelfAttention(InstancePatch):
             )
         if self.training and self.attn_drop > 0:
             raise ValueError(f"block-causal attention has no dropout; attn_drop is {self.attn_drop}.")
-
-    def _qkv(self, x_BLC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values, (B,H,L,c) each, as upstream makes them."""
-        B, L, _ = x_BLC.shape
-        bias = torch.cat((self.q_bias, self.zero_k_bias, self.v_bias))
-        qkv = F.linear(x_BLC, self.mat_qkv.weight, bias).view(B, L, 3, self.num_heads, self.head_dim)
-        q_BHLc, k_BHLc, v_BHLc = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        if self.attn_l2_norm:
-            q_BHLc = F.normalize(q_BHLc, dim=-1) * self.scale_mul_1H11.clamp_max(self.max_scale_mul).exp()
-            k_BHLc = F.normalize(k_BHLc, dim=-1)
-        return q_BHLc, k_BHLc, v_BHLc
 
 
 class BlockCausal(Patch):

@@ -156,6 +156,7 @@ class Upstream:
     VAR: Any
     VectorQuantizer2: Any
     AdaLNSelfAttn: Any
+    AdaLNBeforeHead: Any
     SelfAttention: Any
     FFN: Any
     DropPath: Any
@@ -286,6 +287,7 @@ def _load_submodule() -> Upstream:
         VAR=models.VAR,
         VectorQuantizer2=models.VectorQuantizer2,
         AdaLNSelfAttn=var.AdaLNSelfAttn,
+        AdaLNBeforeHead=blocks.AdaLNBeforeHead,
         SelfAttention=blocks.SelfAttention,
         FFN=blocks.FFN,
         DropPath=helpers.DropPath,

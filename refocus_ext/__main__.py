@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from refocus_ext import config, config_distill, config_tokens, options
+from refocus_ext import config, config_distill, config_sampling, config_tokens, options
 from refocus_ext.errors import RunFailed, UsageError
 
 
@@ -39,8 +39,8 @@ alias-gate cross-attention, which looks at the alias tokens and hands on what it
 """
 
 BENCH_DESCRIPTION = """
-Times the focus pyramid and tokenization, and a step of distillation beside upstream's own, in one process and
-prints the ratios. At its defaults, those of the paper and d16, it takes some ten minutes on two CPU cores.
+Times the focus pyramid and tokenization, a step of distillation and sampling beside upstream's own, in one process,
+and prints the ratios. At its defaults, those of the paper and d16, it takes some ten minutes on two CPU cores.
 """
 
 EVAL_DESCRIPTION = """
@@ -53,6 +53,16 @@ TOKENS_DESCRIPTION = """
 Writes the structure and alias tokens of the training images once, so that distill need not run the encoders again:
 fixed random crops, mirrored too with --hflip, two bytes a token. Typed again, the same command continues an
 interrupted cache, or checks a finished one and remakes what is damaged.
+"""
+
+SAMPLE_DESCRIPTION = """
+Draws images from a student, or from any VAR in upstream's files. Without more it is a grid, samples.png. In fp32 on
+a CPU an image alone in its batch is upstream's to the bit for its seed; --rng batch is, for the whole batch.
+
+  bash run.sh sample --classes 207,"golden retriever" --count 8 --out dogs.png
+  bash run.sh sample --npz samples.npz                 50 images a class, for `eval` or ADM's evaluator
+  bash run.sh sample --steps-strip steps.png           from blurred to sharp
+  bash run.sh sample --edit cat.jpg --mask 0.25,0.25,0.75,0.75 --classes 281
 """
 
 COMMANDS = {
@@ -77,7 +87,12 @@ COMMANDS = {
         config_tokens.TokensOptions,
         description=TOKENS_DESCRIPTION,
     ),
-    "sample": Command("draw images from a student"),
+    "sample": Command(
+        "draw images from a student: grids, strips, edits, and sets of 50,000 for FID",
+        "refocus_ext.sample",
+        config_sampling.SampleOptions,
+        description=SAMPLE_DESCRIPTION,
+    ),
     "eval": Command(
         "PSNR, SSIM, LPIPS, rFID of a tokenizer, per focus state",
         "refocus_ext.evaluate_tokenizer",

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from patches import Focus, Upstream, load_upstream, patched
-from refocus_ext import bench_distill
+from refocus_ext import bench_distill, bench_sampling
 from refocus_ext.bench_clock import time_interleaved
 from refocus_ext.config import BenchOptions
 from refocus_ext.cost import PassCost, pass_cost
@@ -82,7 +82,21 @@ def _distill(
     return report | {"overhead": rows}, [*bench_distill.table(report), "", *bench_distill.overhead_table(rows)]
 
 
-SECTIONS: dict[str, Callable[..., tuple[dict[str, Any], list[str]]]] = {"tokenizer": _tokenizer, "distill": _distill}
+def _sampling(
+    options: BenchOptions, upstream: Upstream, _: FocusPyramid, device: torch.device
+) -> tuple[dict[str, Any], list[str]]:
+    """Sampling beside upstream's, with the same images."""
+    report = bench_sampling.measure(
+        upstream, options.patch_nums, options.codebook_size, options.repeats, device, depth=options.depth
+    )
+    return report, bench_sampling.table(report)
+
+
+SECTIONS: dict[str, Callable[..., tuple[dict[str, Any], list[str]]]] = {
+    "tokenizer": _tokenizer,
+    "distill": _distill,
+    "sampling": _sampling,
+}
 
 
 def measure(vae: Any, pyramid: FocusPyramid, x: Tensor, repeats: int) -> dict[str, Any]:

@@ -197,8 +197,8 @@ class BenchOptions:
     rho_max: float = option(12.0, "radius of the widest PSF", unit="pixels", kind=non_negative(float), group="geometry")
     depth: int = option(16, "D, blocks of the VAR whose training step is measured", kind=positive(int), group="geometry")
     section: str = option(
-        "all", "tokenizer: the pyramid beside the encoder; distill: a training step beside upstream's; all of them",
-        choices=("all", "tokenizer", "distill"), group="measurement",
+        "all", "tokenizer: the pyramid beside the encoder; distill: a training step beside upstream's; sampling: the "
+        "sampler beside upstream's; all of them", choices=("all", "tokenizer", "distill", "sampling"), group="measurement",
     )
     batch_size: int = option(1, "batch", unit="images", kind=positive(int), group="measurement")
     repeats: int = option(3, "timed rounds, after one that is not", kind=positive(int), group="measurement")

@@ -21,7 +21,8 @@ def option(
     unit: str = "",
     kind: Callable[[str], Any] | None = None,
     choices: Sequence[Any] | None = None,
-    metavar: str | None = None,
+    metavar: str | tuple[str, ...] | None = None,
+    nargs: int | None = None,
     group: str = "options",
     identity: bool = True,
 ) -> Any:
@@ -31,9 +32,12 @@ def option(
         default: the value, or None where the preset decides (or where there is none).
         text: help, one clause; unit and default are appended.
         kind: parser of the text; by default the type of `default`.
+        nargs: how many words the option takes, where that is not one.
         identity: whether the option is part of what makes two runs the same run (resume refuses a change).
     """
-    meta = dict(text=text, unit=unit, kind=kind, choices=choices, metavar=metavar, group=group, identity=identity)
+    meta = dict(
+        text=text, unit=unit, kind=kind, choices=choices, metavar=metavar, nargs=nargs, group=group, identity=identity
+    )
     return dataclasses.field(default=default, metadata=meta)
 
 
@@ -128,7 +132,9 @@ def build_parser(
             continue
         kind = meta["kind"] or (type(field.default) if field.default is not None else str)
         metavar = meta["metavar"] or (None if meta["choices"] else kind.__name__.upper().replace("INT_LIST", "N,N,.."))
-        group.add_argument(flag, type=kind, choices=meta["choices"], metavar=metavar, default=None, help=text)
+        group.add_argument(
+            flag, type=kind, choices=meta["choices"], metavar=metavar, nargs=meta["nargs"], default=None, help=text
+        )
     return parser
 
 

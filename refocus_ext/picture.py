@@ -24,6 +24,11 @@ def to_image(image_3HW: Tensor, side: int | None = None) -> Image.Image:
     return picture
 
 
+def image_bytes(image_B3HW: Tensor) -> np.ndarray:
+    """(B,3,H,W) in [0,1] -> (B,H,W,3) uint8, clamped and rounded to nearest: what a PNG of the image holds."""
+    return image_B3HW.float().clamp(0, 1).mul(255).round().byte().permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+
 def grid(
     rows: Sequence[Sequence[Tensor]],
     headers: Sequence[str],

@@ -29,6 +29,7 @@ def test_bench_writes_ratios_of_one_process(tmp_path: Path, capsys: pytest.Captu
     seconds, ratio = report["seconds"], report["time"]
     assert ratio["focus_tokens_over_vanilla_tokens"] == seconds["focus_tokens"] / seconds["vanilla_tokens"]
     assert ratio["pyramid_of_encoder_passes"] == seconds["pyramid"] / (2 * seconds["encoder"])
+    assert report["sampling"]["same_images"] and set(report["sampling"]["seconds"]) == {"upstream", "fast", "decode"}
     assert "times the time" in capsys.readouterr().out
 
 

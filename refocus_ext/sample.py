@@ -1,0 +1,303 @@
+"""`bash run.sh sample`: images of a student as a grid, a strip, a comparison, an edit, or a set for FID."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from patches import FastSampling, load_upstream, patched
+from refocus_ext.config_sampling import SampleOptions
+from refocus_ext.data import spread
+from refocus_ext.distributed import World, world
+from refocus_ext.editing import edit, kept_region, load_square, parse_box
+from refocus_ext.errors import RunFailed, UsageError
+from refocus_ext.files import sha256
+from refocus_ext.picture import image_bytes, save_png
+from refocus_ext.sample_pictures import draw_comparison, draw_edit, draw_grid, draw_strip
+from refocus_ext.sample_set import Plan, write_npz_set, write_png_set
+from refocus_ext.sampler import FOR_FID, Guidance, Prefixes, sample_as_upstream, sample_images
+from refocus_ext.student import Student, load_student
+
+JOBS = ("npz", "folder", "steps_strip", "compare", "edit")
+PER_CLASS = 50
+
+
+def main(options: SampleOptions) -> int:
+    """Runs the command; returns its exit code."""
+    job = check_options(options)
+    with world(options.device) as here:
+        if job not in ("npz", "folder") and not here.main:
+            return 0  # pictures are drawn by one process
+        if here.main:
+            print(load_upstream().describe())
+        return run(options, job, here)
+
+
+def check_options(options: SampleOptions) -> str:
+    """Which job it is: one of JOBS, or 'grid'.
+
+    Raises:
+        UsageError: options that do not go together.
+    """
+    jobs = [name for name in JOBS if getattr(options, name)]
+    if options.edit:
+        jobs = [name for name in jobs if name != "folder"]
+    if len(jobs) > 1:
+        first, second = ("--" + name.replace("_", "-") for name in jobs[:2])
+        raise UsageError(f"{first} and {second} are two jobs; give one of them at a time.")
+    job = jobs[0] if jobs else "grid"
+    if options.edit and not options.mask:
+        raise UsageError("--edit needs --mask X0,Y0,X1,Y1, the box to repaint, such as 0.25,0.25,0.75,0.75.")
+    if (options.mask or options.outside) and not options.edit:
+        raise UsageError("--mask and --outside belong to --edit IMAGE, which is missing.")
+    if options.per_class and (job not in ("npz", "folder") or options.count):
+        raise UsageError("--per-class goes with --npz or --folder and without --count.")
+    if options.out and job in ("npz", "folder", "steps_strip"):
+        raise UsageError(f"--out is for pictures; --{job.replace('_', '-')} names its own file.")
+    if options.rng == "batch" and job not in ("grid", "compare"):
+        raise UsageError("--rng batch draws one batch as upstream does; it goes with a grid or --compare alone.")
+    if options.compare and options.student:
+        raise UsageError("--compare A B names both students; leave --student out.")
+    return job
+
+
+def run(options: SampleOptions, job: str, here: World) -> int:
+    """Loads the student and does the job."""
+    if job == "compare":
+        return compare(options, here)
+    student = open_student(options, options.student or newest_run(here), here)
+    with ready(student, options):
+        if job == "npz":
+            plan = set_plan(student, options)
+            return write_npz_set(Path(options.npz), plan, drawer(student, options), here)
+        if job == "folder":
+            return write_png_set(Path(options.folder), set_plan(student, options), drawer(student, options), here)
+        if job == "edit":
+            return edit_image(student, options)
+        return strip(student, options) if job == "steps_strip" else grid(student, options)
+
+
+# ------------------------------------------------------------------------------------------------ the student
+
+
+def newest_run(here: World) -> str:
+    """The newest distill run under runs/.
+
+    Raises:
+        UsageError: there is none.
+    """
+    found = sorted(Path("runs").glob("distill-*/config.json"), key=lambda file: (file.stat().st_mtime, str(file)))
+    if not found:
+        raise UsageError(
+            "there is no runs/distill-* here; train a student with `bash run.sh distill`, or give --student RUN, or a "
+            "folder with upstream's var_d16.pth and vae_ch160v4096z32.pth."
+        )
+    if here.main and len(found) > 1:
+        print(f"--student {found[-1].parent}, the newest of {len(found)} runs; name another to choose it")
+    return str(found[-1].parent)
+
+
+def open_student(options: SampleOptions, source: str, here: World) -> Student:
+    """Loads a student and says which."""
+    student = load_student(source, here.device, vae=options.vae or None, class_names=options.class_names or None)
+    if here.main:
+        print(student.describe() + f", on {here.device}")
+        codes = student.geometry.vocab_size
+        if options.top_k > codes:
+            print(f"note: --top-k {options.top_k} is lowered to the {codes} codes there are, which keeps all")
+    return student
+
+
+@contextlib.contextmanager
+def ready(student: Student, options: SampleOptions) -> Iterator[None]:
+    """Inside, the student samples as the speed options say."""
+    with contextlib.ExitStack() as stack:
+        if not options.stock:
+            stack.enter_context(patched(student.var, FastSampling()))
+        if options.compile:
+            for network in (*(block.ffn for block in student.var.blocks), student.vae.decoder):
+                network.compile(dynamic=True)
+        yield
+
+
+@contextlib.contextmanager
+def precision(student: Student, options: SampleOptions) -> Iterator[None]:
+    """Around each batch: autocast for bf16."""
+    if options.precision == "fp32":
+        yield
+        return
+    with torch.autocast(student.device.type, dtype=torch.bfloat16):
+        yield
+
+
+# ------------------------------------------------------------------------------------------------ what is drawn
+
+
+def guidance(student: Student, options: SampleOptions, *, for_set: bool = False) -> Guidance:
+    """The options' guidance; what is not given depends on whether it is for FID or for pictures."""
+    default = FOR_FID if for_set else Guidance()
+    return Guidance(
+        cfg=default.cfg if options.cfg is None else options.cfg,
+        top_k=options.top_k,
+        top_p=default.top_p if options.top_p is None else options.top_p,
+        smooth=options.smooth,
+    ).for_codes(student.geometry.vocab_size)
+
+
+def named_labels(student: Student) -> list[int]:
+    """The classes a student was trained on: those with names, or all where none has."""
+    return list(range(len(student.classes) or student.num_classes))
+
+
+def picture_labels(student: Student, options: SampleOptions, count: int) -> list[int]:
+    """Labels of a picture's images: the given classes or an even spread, equal ones side by side."""
+    if options.classes:
+        classes = student.labels(options.classes)
+        total = options.count or max(count, len(classes))
+    else:
+        total = options.count or count
+        classes = spread(named_labels(student), total)
+    if total < len(classes):
+        raise UsageError(f"--count {total} is less than the {len(classes)} classes given; raise it or name fewer.")
+    return [classes[i * len(classes) // total] for i in range(total)]
+
+
+def set_plan(student: Student, options: SampleOptions) -> Plan:
+    """The plan of a set: classes take turns, so that any number of them is as even as it can be."""
+    classes = student.labels(options.classes) if options.classes else named_labels(student)
+    total = options.count or (options.per_class or PER_CLASS) * len(classes)
+    how = guidance(student, options, for_set=True)
+    identity = {
+        "weights": {path.name: sha256(path) for path in (student.files.var, student.files.vae)},
+        "images": total,
+        "classes": classes,
+        "seed": options.seed,
+        "cfg": how.cfg,
+        "top_k": how.top_k,
+        "top_p": how.top_p,
+        "smooth": how.smooth,
+        "batch_size": options.batch_size,
+        "precision": options.precision,
+        "compile": options.compile,
+    }
+    labels = [classes[i % len(classes)] for i in range(total)]
+    return Plan(labels, options.batch_size, student.image_size, options.seed, identity)
+
+
+def drawer(student: Student, options: SampleOptions) -> Any:
+    """The function that draws a batch of a set."""
+    how = guidance(student, options, for_set=True)
+    print_how(how, options)
+
+    def draw(first: int, labels: Sequence[int]) -> np.ndarray:
+        with precision(student, options):
+            return image_bytes(sample_images(student, labels, seed=options.seed, first=first, how=how))
+
+    return draw
+
+
+def draw_images(student: Student, options: SampleOptions, labels: Sequence[int], how: Guidance) -> Tensor:
+    """Images of a picture, in batches; as one batch of upstream's with --rng batch."""
+    with precision(student, options):
+        if options.rng == "batch":
+            return sample_as_upstream(student, labels, seed=options.seed, how=how).cpu()
+        starts = range(0, len(labels), options.batch_size)
+        batches = [labels[first : first + options.batch_size] for first in starts]
+        return torch.cat(
+            [
+                sample_images(student, batch, seed=options.seed, first=first, how=how).cpu()
+                for first, batch in zip(starts, batches, strict=True)
+            ]
+        )
+
+
+def print_how(how: Guidance, options: SampleOptions) -> None:
+    print(describe_how(how, options), flush=True)
+
+
+def describe_how(how: Guidance, options: SampleOptions) -> str:
+    """'seed 0, cfg 4, top-k 900, top-p 0.95'."""
+    smooth = ", smooth" * how.smooth + ", bf16" * (options.precision == "bf16")
+    return f"seed {options.seed}, cfg {how.cfg:g}, top-k {how.top_k}, top-p {how.top_p:g}{smooth}"
+
+
+# ------------------------------------------------------------------------------------------------ pictures
+
+
+def grid(student: Student, options: SampleOptions) -> int:
+    """A grid of images with their classes."""
+    labels, how = picture_labels(student, options, 8), guidance(student, options)
+    images = draw_images(student, options, labels, how)
+    return save(options.out or "samples.png", draw_grid(student, images, labels, title_of(student, how, options)))
+
+
+def strip(student: Student, options: SampleOptions) -> int:
+    """Images coming into focus."""
+    labels, how = picture_labels(student, options, 4), guidance(student, options)
+    prefixes = Prefixes(student)
+    with precision(student, options):
+        sample_images(student, labels, seed=options.seed, how=how, watch=prefixes)
+    picture = draw_strip(student, prefixes.images, labels, title_of(student, how, options))
+    return save(options.steps_strip, picture)
+
+
+def compare(options: SampleOptions, here: World) -> int:
+    """Two students, one row each, from the same seeds and classes."""
+    students = [open_student(options, source, here) for source in options.compare]
+    counts = [student.num_classes for student in students]
+    if counts[0] != counts[1]:
+        raise UsageError(f"--compare: {counts[0]} and {counts[1]} classes; two students must share their classes.")
+    labels = picture_labels(students[0], options, 8)
+    images = []
+    for student in students:
+        with ready(student, options):
+            images.append(draw_images(student, options, labels, guidance(student, options)))
+    names = [Path(source).name for source in options.compare]
+    title = describe_how(guidance(students[0], options), options)
+    return save(options.out or "compare.png", draw_comparison(students, names, images, labels, title))
+
+
+def edit_image(student: Student, options: SampleOptions) -> int:
+    """An image with a part repainted."""
+    box, unit = parse_box(options.mask, student.image_size)
+    kept = kept_region(box, student.geometry.patch_nums[-1], options.outside)
+    x = load_square(Path(options.edit), student.image_size)
+    classes = student.labels(options.classes or "none")
+    total = options.count or max(2, len(classes))
+    labels = [classes[i * len(classes) // total] for i in range(total)]
+    print(f"--mask in {unit}: {'keeps' if options.outside else 'repaints'} {box.pixels()} of {student.image_size}")
+    how = guidance(student, options)
+    with precision(student, options):
+        result = edit(student, x, kept, labels, options.seed, how)
+    for number, image in enumerate(image_bytes(result.edited_B3HW) if options.folder else ()):
+        path = Path(options.folder) / f"edit-{number:03d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save(str(path), Image.fromarray(image))
+    return save(options.out or "edit.png", draw_edit(student, result, labels, title_of(student, how, options)))
+
+
+def title_of(student: Student, how: Guidance, options: SampleOptions) -> str:
+    return f"{student.path.name}  {describe_how(how, options)}"
+
+
+def save(name: str, picture: Image.Image) -> int:
+    """Writes a picture and says so.
+
+    Raises:
+        RunFailed: it cannot be written.
+    """
+    path = Path(name)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_png(path, picture)
+    except OSError as error:
+        raise RunFailed(f"{path} could not be written ({error.strerror}).") from error
+    print(f"{path}: {picture.width} x {picture.height} pixels")
+    return 0
