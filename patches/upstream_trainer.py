@@ -47,7 +47,14 @@ def upstream_train_step(
     amp_optimizer = amp.AmpOptimizer(2 if bf16 else 0, optimizer, list(names), list(parameters), clip)
     patch_nums = tuple(var.patch_nums)
     trainer = trainer_module.VARTrainer(
-        label_B.device, patch_nums, tuple(16 * pn for pn in patch_nums), _GivenTokens(vae, idx_BL), var, var, amp_optimizer, 0.0
+        label_B.device,
+        patch_nums,
+        tuple(16 * pn for pn in patch_nums),
+        _GivenTokens(vae, idx_BL),
+        var,
+        var,
+        amp_optimizer,
+        0.0,
     )
     silent = SimpleNamespace(log_iters=(), update=lambda **_: None)
 

@@ -151,7 +151,9 @@ def table(report: dict[str, Any]) -> list[str]:
     """The ratios, as lines."""
     seconds, peak = report["seconds"], report["peak_bytes"]
     base = "upstream" if "upstream" in seconds else "student"
-    lines = [f"one step of VAR-d{report['depth']}, {report['batch']} images    seconds   against {base}   memory a step adds"]
+    lines = [
+        f"one step of VAR-d{report['depth']}, {report['batch']} images    seconds   against {base}   memory a step adds"
+    ]
     for name, value in seconds.items():
         lines.append(f"{NAMES[name]:<36} {value:>9.3f} {value / seconds[base]:>11.2f}x {peak[name] / 2**30:>15.2f} GiB")
     if base != "upstream":

@@ -102,7 +102,7 @@ _PAPER: dict[str, Any] = dict(
 
 DISTILL_PRESETS: dict[str, dict[str, Any]] = {
     "demo": dict(
-        depth=8, num_classes=0, crops=16, steps=80, batch_size=8, lr=6e-4, workers=0, save_every=0, keep=1,
+        depth=8, num_classes=0, crops=4, steps=80, batch_size=8, lr=6e-4, workers=0, save_every=0, keep=1,
         picture_every=40, log_every=10, val_images=64, samples=16,
     ),
     "vanilla": _PAPER,

@@ -121,9 +121,7 @@ class DistillObjective(nn.Module):
         """The shared-weights teacher's pass over a student's; several may look at one student's pass."""
         teacher = self.teacher
         assert isinstance(teacher, Teacher)
-        return TeacherPass(
-            teacher.teach(self.var, tape, alias_K), lambda h_BlC: teacher.logits(self.var, tape, h_BlC)
-        )
+        return TeacherPass(teacher.teach(self.var, tape, alias_K), lambda h_BlC: teacher.logits(self.var, tape, h_BlC))
 
     @staticmethod
     def _separate(

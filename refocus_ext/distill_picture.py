@@ -33,7 +33,9 @@ def sample_classes(var: Any, classes: int, count: int, seed: int) -> tuple[Tenso
     return images * 2 - 1, labels
 
 
-def draw_samples(run: RunFolder, images: Tensor, labels: list[int], names: tuple[str, ...], title: str, step: int) -> None:
+def draw_samples(
+    run: RunFolder, images: Tensor, labels: list[int], names: tuple[str, ...], title: str, step: int
+) -> None:
     """Writes the grid, captioned with class names."""
     captions = [names[label] if label < len(names) else str(label) for label in labels]
     columns = min(COLUMNS, len(images))

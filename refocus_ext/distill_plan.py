@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -42,7 +42,9 @@ def check_options(options: DistillOptions) -> None:
     if options.init and not Path(options.init).is_file():
         raise UsageError(f"--init {options.init} is no file; it takes VAR weights such as var_d{options.depth}.pth.")
     if options.crops == 0 and options.cache != "off":
-        raise UsageError("--crops 0 draws a new crop every epoch, which no cache can hold; add --cache off, or give --crops N.")
+        raise UsageError(
+            "--crops 0 draws a new crop every epoch, which no cache can hold; add --cache off, or give --crops N."
+        )
     if options.teacher != "off" and options.teacher_blocks > options.depth:
         raise UsageError(
             f"--teacher-blocks {options.teacher_blocks} is more than the {options.depth} blocks of --depth {options.depth}; "
@@ -119,7 +121,12 @@ def sizes(
     """Counted on fake tensors: nothing is allocated."""
     patch_nums = tuple(tokenizer.options["patch_nums"])
     plain = TeacherGeometry(
-        64 * options.depth, 1, (1,), patch_nums, (1,) * len(patch_nums), blocks=min(options.teacher_blocks, options.depth)
+        64 * options.depth,
+        1,
+        (1,),
+        patch_nums,
+        (1,) * len(patch_nums),
+        blocks=min(options.teacher_blocks, options.depth),
     )
     cost = teacher_overhead(
         upstream,
@@ -145,7 +152,8 @@ def require_memory(need: int, device: torch.device, options: DistillOptions) -> 
     where = f"{device}" if device.type == "cuda" else "this machine"
     raise UsageError(
         f"--depth {options.depth} needs {need / 2**30:.1f} GiB for weights, gradients and AdamW, but {where} has "
-        f"{free / 2**30:.1f} GiB free; choose a smaller --depth" + (", or --parallel fsdp." if device.type == "cuda" else ".")
+        f"{free / 2**30:.1f} GiB free; choose a smaller --depth"
+        + (", or --parallel fsdp." if device.type == "cuda" else ".")
     )
 
 
@@ -183,13 +191,13 @@ def print_plan(
         + (", mirrored as well" if options.hflip else "")
     )
     print(
-        f"student: VAR-d{options.depth}, {size.cost.var_parameters / 1e6:.0f}M parameters, {classes} classes, {count} tokens an image "
-        f"in {len(patch_nums)} scales, {tokenizer.options['codebook_size']} codes"
+        f"student: VAR-d{options.depth}, {size.cost.var_parameters / 1e6:.0f}M parameters, {classes} classes, {count} tokens an "
+        f"image in {len(patch_nums)} scales, {tokenizer.options['codebook_size']} codes"
     )
     if geometry:
         print(
-            f"teacher ({options.teacher}): alias gates in the last {geometry.blocks} blocks, {sum(geometry.tokens)} alias tokens an "
-            f"image, mask {geometry.mask}: +{100 * size.cost.parameters:.1f}% parameters"
+            f"teacher ({options.teacher}): alias gates in the last {geometry.blocks} blocks, {sum(geometry.tokens)} alias tokens "
+            f"an image, mask {geometry.mask}: +{100 * size.cost.parameters:.1f}% parameters"
             + (f", +{100 * size.cost.flops:.1f}% FLOPs" if options.teacher == "on" else " and a second VAR")
         )
     else:

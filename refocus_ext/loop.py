@@ -58,18 +58,13 @@ def gradient_norm(module: nn.Module, clip: float) -> float:
 class Interruption:
     """Turns the first SIGINT or SIGTERM into a flag that the loop reads between steps; a second one acts at once.
 
-<<<<<<< HEAD
     Args:
         promise: what the user is told will happen now.
     """
 
     def __init__(self, promise: str = "saving at the end of this step") -> None:
         self.promise = promise
-=======
-    def __init__(self, unit: str = "step") -> None:
->>>>>>> student
         self.signal: int | None = None
-        self.unit = unit
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Interruption:
@@ -84,15 +79,7 @@ class Interruption:
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         self.signal = number
         signal.signal(number, self._before[number])
-<<<<<<< HEAD
         print(f"\ninterrupted: {self.promise} (once more to stop at once)", file=sys.stderr, flush=True)
-=======
-        print(
-            f"\ninterrupted: saving at the end of this {self.unit} (once more to stop at once)",
-            file=sys.stderr,
-            flush=True,
-        )
->>>>>>> student
 
     @property
     def exit_code(self) -> int:
@@ -108,34 +95,18 @@ def leave_signals_to_parent(_worker: int) -> None:
 
 
 class Progress:
-    """A bar on a terminal; a line every ten seconds elsewhere. Shows values, rate and time left.
+    """A bar on a terminal; a line every ten seconds elsewhere. Shows values, rate and time left."""
 
-<<<<<<< HEAD
-=======
-    Args:
-        unit: what a step is called.
-    """
-
->>>>>>> student
     def __init__(
         self,
         start: int,
         steps: int,
-<<<<<<< HEAD
         images_per_step: float,
-=======
-        images_per_step: int,
->>>>>>> student
         every: float = 10.0,
         quiet: bool = False,
         unit: str = "step",
     ) -> None:
-<<<<<<< HEAD
         self.start, self.steps, self.images, self.every, self.unit = start, steps, images_per_step, every, unit
-=======
-        self.start, self.steps, self.images, self.every = start, steps, images_per_step, every
-        self.unit, self.units = unit, unit + ("es" if unit.endswith("ch") else "s")
->>>>>>> student
         self.began = self.told = time.monotonic()
         self.quiet = quiet
         self.bar = tqdm(
@@ -153,18 +124,11 @@ class Progress:
             self.bar.update(1)
         elif now - self.told >= self.every or done == self.steps:
             self.told = now
-<<<<<<< HEAD
             plural = f"{self.unit}{'es' if self.unit.endswith('ch') else 's'}"
             pace = f"{rate:.2f} {plural}/s" if rate >= 0.1 else f"{1 / max(rate, 1e-9):.0f} s/{self.unit}"
             left = duration((self.steps - done) / max(rate, 1e-9))
             print(
                 f"{self.unit} {done}/{self.steps}  {text}  {pace}  {_number(rate * self.images)} img/s  {left} left",
-=======
-            pace = f"{rate:.2f} {self.units}/s" if rate >= 0.1 else f"{1 / max(rate, 1e-9):.0f} s/{self.unit}"
-            left = duration((self.steps - done) / max(rate, 1e-9))
-            print(
-                f"{self.unit} {done}/{self.steps}  {text}  {pace}  {rate * self.images:.3g} img/s  {left} left",
->>>>>>> student
                 flush=True,
             )
 

@@ -165,7 +165,7 @@ def draw_set(parts: Parts, draw: Draw, world: World) -> int:
     world.barrier()
     mine, rounds = todo[world.rank :: world.size], math.ceil(len(todo) / world.size)
     progress = Progress(0, rounds, parts.plan.batch * world.size, quiet=not world.main, unit="batch")
-    with Interruption("batch") as interruption:
+    with Interruption("saving at the end of this batch") as interruption:
         for done in range(rounds):
             for batch in mine[done : done + 1]:
                 _draw_batch(parts, draw, batch)

@@ -1,4 +1,4 @@
-"""Optimizer states by parameter names, and FSDP2: a VAR whose weights, gradients and optimizer states are spread over the processes, for d30 and d36.
+"""Optimizer states by parameter names, and FSDP2: a VAR spread over the processes, for d30 and d36.
 
 Checkpoints stay what they are without it: whole tensors in one file, so that the number of processes may change and a
 run may go on unsharded.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.checkpoint import state_dict as dcp
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
@@ -77,19 +77,19 @@ def _names(module: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
     return [name_of[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
 
 
-def whole_state(module: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def whole_state(module: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Any], dict[str, Any]]:
     """State dicts of model and optimizer as whole tensors on the first process; called on all."""
     model = dcp.get_model_state_dict(module, options=_WHOLE)
     return model, dcp.get_optimizer_state_dict(module, optimizer, options=_WHOLE)
 
 
-def whole_weights(module: nn.Module) -> dict[str, Tensor]:
+def whole_weights(module: nn.Module) -> dict[str, Any]:
     """The state dict with whole tensors, on the first process; called on all."""
     return dcp.get_model_state_dict(module, options=_WHOLE)
 
 
 def load_whole_state(
-    module: nn.Module, optimizer: torch.optim.Optimizer, model: dict[str, Tensor], state: dict[str, Any]
+    module: nn.Module, optimizer: torch.optim.Optimizer, model: dict[str, Any], state: dict[str, Any]
 ) -> None:
     """Spreads whole tensors, which every process has read, over the processes."""
     dcp.set_model_state_dict(module, model, options=_WHOLE)

@@ -39,15 +39,16 @@ def make_pyramid(options: TokenizerOptions) -> FocusPyramid:
         raise UsageError(str(error)) from None
 
 
-def find_images(options: TokenizerOptions) -> tuple[ImageList, ImageList]:
-    """Training and validation images; the demo validates on centre crops of its own photographs."""
-    if not options.data:
+def find_images(data: str) -> tuple[ImageList, ImageList]:
+    """Training and validation images of an ImageFolder, else the demo's, which validates on centre crops of its own
+    photographs."""
+    if not data:
         photographs = demo_photographs()
         return photographs, photographs
-    train, val = image_folder(options.data, "train"), image_folder(options.data, "val")
+    train, val = image_folder(data, "train"), image_folder(data, "val")
     if missing := sorted(set(val.classes) - set(train.classes)):
         raise UsageError(
-            f"--data {options.data}: val/ has the class {missing[0]}, which train/ has not; the two must agree."
+            f"--data {data}: val/ has the class {missing[0]}, which train/ has not; the two must agree."
         )
     return train, val
 

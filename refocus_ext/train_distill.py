@@ -40,9 +40,14 @@ from refocus_ext.errors import UsageError
 from refocus_ext.files import save_json, written_beside
 from refocus_ext.loop import Interruption, Progress, autocast_dtype, gradient_norm
 from refocus_ext.losses import Terms, var_report
+from refocus_ext.make_tokens import default_folder
 from refocus_ext.run_folder import RunFolder
 from refocus_ext.separate_teacher import SeparateTeacher
 from refocus_ext.teacher import Teacher, TeacherGeometry
+from refocus_ext.token_cache import build_cache, open_cache
+from refocus_ext.token_cache import summary as cache_summary
+from refocus_ext.token_index import FILE
+from refocus_ext.token_shards import layout_of
 from refocus_ext.tokenize import pick_precision, prepare, tokenize, tokenize_images
 from refocus_ext.tokenizer import Tokenizer, load_tokenizer
 from refocus_ext.tokenizer_plan import find_images
@@ -67,7 +72,7 @@ def _run(options: DistillOptions, here: World) -> int:
     pick_precision(options.tokens_precision, here.device, "--tokens-precision")
     tokenizer = prepare(load_tokenizer(Path(options.tokenizer), here.device))
     say(why_preset(options, tokenizer))
-    train, val = find_images(dataclasses.replace(options, data=options.data or tokenizer.options["data"]))
+    train, val = find_images(options.data or tokenizer.options["data"])
     classes = check_data(options, train, val)
     geometry = teacher_geometry(options, tokenizer)
     if note := check_images(train, tokenizer.options["image_size"], options.small_images):
@@ -149,7 +154,21 @@ def training_data(
     plan = ViewPlan(options.crops, options.hflip, options.seed)
     if options.cache == "off":
         return ViewCrops(images, tokenizer.options["image_size"], scale=options.crop_scale, plan=plan)
-    raise NotImplementedError
+    say = print if here.main else _silent
+    folder = Path(options.cache) if options.cache else default_folder(tokenizer)
+    precision = pick_precision(options.tokens_precision, here.device)
+    made_from: dict[str, Any] = {"scale": options.crop_scale, "precision": precision, "world": here}
+    if not (folder / FILE).is_file():
+        say(f"there is no token cache in {folder} yet: making it first, as `bash run.sh tokens` would")
+    interruption.promise = "stopping after this batch; finished shards stay"
+    built = build_cache(
+        folder, tokenizer, images, plan, interruption=interruption, workers=options.workers, say=say, **made_from
+    )
+    if built.exit_code:
+        return None
+    interruption.promise = "saving at the end of this step"
+    say(f"tokens: {cache_summary(folder, layout_of(tokenizer, len(images), plan.views), built)}")
+    return open_cache(folder, tokenizer, images, plan, verify=False, **made_from)
 
 
 class Networks(NamedTuple):
@@ -213,8 +232,8 @@ def load_init(var: Any, options: DistillOptions) -> None:
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1].strip().rstrip(".")
         raise UsageError(
-            f"--init {options.init} does not fit this student ({reason}); the published var_dN.pth need --depth N, 1000 classes and a "
-            "tokenizer of preset vanilla."
+            f"--init {options.init} does not fit this student ({reason}); the published var_dN.pth need --depth N, 1000 "
+            "classes and a tokenizer of preset vanilla."
         ) from None
 
 
@@ -258,7 +277,13 @@ class DistillTraining(Training):
         options, theirs = self.options, self.tokenizer.options
         picks = spread(range(len(val)), options.val_images)
         tokens = tokenize_images(
-            self.tokenizer, val, picks, theirs["image_size"], options.crop_scale, VALIDATION_BATCH, self.tokens_precision
+            self.tokenizer,
+            val,
+            picks,
+            theirs["image_size"],
+            options.crop_scale,
+            VALIDATION_BATCH,
+            self.tokens_precision,
         )
         return ValidationTokens(*tokens)
 
@@ -348,9 +373,7 @@ class DistillTraining(Training):
     def observe(self, progress: Progress) -> None:
         """Validation on all processes, and samples."""
         with self.autocast():
-            self.report = report = validate(
-                self.objective, self.validation, self.embed, self.world, VALIDATION_BATCH
-            )
+            self.report = report = validate(self.objective, self.validation, self.embed, self.world, VALIDATION_BATCH)
         if self.run:
             self.run.log(self.step, report.flat(), "val/")
         progress.say(f"step {self.step}: {summary(report)}")
@@ -367,19 +390,25 @@ class DistillTraining(Training):
         report, options = self.report, self.options
         assert self.run is not None and report is not None
         print(f"\ntrained {options.steps} steps; the run is in {self.run.path}:")
-        print(f"  var_d{options.depth}.pth{'':<5} the student, exactly a vanilla VAR's state dict; vae.pth is its tokenizer")
+        print(
+            f"  {f'var_d{options.depth}.pth':<14} the student, exactly a vanilla VAR's state dict; vae.pth is its tokenizer"
+        )
         if self.teacher:
             print("  teacher.pth    the teacher's own weights")
         if options.samples:
             print("  samples.png    drawn by upstream's sampler from the student alone")
         print("  metrics.jsonl  every step; `tensorboard --logdir` shows the same\n")
-        where = "held-out images" if options.data or self.tokenizer.options["data"] else "centre crops of its own photographs"
+        where = (
+            "held-out images"
+            if options.data or self.tokenizer.options["data"]
+            else "centre crops of its own photographs"
+        )
         print(f"cross-entropy on {report.images} {where}:")
         print("\n".join(report.lines(self.var.patch_nums)))
         if options.preset == "demo":
             print(
-                f"\nThis is a demo: {options.steps} steps on {len(self.data)} photographs. Its samples show that the parts work together, "
-                "not what the method can do."
+                f"\nThis is a demo: {options.steps} steps on {len(self.data)} photographs. Its samples show that the parts "
+                "work together, not what the method can do."
             )
 
     # ------------------------------------------------------------------ saving
@@ -417,7 +446,9 @@ class DistillTraining(Training):
 
 def adamw(module: nn.Module) -> torch.optim.AdamW:
     """VAR's optimizer; fused also on a CPU, where it saves a copy of the gradients."""
-    return torch.optim.AdamW(var_recipe.weight_decay_groups(module.named_parameters()), betas=var_recipe.BETAS, fused=True)
+    return torch.optim.AdamW(
+        var_recipe.weight_decay_groups(module.named_parameters()), betas=var_recipe.BETAS, fused=True
+    )
 
 
 def summary(report: DistillReport) -> str:

@@ -58,7 +58,7 @@ def _run(options: TokenizerOptions, here: World) -> int:
     if options.init:  # its codebook fits its latents: quantized from the first step
         options = dataclasses.replace(options, warm_autoencoder=0)
     pyramid = make_pyramid(options)
-    train, val = find_images(options)
+    train, val = find_images(options.data)
     check_plan(options, pyramid, train)
     for line in (check_images(train, options.image_size, options.small_images), *pyramid.rayleigh_warnings()):
         if line:

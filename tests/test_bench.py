@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from conftest import WITHOUT_SUBMODULE
 
 from patches import Upstream, load_upstream, submodule_present

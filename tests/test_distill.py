@@ -21,7 +21,7 @@ from refocus_ext.__main__ import main
 from refocus_ext.checkpoint import load_checkpoint
 from refocus_ext.distill_objective import DistillObjective
 from refocus_ext.files import sha256
-from refocus_ext.train_distill import DistillTraining
+from refocus_ext.train_distill import DistillTraining, build_networks
 
 TOKENIZER = tuple(
     "--preset demo --image-size 32 --patch-nums 1,2 --focus-states 2 --rho-max 3 --codebook-size 64 --latent-channels 8 "
@@ -29,7 +29,7 @@ TOKENIZER = tuple(
 )
 TINY = tuple(
     "--preset demo --depth 2 --batch-size 4 --steps 6 --picture-every 3 --save-every 2 --keep 2 --log-every 2 --samples 2 --crops 2"
-    " --lr 1e-2 --cache off".split()
+    " --lr 1e-2".split()
 )
 
 
@@ -90,9 +90,33 @@ def test_a_run_ends_with_a_vanilla_student(
     logged: dict[str, float] = {}
     for record in records(folder):
         logged |= record
-    assert {"train/Lm", "train/L_16", "train/acc_32", "train/ce_teacher_scale2", "train/feat_block1", "train/kl"} <= set(logged)
+    assert {
+        "train/Lm",
+        "train/L_16",
+        "train/acc_32",
+        "train/ce_teacher_scale2",
+        "train/feat_block1",
+        "train/kl",
+    } <= set(logged)
     assert {"val/gap_teacher", "val/gap_other", "val/gap_constant", "val/ce_student_scale2"} <= set(logged)
     assert logged["val/ce_student"] < 0.98 * records(folder)[0]["train/ce_student"], "it learns"
+
+
+def test_the_cache_gives_the_tokens_of_tokenizing_while_training(
+    run: Any, tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache = str(tmp_path / "tokens")
+    assert run("cached", "--cache", cache) == 0
+    assert f"there is no token cache in {cache} yet: making it first" in capsys.readouterr().out
+    assert run("again", "--cache", cache) == 0
+    assert "complete and verified" in capsys.readouterr().out
+    assert run("off", "--cache", "off") == 0
+    assert_same(weights(tmp_path / "again"), weights(tmp_path / "cached"))
+    losses = [[r["train/loss"] for r in records(tmp_path / n) if "train/loss" in r] for n in ("cached", "off")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)  # batches differ, and with them a token now and then
+    assert run("other", "--cache", cache, "--crops", "3") == 2
+    assert "crops = 2 (this run wants 3)" in sentence(capsys)
+    assert run("fresh", "--cache", "off", "--crops", "0") == 0
 
 
 def test_the_teacher_never_touches_the_student(run: Any, tmp_path: Path) -> None:
@@ -103,7 +127,9 @@ def test_the_teacher_never_touches_the_student(run: Any, tmp_path: Path) -> None
     off = weights(tmp_path / "off")
     assert_same(weights(tmp_path / "on"), off)
     assert_same(weights(tmp_path / "separate"), off)
-    assert not torch.equal(weights(tmp_path / "taught")["head.weight"], off["head.weight"]), "distillation does touch it"
+    assert not torch.equal(weights(tmp_path / "taught")["head.weight"], off["head.weight"]), (
+        "distillation does touch it"
+    )
     teachers = [weights(tmp_path / name, "teacher.pth") for name in ("on", "separate")]
     assert teachers[0]["cross.0.to_out.weight"].any(), "the teacher has learnt from its own loss"
     assert "var.head.weight" in teachers[1] and not torch.equal(teachers[1]["var.head.weight"], off["head.weight"])
@@ -124,7 +150,9 @@ def test_options_that_must_not_change_the_result(run: Any, tmp_path: Path) -> No
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
-@pytest.mark.parametrize("options", [("--precision", "bf16"), ("--precision", "fp16"), ("--mask", "privileged", "--hflip")])
+@pytest.mark.parametrize(
+    "options", [("--precision", "bf16"), ("--precision", "fp16"), ("--mask", "privileged", "--hflip", "--cache", "off")]
+)
 def test_variants_train_and_resume(run: Any, tmp_path: Path, options: tuple[str, ...]) -> None:
     assert run("whole", *options) == 0
     assert run("parts", *options, "--save-every", "1") == 0
@@ -145,17 +173,11 @@ def test_accumulation_sums_to_the_same_gradient(run: Any, tmp_path: Path) -> Non
 
 
 def without_drop(*args: Any) -> Any:
-    from refocus_ext import train_distill
-
-    networks = REAL_BUILD(*args)
+    networks = build_networks(*args)
     networks.var.cond_drop_rate = 0.0
     for block in networks.var.blocks:
         block.drop_path = torch.nn.Identity()
-    assert train_distill.build_networks is without_drop
     return networks
-
-
-from refocus_ext.train_distill import build_networks as REAL_BUILD  # noqa: E402, N812 - before anything replaces it
 
 
 # ------------------------------------------------------------------------------------------------ interruption
@@ -185,9 +207,7 @@ def test_interruption_saves_and_resume_ends_in_the_same_bits(
     assert "already trained for 6 steps" in capsys.readouterr().out
 
 
-def test_a_damaged_checkpoint_is_passed_over(
-    run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_damaged_checkpoint_is_passed_over(run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("run") == 0
     whole = weights(tmp_path / "run")
     newest = sorted((tmp_path / "run" / "checkpoints").glob("step-*"))[-1]

@@ -21,7 +21,7 @@ TOKENIZER = (
 ).split()
 TINY = (
     "distill --preset demo --depth 3 --batch-size 4 --steps 6 --picture-every 3 --save-every 2 --keep 9 --samples 2 --crops 2 "
-    "--lr 1e-3 --cache off"
+    "--lr 1e-3"
 ).split()
 POISON_RANK_1 = """
 import os, sys
@@ -91,7 +91,9 @@ def test_shards_are_copies_and_checkpoints_pass_between_them(tokenizer: Path, tm
 def test_nan_on_one_rank_updates_none(tokenizer: Path, tmp_path: Path) -> None:
     script = tmp_path / "poisoned.py"
     script.write_text(POISON_RANK_1)
-    out = launch(2, tokenizer, tmp_path / "run", "--steps", "4", "--save-every", "1", "--parallel", "fsdp", script=script)
+    out = launch(
+        2, tokenizer, tmp_path / "run", "--steps", "4", "--save-every", "1", "--parallel", "fsdp", script=script
+    )
     assert "step 4 skipped: its loss or gradient is not finite" in out
     states = [torch.load(path, weights_only=True) for path in sorted((tmp_path / "run" / "checkpoints").glob("step-*"))]
     assert [state["step"] for state in states] == [1, 2, 3, 4]

@@ -63,8 +63,10 @@ def build(upstream: Upstream, kind: str = "on", weights: DistillWeights | None =
 
     student = var()
     torch.manual_seed(1)
-    teacher = {"on": lambda: Teacher(GEOMETRY), "separate": lambda: SeparateTeacher(GEOMETRY, var()), "off": lambda: None}
-    return DistillObjective(student, teacher[kind](), weights or DistillWeights())
+    teacher: Teacher | SeparateTeacher | None = None
+    if kind != "off":
+        teacher = Teacher(GEOMETRY) if kind == "on" else SeparateTeacher(GEOMETRY, var())
+    return DistillObjective(student, teacher, weights or DistillWeights())
 
 
 @pytest.mark.parametrize("kind", ["on", "separate"])
@@ -79,7 +81,9 @@ def test_the_gap_comes_from_the_images_own_alias_tokens(upstream: Upstream, kind
     optimizer = torch.optim.AdamW(parameters, lr=3e-3)
     for step in range(80):
         torch.manual_seed(step)
-        loss, _ = objective(train.label_N, embed.structure(train.structure_NL), train.structure_NL, embed.alias(train.alias_NT))
+        loss, _ = objective(
+            train.label_N, embed.structure(train.structure_NL), train.structure_NL, embed.alias(train.alias_NT)
+        )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -92,7 +96,7 @@ def test_the_gap_comes_from_the_images_own_alias_tokens(upstream: Upstream, kind
 
 def test_validation_is_a_plain_mean_over_images(upstream: Upstream) -> None:
     objective, embed, held_out = build(upstream), Embedding(), tokens(7, seed=3)
-    torch.nn.init.normal_(objective.teacher.cross[0].to_out.weight)  # type: ignore[union-attr, index, operator]
+    torch.nn.init.normal_(objective.teacher.cross[0].to_out.weight)  # type: ignore[union-attr, index]
     report = validate(objective, held_out, embed, ALONE, batch=3)  # type: ignore[arg-type]
     other = held_out.alias_NT.roll(3, dims=0)
     with torch.no_grad(), evaluating(objective):
@@ -131,7 +135,9 @@ def test_every_process_scores_its_share_once() -> None:
 
 def test_controls() -> None:
     own, other, constant = constant_and_other(torch.tensor([[1, 1], [2, 1], [3, 4]]))
-    assert other.tolist() == [[3, 4], [1, 1], [2, 1]] and constant.unique().tolist() == [1] and own[0].tolist() == [1, 1]
+    assert (
+        other.tolist() == [[3, 4], [1, 1], [2, 1]] and constant.unique().tolist() == [1] and own[0].tolist() == [1, 1]
+    )
     assert SHOWN == ("teacher", "other", "constant")
 
 
@@ -150,7 +156,9 @@ def test_a_separate_teacher_repeats_the_students_random_numbers() -> None:
 def test_gradients_stay_with_their_owner(upstream: Upstream, kind: str) -> None:
     objective, embed, batch = build(upstream, kind, DistillWeights(0, 0)), Embedding(), tokens(4, seed=1)
     torch.manual_seed(9)
-    loss, terms = objective(batch.label_N, embed.structure(batch.structure_NL), batch.structure_NL, embed.alias(batch.alias_NT))
+    loss, terms = objective(
+        batch.label_N, embed.structure(batch.structure_NL), batch.structure_NL, embed.alias(batch.alias_NT)
+    )
     loss.backward()
     expected = build(upstream, "off")
     torch.manual_seed(9)
@@ -169,10 +177,14 @@ def test_checkpointed_blocks_give_the_same_bits(upstream: Upstream) -> None:
         objective = build(upstream)
         for block in objective.var.blocks[1:]:
             block.drop_path.drop_prob = 0.4
-        with patched(objective.var, Checkpointed(keep=2)) if checkpointing else patched(objective.var, Checkpointed(keep=3)):
+        with (
+            patched(objective.var, Checkpointed(keep=2))
+            if checkpointing
+            else patched(objective.var, Checkpointed(keep=3))
+        ):
             torch.manual_seed(2)
             args = (batch.label_N, embed.structure(batch.structure_NL), batch.structure_NL, embed.alias(batch.alias_NT))
             objective(*args)[0].backward()
             state_dicts.append(list(objective.var.state_dict()))
         grads.append([p.grad for p in objective.var.parameters()])
-    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True)) and state_dicts[0] == state_dicts[1]  # type: ignore[arg-type]
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True)) and state_dicts[0] == state_dicts[1]
