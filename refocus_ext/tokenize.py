@@ -27,9 +27,7 @@ def pick_precision(name: str, device: torch.device, flag: str = "--precision") -
         UsageError: tf32 on a device that has none.
     """
     if name == "tf32" and device.type != "cuda":
-        raise UsageError(
-            f"{flag} tf32 is CUDA's, and this runs on {device}; choose fp32 or bf16, or leave it out."
-        )
+        raise UsageError(f"{flag} tf32 is CUDA's, and this runs on {device}; choose fp32 or bf16, or leave it out.")
     if name == "auto":
         return "tf32" if device.type == "cuda" else "fp32"
     return name
