@@ -16,6 +16,8 @@ from tqdm import tqdm
 
 from refocus_ext.errors import UsageError
 
+GRACE = 30  # seconds that a loader process outlives SIGTERM; torchrun kills what is left after as many
+
 
 def warmup_cosine(step: int, steps: int, warmup: int, end: float) -> float:
     """Factor on the peak rate at `step` (0-based): linear over `warmup` steps, then a half cosine down to `end`."""
@@ -89,9 +91,9 @@ class Interruption:
 
 def leave_signals_to_parent(_worker: int) -> None:
     """`worker_init_fn` of loaders: Ctrl-C, torchrun and schedulers signal the loader processes as well, and a loader that
-    dies of it takes the process down that wanted to finish its step and save. They end with their parent."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    dies of it takes the process down that wanted to finish its step and save."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))  # never ignored: Python's exit waits for its children
 
 
 class Progress:

@@ -146,8 +146,9 @@ class CacheBuilder:
         """One batch, if this process has one left; what made it fail."""
         try:
             self.done += next(work, 0)
-        except RunFailed as error:  # of a loader process it comes wrapped in a traceback
-            return RunFailed(str(error).split("RunFailed: ")[-1].strip())
+        except RunFailed as error:
+            error.with_traceback(None)  # its frames would keep the loader processes alive
+            return RunFailed(str(error).split("RunFailed: ")[-1].strip())  # a loader's comes wrapped in its traceback
         return None
 
     def _agree(self, interruption: Interruption, error: RunFailed | None) -> tuple[int, bool, int, int]:

@@ -266,6 +266,7 @@ def test_nothing_but_broken_images_stop_with_one_sentence(
     assert str(error.value) == (
         f"{images.paths[0]} and the images after it cannot be decoded; is this the right folder?"
     )
+    assert not multiprocessing.active_children()
 
 
 # ------------------------------------------------------------------------------------------------ files
