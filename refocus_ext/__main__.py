@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from refocus_ext import config, config_distill, config_sampling, config_tokens, options
+from refocus_ext import config, config_ablate, config_distill, config_sampling, config_tokens, options
 from refocus_ext.errors import RunFailed, UsageError
 
 
@@ -65,6 +65,11 @@ a CPU an image alone in its batch is upstream's to the bit for its seed; --rng b
   bash run.sh sample --edit cat.jpg --mask 0.25,0.25,0.75,0.75 --classes 281
 """
 
+ABLATE_DESCRIPTION = """
+Trains the rows of Table 2 (plain VAR, all of it, and all of it without one part) under one budget, measures them alike
+and writes a report with the paper's numbers beside. Typed again, the same command goes on where it stopped.
+"""
+
 COMMANDS = {
     "tokenizer": Command(
         "stage 1: train the tokenizer with its focus pyramid",
@@ -104,7 +109,14 @@ COMMANDS = {
     "notebook": Command("run upstream's demo notebook on exported files"),
     "pyramid": Command("draw focus pyramid, alias residuals and spectra of an image"),
     "aliasing": Command("the alias benchmark"),
-    "ablate": Command("the rows of the paper's Table 2 at any size"),
+    "ablate": Command(
+        "the rows of the paper's Table 2 at any size",
+        "refocus_ext.ablate",
+        config_ablate.AblateOptions,
+        config_ablate.ABLATE_PRESETS,
+        ABLATE_DESCRIPTION,
+        config_ablate.choose_ablate_preset,
+    ),
     "bench": Command(
         "speed and memory beside upstream, as ratios in one run",
         "refocus_ext.bench",

@@ -1,0 +1,146 @@
+"""report.md of an ablation: Table 2 with the paper's numbers beside, figure 5, and samples of every row from the same seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from refocus_ext.config_ablate import AblateOptions
+from refocus_ext.data import spread
+from refocus_ext.files import written_beside
+from refocus_ext.picture import grid, save_png
+from refocus_ext.sampler import FOR_FID, sample_images
+from refocus_ext.student import load_student
+
+COLUMNS = 8
+NAMES = {"thumbnail_fd": "thumbnail distance", "fid": "FID"}
+EXPLAINED = {
+    "thumbnail_fd": "Frechet distance of 8 x 8 thumbnails (192 numbers an image) to data; lower is nearer, and detail is not seen",
+    "fid": "FID on Inception features",
+}
+
+
+def write_report(
+    options: AblateOptions,
+    table: Mapping[str, Any],
+    summary: Mapping[str, dict[str, Any]],
+    results: Mapping[str, Sequence[dict[str, Any]]],
+    runs: Sequence[Path],
+) -> Path:
+    """Writes report.md, convergence.png and samples.png into --out and prints the table; returns the report's path."""
+    out = Path(options.out)
+    distances = [name for name in NAMES if name in next(iter(summary.values()))["mean"]]
+    lines = table_lines(summary, distances)
+    print("\n" + "\n".join(lines))
+    draw_convergence(out / "convergence.png", table, results, distances[-1])
+    draw_samples(out / "samples.png", [table[name].title for name in options.rows], runs)
+    text = [
+        "# Ablation: the rows of Table 2",
+        "",
+        f"Preset {options.preset}, d{options.depth}, {options.tokenizer_steps} tokenizer steps and {options.distill_steps} student "
+        f"steps each, {options.images} samples a measurement (cfg 1.5, top-k 900, top-p 0.96), data: "
+        f"{options.data or 'the photographs inside scikit-image'}, seeds {', '.join(map(str, options.seeds))}. "
+        f"Written by `bash run.sh ablate`.",
+        "",
+        *lines,
+        "",
+        *caveats(options, distances),
+        "",
+        f"![convergence](convergence.png)\n\n*{NAMES[distances[-1]]} against steps (figure 5).*",
+        "",
+        "![samples](samples.png)\n\n*Every row from the same seeds and classes.*",
+        "",
+    ]
+    report = out / "report.md"
+    with written_beside(report) as beside:
+        beside.write_text("\n".join(text))
+    print(f"\n{report}, convergence.png and samples.png are in {out}")
+    return report
+
+
+def table_lines(summary: Mapping[str, dict[str, Any]], distances: Sequence[str]) -> list[str]:
+    """A Markdown table; a spread is the sample standard deviation over seeds."""
+    heads = [NAMES[name] for name in distances] + [
+        "gap of the teacher (another image's alias)",
+        "paper's FID, d16",
+        "paper's IS",
+    ]
+    lines = ["| row | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
+    for row in summary.values():
+        cells = [_cell(row, name, "{:.3f}") for name in distances]
+        gap = (
+            f"{_cell(row, 'gap_teacher', '{:.4f}')} ({_cell(row, 'gap_other', '{:.4f}')})"
+            if "gap_teacher" in row["mean"]
+            else "-"
+        )
+        lines.append(
+            f"| {row['title']} | " + " | ".join([*cells, gap, f"{row['paper']['fid']}", f"{row['paper']['is']}"]) + " |"
+        )
+    return lines
+
+
+def _cell(row: dict[str, Any], name: str, form: str) -> str:
+    mean, spread_ = row["mean"][name], row["spread"][name]
+    return form.format(mean) + (f" +- {form.format(spread_)}" if spread_ is not None else "")
+
+
+def caveats(options: AblateOptions, distances: Sequence[str]) -> list[str]:
+    """What these numbers can and cannot say."""
+    lines = [f"- {NAMES[name]}: {EXPLAINED[name]}." for name in distances]
+    if len(options.seeds) < 3:
+        lines.append(
+            f"- {len(options.seeds)} seed{'s' * (len(options.seeds) > 1)}: no row can be called better than another from this; "
+            "`--seeds 0,1,2,..` gives a spread."
+        )
+    if options.preset == "demo":
+        lines.append(
+            "- A demo: students of a few million parameters memorize crops of a handful of photographs in a few hundred steps. It "
+            "shows that every row trains, samples and is measured alike. It cannot show which row generates better: that takes "
+            "ImageNet, d16 and FID on 50,000 samples."
+        )
+    lines.append(
+        "- The paper's columns are its own, from ImageNet 256 x 256 at d16; they are not comparable to the others."
+    )
+    lines.append("- Cross-entropies are not compared: rows with different tokenizers predict different targets.")
+    return lines
+
+
+def draw_convergence(
+    path: Path, table: Mapping[str, Any], results: Mapping[str, Sequence[dict[str, Any]]], name: str
+) -> None:
+    """Figure 5: the distance at every measured checkpoint, mean over seeds with their range."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4.2), dpi=120, layout="constrained")
+    for row, runs in results.items():
+        steps = [point["step"] for point in runs[0]["points"]]
+        values = torch.tensor([[point[name] for point in run["points"]] for run in runs])
+        (line,) = axes.plot(steps, values.mean(0).tolist(), marker="o", markersize=3, label=table[row].title)
+        if len(runs) > 1:
+            low, high = values.min(0).values.tolist(), values.max(0).values.tolist()
+            axes.fill_between(steps, low, high, alpha=0.15, color=line.get_color())
+    axes.set_xlabel("student steps")
+    axes.set_ylabel(f"{NAMES[name]} (lower is better)")
+    axes.legend(fontsize=8)
+    axes.grid(alpha=0.3)
+    with written_beside(path) as beside:
+        figure.savefig(beside, format="png")
+    pyplot.close(figure)
+
+
+def draw_samples(path: Path, titles: Sequence[str], runs: Sequence[Path]) -> None:
+    """One line of samples for each row."""
+    rows, headers = [], [""]
+    for run in runs:
+        student = load_student(run)
+        classes = len(student.classes) or student.num_classes
+        labels = (spread(range(classes), COLUMNS) * COLUMNS)[:COLUMNS]
+        headers = [student.class_name(label) for label in labels]
+        rows.append(list(sample_images(student, labels, seed=0, how=FOR_FID) * 2 - 1))
+    save_png(path, grid(rows, headers, names=list(titles), side=96))

@@ -1,0 +1,112 @@
+"""The ablation: every row by the project's own commands, measured alike, resumable, and honest about its size."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import write_images
+
+from refocus_ext import ablate
+from refocus_ext.__main__ import main
+from refocus_ext.ablate_measure import thumbnails
+from refocus_ext.config_ablate import ROWS
+
+TOKENIZER = (
+    "--image-size 32 --patch-nums 1,2 --focus-states 2 --rho-max 3 --codebook-size 64 --latent-channels 8 --batch-size 4 "
+    "--warm-autoencoder 2 --picture-every 4"
+)
+TINY = (
+    "ablate --preset demo --rows baseline,full --depth 2 --tokenizer-steps 4 --distill-steps 4 --points 2 --images 6 "
+    "--batch-size 4"
+).split()
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """`run(options...)` ablates in this process; returns the exit code and the commands that were launched."""
+    for number, name in enumerate(("cat", "dog")):
+        write_images(tmp_path / "data" / "train" / name, 6, seed=number)
+        write_images(tmp_path / "data" / "val" / name, 3, seed=10 + number)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
+
+    def ablate_(*options: str) -> tuple[int, list[list[str]]]:
+        launched: list[list[str]] = []
+
+        def launch(words: list[str]) -> int:
+            launched.append(words)
+            return main(words)
+
+        monkeypatch.setattr(ablate, "launch", launch)
+        fixed = [
+            "--data",
+            str(tmp_path / "data"),
+            "--out",
+            str(tmp_path / "ablate"),
+            "--json",
+            str(tmp_path / "a.json"),
+        ]
+        further = ["--tokenizer-options", TOKENIZER, "--distill-options", "--batch-size 4 --samples 0"]
+        return main([*TINY, *fixed, *further, *options]), launched
+
+    return ablate_
+
+
+def test_rows_are_trained_measured_and_reported(run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, launched = run("--seeds", "0,1")
+    assert code == 0
+    assert [words[0] for words in launched] == ["tokenizer", "tokenizer", "distill", "distill"] * 2
+    out = capsys.readouterr().out
+    assert "FID is left out" in out and "| ReFocus-VAR (full) |" in out
+    report = (tmp_path / "ablate" / "report.md").read_text()
+    assert "2 seeds: no row can be called better" in report and "2.89" in report
+    assert (tmp_path / "ablate" / "convergence.png").is_file() and (tmp_path / "ablate" / "samples.png").is_file()
+    result = json.loads((tmp_path / "a.json").read_text())
+    assert [point["step"] for point in result["runs"]["full"][0]["points"]] == [2, 4]
+    full = result["rows"]["full"]
+    pair = [entry["points"][-1]["thumbnail_fd"] for entry in result["runs"]["full"]]
+    assert full["mean"]["thumbnail_fd"] == pytest.approx(sum(pair) / 2)
+    assert full["spread"]["thumbnail_fd"] == pytest.approx(abs(pair[0] - pair[1]) / 2**0.5)
+    assert "gap_teacher" in full["mean"] and "gap_teacher" not in result["rows"]["baseline"]["mean"]
+
+    assert run("--seeds", "0,1")[0] == 0  # again: nothing is trained twice
+    assert capsys.readouterr().out.count("is already trained for 4 steps; nothing to do") == 8
+    assert json.loads((tmp_path / "a.json").read_text()) == result
+    assert run("--depth", "3")[0] == 2
+    assert "rows are compared under one budget" in capsys.readouterr().err
+
+
+def test_an_interrupted_command_ends_the_ablation(run: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    run("--dry-run")
+    monkeypatch.setattr(ablate, "launch", lambda words: 143)
+    assert main([*TINY, "--out", str(tmp_path / "other")]) == 143
+    monkeypatch.setattr(ablate, "launch", lambda words: 1)
+    assert main([*TINY, "--out", str(tmp_path / "other")]) == 1
+
+
+def test_every_row_of_table_2_differs_in_what_its_name_says(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["ablate", "--demo", "--dry-run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4 + len(ROWS) and set(ablate.TABLE) == set(ROWS)
+    of = {name: next(line for line in lines if f"/{name}-seed0" in line) for name in ROWS}
+    assert "tokenizer-none" in of["baseline"] and "--teacher off" in of["baseline"]
+    assert "tokenizer-disk" in of["full"] and "--teacher" not in of["full"]
+    assert "tokenizer-none" in of["no-refocusing"] and "--teacher" not in of["no-refocusing"]
+    assert "tokenizer-disk" in of["no-teacher"] and "--teacher off" in of["no-teacher"]
+    assert "tokenizer-gaussian" in of["gaussian"] and "tokenizer-shared" in of["shared-codebook"]
+    assert any("--blur gaussian" in line for line in lines) and any("--alias-codebook shared" in line for line in lines)
+
+
+def test_unknown_rows_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["ablate", "--rows", "full,best"])
+    assert stop.value.code == 2 and "there is no row 'best'; rows are baseline, full" in capsys.readouterr().err
+
+
+def test_thumbnails_are_means_of_blocks() -> None:
+    image = torch.zeros(1, 3, 32, 32)
+    image[:, :, :4, :4] = 1
+    assert thumbnails(image)[0, [0, 1, 64]].tolist() == [1, 0, 1]
