@@ -32,7 +32,6 @@ class Row:
 
     title: str
     tokenizer: str
-    blur: tuple[str, ...]
     teacher: tuple[str, ...]
     fid: float
     inception_score: float
@@ -46,12 +45,12 @@ TOKENIZERS: dict[str, tuple[str, ...]] = {
 }
 TABLE: dict[str, Row] = {
     # The structure tokens of "none" are plain VAR's, whether or not an alias tokenizer is trained beside them.
-    "baseline": Row("VAR (baseline)", "none", (), ("--teacher", "off"), 3.55, 280.4),
-    "full": Row("ReFocus-VAR (full)", "disk", (), (), 2.89, 298.1),
-    "no-refocusing": Row("without refocusing", "none", (), (), 3.51, 282.1),
-    "gaussian": Row("Gaussian blur", "gaussian", (), (), 3.32, 286.7),
-    "no-teacher": Row("without the teacher", "disk", (), ("--teacher", "off"), 3.06, 294.8),
-    "shared-codebook": Row("shared codebook", "shared", (), (), 3.14, 292.1),
+    "baseline": Row("VAR (baseline)", "none", ("--teacher", "off"), 3.55, 280.4),
+    "full": Row("ReFocus-VAR (full)", "disk", (), 2.89, 298.1),
+    "no-refocusing": Row("without refocusing", "none", (), 3.51, 282.1),
+    "gaussian": Row("Gaussian blur", "gaussian", (), 3.32, 286.7),
+    "no-teacher": Row("without the teacher", "disk", ("--teacher", "off"), 3.06, 294.8),
+    "shared-codebook": Row("shared codebook", "shared", (), 3.14, 292.1),
 }
 
 
@@ -93,19 +92,16 @@ def commands(options: AblateOptions) -> list[list[str]]:
         seeded = [*shared, "--seed", str(seed)]
         for kind in dict.fromkeys(TABLE[name].tokenizer for name in options.rows):
             out = str(tokenizer_folder(options, kind, seed))
-            plan.append(
-                ["tokenizer", *seeded, *TOKENIZERS[kind], "--steps", str(options.tokenizer_steps), "--out", out]
-                + shlex.split(options.tokenizer_options)
-            )
+            words = ["tokenizer", *seeded, *TOKENIZERS[kind], "--steps", str(options.tokenizer_steps), "--out", out]
+            plan.append([*words, *shlex.split(options.tokenizer_options)])
+        every = max(1, options.distill_steps // options.points)
+        watched = ["--save-every", str(every), "--picture-every", str(every), "--keep", str(options.points + 1)]
         for name in options.rows:
             row = TABLE[name]
-            every = max(1, options.distill_steps // options.points)
-            plan.append(
-                ["distill", *seeded, "--tokenizer", str(tokenizer_folder(options, row.tokenizer, seed))]
-                + ["--depth", str(options.depth), "--steps", str(options.distill_steps), *row.teacher]
-                + ["--save-every", str(every), "--picture-every", str(every), "--keep", str(options.points + 1)]
-                + ["--out", str(folder(options, name, seed)), *shlex.split(options.distill_options)]
-            )
+            words = ["distill", *seeded, "--tokenizer", str(tokenizer_folder(options, row.tokenizer, seed))]
+            words += ["--depth", str(options.depth), "--steps", str(options.distill_steps), *row.teacher, *watched]
+            words += ["--out", str(folder(options, name, seed)), *shlex.split(options.distill_options)]
+            plan.append(words)
     return plan
 
 
