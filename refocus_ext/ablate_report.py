@@ -98,8 +98,8 @@ def caveats(options: AblateOptions, distances: Sequence[str]) -> list[str]:
     if options.preset == "demo":
         lines.append(
             "- A demo: students of a few million parameters memorize crops of a handful of photographs in a few hundred "
-            "steps. It shows that every row trains, samples and is measured alike. It cannot show which row generates better: that takes "
-            "ImageNet, d16 and FID on 50,000 samples."
+            "steps. It shows that every row trains, samples and is measured alike. It cannot show which row generates "
+            "better: that takes ImageNet, d16 and FID on 50,000 samples."
         )
     lines.append(
         "- The paper's columns are its own, from ImageNet 256 x 256 at d16; they are not comparable to the others."
