@@ -58,6 +58,16 @@ class DistillReport:
     def has_teacher(self) -> bool:
         return "teacher" in self.ce
 
+    def verdict(self) -> str:
+        """One sentence: whether the image's own alias tokens tell the teacher something that the controls do not."""
+        beyond = self.gap() - max(self.gap("other"), self.gap("constant"))
+        if self.gap() > 2 * self.gap_error and beyond > 2 * self.gap_error:
+            return f"The image's own alias tokens are worth {beyond:.3f} nats a token to the teacher, beyond both controls."
+        return (
+            "The image's own alias tokens give the teacher nothing that shows here: its gap is not two standard errors above 0 and "
+            "above both controls. It needs more steps, and more images than a model can learn by heart."
+        )
+
     def flat(self) -> dict[str, float]:
         """As scalars for a log; scales are numbered from 1."""
         rows = {f"ce_{name}": value for name, value in self.ce_mean.items()}

@@ -405,6 +405,8 @@ class DistillTraining(Training):
         )
         print(f"cross-entropy on {report.images} {where}:")
         print("\n".join(report.lines(self.var.patch_nums)))
+        if report.has_teacher:
+            print(report.verdict())
         if options.preset == "demo":
             print(
                 f"\nThis is a demo: {options.steps} steps on {len(self.data)} photographs. Its samples show that the parts "

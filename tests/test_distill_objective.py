@@ -87,11 +87,13 @@ def test_the_gap_comes_from_the_images_own_alias_tokens(upstream: Upstream, kind
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    report = validate(objective, tokens(33, seed=2), embed, ALONE, batch=8)  # type: ignore[arg-type]
+    held_out = tokens(33, seed=2)
+    report = validate(objective, held_out, embed, ALONE, batch=8)  # type: ignore[arg-type]
     assert report.gap() > 0.5 and report.gap() > 10 * report.gap_error
     assert report.gap("other") < 0.1 and report.gap("constant") < 0.1, "no capacity of its own helps"
     assert report.gap_S()[0] == pytest.approx(0, abs=0.05), "the first scale sees no alias"
-    assert len(report.lines(PATCH_NUMS)) == 6
+    assert len(report.lines(PATCH_NUMS)) == 6 and "beyond both controls" in report.verdict()
+    assert "nothing that shows here" in validate(build(upstream, kind), held_out, embed, ALONE, batch=8).verdict()  # type: ignore[arg-type]
 
 
 def test_validation_is_a_plain_mean_over_images(upstream: Upstream) -> None:
