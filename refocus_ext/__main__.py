@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from refocus_ext import config, config_ablate, config_distill, config_sampling, config_tokens, options
+from refocus_ext import config, config_ablate, config_distill, config_optics, config_sampling, config_tokens, options
 from refocus_ext.errors import RunFailed, UsageError
 
 
@@ -70,6 +70,17 @@ Trains the rows of Table 2 (plain VAR, all of it, and all of it without one part
 and writes a report with the paper's numbers beside. Typed again, the same command goes on where it stopped.
 """
 
+PYRAMID_DESCRIPTION = """
+Draws figure 2 of the paper for any picture: plain decimation D_k, the focused view L_k, the alias residual A_k and the
+focus state F_k of every state, with radii and scales, each above its spectrum.
+"""
+
+ALIASING_DESCRIPTION = """
+Measures on test charts what defocus, Gaussian, sinc, box and bicubic filters let alias and what they cost in detail
+(seconds on one CPU core). --data adds photographs, --tokenizer how trained tokenizers take shifts of less than a
+latent cell, --samples how the energy spectrum of generated images follows that of --reference. Nothing is random.
+"""
+
 COMMANDS = {
     "tokenizer": Command(
         "stage 1: train the tokenizer with its focus pyramid",
@@ -107,8 +118,18 @@ COMMANDS = {
     "export": Command("student and tokenizer as plain upstream files"),
     "verify": Command("prove that exported files are vanilla VAR"),
     "notebook": Command("run upstream's demo notebook on exported files"),
-    "pyramid": Command("draw focus pyramid, alias residuals and spectra of an image"),
-    "aliasing": Command("the alias benchmark"),
+    "pyramid": Command(
+        "draw focus pyramid, alias residuals and spectra of an image",
+        "refocus_ext.draw_pyramid",
+        config_optics.PyramidOptions,
+        description=PYRAMID_DESCRIPTION,
+    ),
+    "aliasing": Command(
+        "the alias benchmark: filters, tokenizers on shifted images, spectra of samples",
+        "refocus_ext.aliasing",
+        config_optics.AliasingOptions,
+        description=ALIASING_DESCRIPTION,
+    ),
     "ablate": Command(
         "the rows of the paper's Table 2 at any size",
         "refocus_ext.ablate",

@@ -25,6 +25,8 @@ def option(
     nargs: int | None = None,
     group: str = "options",
     identity: bool = True,
+    positional: bool = False,
+    several: bool = False,
 ) -> Any:
     """A dataclass field that is also a command-line option.
 
@@ -34,11 +36,13 @@ def option(
         kind: parser of the text; by default the type of `default`.
         nargs: how many words the option takes, where that is not one.
         identity: whether the option is part of what makes two runs the same run (resume refuses a change).
+        positional: a bare word on the command line, which may be left out.
+        several: one or more words after the flag, as a tuple; `default` is one too.
     """
     meta = dict(
         text=text, unit=unit, kind=kind, choices=choices, metavar=metavar, nargs=nargs, group=group, identity=identity
     )
-    return dataclasses.field(default=default, metadata=meta)
+    return dataclasses.field(default=default, metadata=meta | dict(positional=positional, several=several))
 
 
 def int_list(text: str) -> tuple[int, ...]:
@@ -95,7 +99,7 @@ def _default_text(field: dataclasses.Field[Any], presets: Mapping[str, Mapping[s
         if len({_show(value) for _, value in others}) == 1 and len(others) > 1:
             others = [("others", others[0][1])]
         return "default: " + ", ".join(f"{name} {_show(value)}" for name, value in (first, *others))
-    return "" if field.default in (None, "", False) else f"default: {_show(field.default)}"
+    return "" if field.default in (None, "", (), False) else f"default: {_show(field.default)}"
 
 
 def _show(value: Any) -> str:
@@ -112,15 +116,17 @@ def build_parser(
     cls: type, prog: str, description: str, presets: Mapping[str, Mapping[str, Any]] | None = None
 ) -> _Parser:
     """The parser whose options are the fields of `cls`, grouped, with unit and default in the help."""
+    fields = dataclasses.fields(cls)
+    words = "".join(f" [{field.metadata['metavar']}]" for field in fields if field.metadata["positional"])
     parser = _Parser(
         prog=prog,
-        usage=f"{prog} [options]",
+        usage=f"{prog}{words} [options]",
         description=textwrap.dedent(description).strip(),
         allow_abbrev=False,
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=32, width=110),
     )
     groups: dict[str, Any] = {}
-    for field in dataclasses.fields(cls):
+    for field in fields:
         meta = field.metadata
         group = groups.setdefault(meta["group"], None) or parser.add_argument_group(meta["group"])
         groups[meta["group"]] = group
@@ -130,10 +136,14 @@ def build_parser(
         if field.default is False:
             group.add_argument(flag, action="store_true", default=None, help=text)
             continue
-        kind = meta["kind"] or (type(field.default) if field.default is not None else str)
+        kind = meta["kind"] or (str if field.default in (None, ()) else type(field.default))
         metavar = meta["metavar"] or (None if meta["choices"] else kind.__name__.upper().replace("INT_LIST", "N,N,.."))
+        if meta["positional"]:
+            group.add_argument(field.name, nargs="?", type=kind, metavar=metavar, default=None, help=text)
+            continue
+        nargs = "+" if meta["several"] else meta["nargs"]
         group.add_argument(
-            flag, type=kind, choices=meta["choices"], metavar=metavar, nargs=meta["nargs"], default=None, help=text
+            flag, nargs=nargs, type=kind, choices=meta["choices"], metavar=metavar, default=None, help=text
         )
     return parser
 
@@ -152,7 +162,8 @@ def parse(
     namespace, unknown = parser.parse_known_args(list(argv))
     if unknown:
         parser.unknown(unknown)
-    typed = {name: value for name, value in vars(namespace).items() if value is not None}
+    typed: dict[str, Any] = {name: value for name, value in vars(namespace).items() if value is not None}
+    typed |= {name: tuple(value) for name, value in typed.items() if isinstance(value, list)}
     values: dict[str, Any] = {}
     if presets and choose_preset:
         typed["preset"] = typed.get("preset") or choose_preset(typed)
