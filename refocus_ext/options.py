@@ -25,6 +25,7 @@ def option(
     nargs: int | None = None,
     group: str = "options",
     identity: bool = True,
+    positional: bool = False,
 ) -> Any:
     """A dataclass field that is also a command-line option.
 
@@ -34,11 +35,12 @@ def option(
         kind: parser of the text; by default the type of `default`.
         nargs: how many words the option takes, where that is not one.
         identity: whether the option is part of what makes two runs the same run (resume refuses a change).
+        positional: a bare word on the command line, which may be left out.
     """
     meta = dict(
         text=text, unit=unit, kind=kind, choices=choices, metavar=metavar, nargs=nargs, group=group, identity=identity
     )
-    return dataclasses.field(default=default, metadata=meta)
+    return dataclasses.field(default=default, metadata=meta | dict(positional=positional))
 
 
 def int_list(text: str) -> tuple[int, ...]:
@@ -112,15 +114,17 @@ def build_parser(
     cls: type, prog: str, description: str, presets: Mapping[str, Mapping[str, Any]] | None = None
 ) -> _Parser:
     """The parser whose options are the fields of `cls`, grouped, with unit and default in the help."""
+    fields = dataclasses.fields(cls)
+    words = "".join(f" [{field.metadata['metavar']}]" for field in fields if field.metadata["positional"])
     parser = _Parser(
         prog=prog,
-        usage=f"{prog} [options]",
+        usage=f"{prog}{words} [options]",
         description=textwrap.dedent(description).strip(),
         allow_abbrev=False,
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=32, width=110),
     )
     groups: dict[str, Any] = {}
-    for field in dataclasses.fields(cls):
+    for field in fields:
         meta = field.metadata
         group = groups.setdefault(meta["group"], None) or parser.add_argument_group(meta["group"])
         groups[meta["group"]] = group
@@ -132,6 +136,9 @@ def build_parser(
             continue
         kind = meta["kind"] or (type(field.default) if field.default is not None else str)
         metavar = meta["metavar"] or (None if meta["choices"] else kind.__name__.upper().replace("INT_LIST", "N,N,.."))
+        if meta["positional"]:
+            group.add_argument(field.name, nargs="?", type=kind, metavar=metavar, default=None, help=text)
+            continue
         group.add_argument(
             flag, type=kind, choices=meta["choices"], metavar=metavar, nargs=meta["nargs"], default=None, help=text
         )
