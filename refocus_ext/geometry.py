@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from patches.upstream import VAR_PATCH_NUMS
@@ -21,6 +22,8 @@ NOTEBOOK: dict[str, Any] = {
     "attn_l2_norm": True,
 }
 NOTEBOOK_NAMES = {"depth": "MODEL_DEPTH"}  # where it calls an argument otherwise
+NOTEBOOK_DEPTHS = (16, 20, 24, 30)
+NOTEBOOK_LAST_LABEL, NOTEBOOK_TOP_K = 980, 900
 
 
 def build_arguments(student: Student) -> dict[str, Any]:
@@ -52,8 +55,14 @@ def vae_file_name(arguments: dict[str, Any]) -> str:
     return f"vae_ch{arguments['ch']}v{arguments['V']}z{arguments['Cvae']}.pth"
 
 
-def changes_for_notebook(arguments: dict[str, Any]) -> list[str]:
-    """Assignments to change in the notebook, such as 'V=8192' or 'MODEL_DEPTH=20'; empty where it runs as it stands."""
-    return [
-        f"{NOTEBOOK_NAMES.get(name, name)}={value}" for name, value in arguments.items() if value != NOTEBOOK[name]
-    ]
+def changes_for_notebook(arguments: Mapping[str, Any]) -> list[str]:
+    """What to change in the notebook, such as 'V=8192' or 'MODEL_DEPTH=20'; empty where it runs as it stands."""
+    given = {**arguments, "patch_nums": tuple(arguments["patch_nums"])}
+    changes = [f"{NOTEBOOK_NAMES.get(name, name)}={value}" for name, value in given.items() if value != NOTEBOOK[name]]
+    if given["depth"] not in NOTEBOOK_DEPTHS:
+        changes.append(f"the assert below MODEL_DEPTH, which knows {', '.join(map(str, NOTEBOOK_DEPTHS))}")
+    if given["num_classes"] <= NOTEBOOK_LAST_LABEL:
+        changes.append(f"class_labels, to labels below {given['num_classes']}")
+    if given["V"] < NOTEBOOK_TOP_K:
+        changes.append(f"top_k={given['V']}")
+    return changes
