@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from refocus_ext.errors import RunFailed, UsageError
-from refocus_ext.files import remove_torn, save_json, save_tensors, sha256, written_beside
+from refocus_ext.files import remove_torn, save_json, sha256, written_beside
 from refocus_ext.geometry import build_arguments, vae_file_name
 from refocus_ext.student import GEOMETRY_FILE, Student
 
@@ -86,7 +87,7 @@ class Export:
             self._require_space(folder)
             save_json(folder / GEOMETRY_FILE, self.geometry | {"unfinished": True})
             for name, state in self.states.items():
-                save_tensors(folder / name, dict(state))
+                _save_plain(folder / name, dict(state))
                 with written_beside(folder / twin_of(name)) as beside:
                     save_file(dict(state), beside, metadata=self._metadata())
                     shutil.copymode(folder / name, beside)  # safetensors makes files that only their owner can read
@@ -110,6 +111,11 @@ class Export:
                 f"--to {folder} has {free / 2**30:.2f} GiB free, but the files take {need / 2**30:.2f} GiB; free some space "
                 "or choose another folder."
             )
+
+
+def _save_plain(path: Path, state: dict[str, Tensor]) -> None:
+    with written_beside(path) as beside, open(beside, "wb") as file:
+        torch.save(state, file)  # given a path, it would write that path's name into the file
 
 
 def twin_of(name: str) -> str:
@@ -172,6 +178,8 @@ def _last_validation(run: Path) -> dict[str, float]:
     """The student's last record in metrics.jsonl with figures of held-out images."""
     with contextlib.suppress(OSError, ValueError):
         records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-        found = [{k: v for k, v in record.items() if k in ("step", "val/ce_student", "val/ce_teacher")} for record in records]
+        found = [
+            {k: v for k, v in record.items() if k in ("step", "val/ce_student", "val/ce_teacher")} for record in records
+        ]
         return next((record for record in reversed(found) if len(record) > 1), {})
     return {}

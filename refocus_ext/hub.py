@@ -32,7 +32,9 @@ def check_target(repository: str, *, dry_run: bool = False) -> None:
     if dry_run:
         return
     if constants.HF_HUB_OFFLINE:
-        raise UsageError(f"--push {repository} needs the network, but HF_HUB_OFFLINE is set; unset it, or leave --push out.")
+        raise UsageError(
+            f"--push {repository} needs the network, but HF_HUB_OFFLINE is set; unset it, or leave --push out."
+        )
     if not get_token():
         raise UsageError(f"--push {repository} needs a token; set HF_TOKEN, or log in with `hf auth login`.")
 
@@ -69,7 +71,9 @@ def push(repository: str, folder: Path, names: Sequence[str], *, private: bool =
             commit_message=f"{names[0]} from ReFocus-VAR",
         )
     except Exception as error:  # httpx, the Hub's own and the system's: none is ours to tell apart
-        raise RunFailed(f"--push {repository} failed ({_reason(error)}); {folder} is complete, push it again.") from error
+        raise RunFailed(
+            f"--push {repository} failed ({_reason(error)}); {folder} is complete, push it again."
+        ) from error
     print(f"uploaded; `bash run.sh pull {repository} --to DIR` brings it back")
 
 
@@ -119,7 +123,9 @@ def download(repository: str, revision: str | None, wanted: Sequence[str]) -> Pa
                 f"{repository}{at} is not in the Hub's cache {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE forbids to fetch it; "
                 "unset that, or pull it where there is a network."
             ) from error
-        raise RunFailed(f"{repository}{at} is not in the cache and the Hub cannot be reached ({_reason(error)}).") from error
+        raise RunFailed(
+            f"{repository}{at} is not in the cache and the Hub cannot be reached ({_reason(error)})."
+        ) from error
     except RepositoryNotFoundError:
         raise UsageError(f"{address(repository)} is not there, or is private and HF_TOKEN does not open it.") from None
     except RevisionNotFoundError:

@@ -246,7 +246,7 @@ def _read_export(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError):
         raise UsageError(f"{file} is not what an export writes; restore it, or remove it.") from None
     if unfinished:
-        raise UsageError(f"the export to {folder} was interrupted; the same `bash run.sh export`, typed again, makes it whole.")
+        raise UsageError(f"the export to {folder} was interrupted; the same command, typed again, makes it whole.")
     return geometry
 
 
@@ -308,5 +308,7 @@ def _pyramid(files: Files, shape: VARGeometry) -> FocusPyramid | None:
         pyramid = FocusPyramid.from_dict(files.config["pyramid"])
         pyramid.states_of(shape.patch_nums)
     except (KeyError, TypeError, ValueError) as error:
-        raise UsageError(f"{files.path}: its configuration describes no pyramid that fits the student ({error}).") from None
+        raise UsageError(
+            f"{files.path}: its configuration describes no pyramid that fits the student ({error})."
+        ) from None
     return pyramid

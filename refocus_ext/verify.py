@@ -72,7 +72,9 @@ def main(options: VerifyOptions) -> int:
     try:
         student = load_student(options.folder, vae=options.vae or None)
     except UsageError as error:
-        raise UsageError(str(error).replace("--student ", "").replace("give another .", "give another folder.")) from None
+        raise UsageError(
+            str(error).replace("--student ", "").replace("give another .", "give another folder.")
+        ) from None
     print(student.describe())
     verdict = verify(student)
     print("\n".join(lines(verdict)))

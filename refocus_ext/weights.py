@@ -55,6 +55,11 @@ def _state_dict(path: Path, part: str) -> dict[str, Tensor]:
     return dict(state)
 
 
+def is_plain(path: Path) -> bool:
+    """Whether a file of weights is a bare state dict that `torch.load` reads, as upstream publishes them."""
+    return path.suffix != ".safetensors" and "trainer" not in _load(path)
+
+
 def _load(path: Path) -> dict[str, Any]:
     try:
         twin = path.suffix == ".safetensors"
