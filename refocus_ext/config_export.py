@@ -27,8 +27,8 @@ class VerifyOptions:
     """What is verified."""
 
     # fmt: off
-    folder: str = option("", "an exported folder, a run, upstream's published files, or a training checkpoint", positional=True, metavar="DIR")
-    vae: str = option("", "the VAE's weights, where they are not beside the VAR's", metavar="FILE")
+    folder: str = option("", "an exported folder, a run, upstream's published files, or a training checkpoint", positional=True, metavar="DIR", group="what")
+    vae: str = option("", "the VAE's weights, where they are not beside the VAR's", metavar="FILE", group="what")
     # fmt: on
 
 
@@ -37,10 +37,10 @@ class NotebookOptions:
     """On which files the notebook runs, and where its picture goes."""
 
     # fmt: off
-    weights: str = option("", "folder with var_d16.pth and its VAE", metavar="DIR")
-    depth: int = option(16, "which var_dN.pth of the folder", kind=positive(int), metavar="N")
-    out: str = option("notebook.png", "the picture", metavar="PNG")
-    device: str = option("auto", "auto: the GPU where there is one, as the notebook chooses; cpu: without it", choices=("auto", "cpu"))
+    weights: str = option("", "folder with var_d16.pth and its VAE", metavar="DIR", group="notebook")
+    depth: int = option(16, "which var_dN.pth of the folder", kind=positive(int), metavar="N", group="notebook")
+    out: str = option("notebook.png", "the picture", metavar="PNG", group="notebook")
+    device: str = option("auto", "auto: the GPU where there is one, as the notebook chooses; cpu: without it", choices=("auto", "cpu"), group="notebook")
     # fmt: on
 
 
@@ -49,8 +49,8 @@ class PullOptions:
     """What comes back from the Hub, and where to."""
 
     # fmt: off
-    repository: str = option("", "repository of the Hugging Face Hub", positional=True, metavar="OWNER/NAME")
-    to: str = option("", "folder of the files", metavar="DIR")
-    revision: str = option("", "branch, tag or commit; default: the newest of main", metavar="REVISION")
-    depth: int = option(None, "only the VAR of this depth, where there are several", kind=positive(int), metavar="N")
+    repository: str = option("", "repository of the Hugging Face Hub", positional=True, metavar="OWNER/NAME", group="what")
+    to: str = option("", "folder of the files", metavar="DIR", group="what")
+    revision: str = option("", "branch, tag or commit; default: the newest of main", metavar="REVISION", group="what")
+    depth: int = option(None, "only the VAR of this depth, where there are several", kind=positive(int), metavar="N", group="what")
     # fmt: on
