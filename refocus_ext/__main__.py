@@ -10,7 +10,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from refocus_ext import config, config_ablate, config_distill, config_optics, config_sampling, config_tokens, options
+from refocus_ext import (
+    config,
+    config_ablate,
+    config_distill,
+    config_export,
+    config_optics,
+    config_sampling,
+    config_tokens,
+    options,
+)
 from refocus_ext.errors import RunFailed, UsageError
 
 
@@ -81,6 +90,31 @@ Measures on test charts what defocus, Gaussian, sinc, box and bicubic filters le
 latent cell, --samples how the energy spectrum of generated images follows that of --reference. Nothing is random.
 """
 
+EXPORT_DESCRIPTION = """
+Writes a student and its VAE as plain upstream files (var_dN.pth, and the VAE named by its geometry as upstream names
+it), with safetensors twins and a model card, and proves with a clean process that they are vanilla VAR.
+
+  bash run.sh export --run runs/distill-d16 --to exports/d16
+  bash run.sh export --run runs/distill-d16 --to exports/d16 --push OWNER/NAME --dry-run
+"""
+
+VERIFY_DESCRIPTION = """
+Proves that files are vanilla VAR: a clean process that imports only upstream loads them strictly, samples two images
+with a fixed seed and decodes tokens, in fp32 on the CPU; the bytes must be those that this project makes of the same
+files. Prints their digest and leaves it in verified.json. Exits with 0 if they are equal, 1 if not.
+"""
+
+NOTEBOOK_DESCRIPTION = """
+Runs the code cells of upstream's demo_sample.ipynb as they stand on exported files, in a process of its own, and keeps
+the picture they show. The notebook is written for one geometry (V=4096, ch=160, 1000 classes, depth 16); for any other
+the command says which arguments to change. On two CPU cores it takes some minutes.
+"""
+
+PULL_DESCRIPTION = """
+Brings files of `bash run.sh export --push`, or any in upstream's names, back from the Hugging Face Hub by way of its
+cache; with HF_HUB_OFFLINE=1 from the cache alone.
+"""
+
 COMMANDS = {
     "tokenizer": Command(
         "stage 1: train the tokenizer with its focus pyramid",
@@ -115,9 +149,30 @@ COMMANDS = {
         config.EvalOptions,
         description=EVAL_DESCRIPTION,
     ),
-    "export": Command("student and tokenizer as plain upstream files"),
-    "verify": Command("prove that exported files are vanilla VAR"),
-    "notebook": Command("run upstream's demo notebook on exported files"),
+    "export": Command(
+        "student and tokenizer as plain upstream files, for the Hugging Face Hub too",
+        "refocus_ext.export",
+        config_export.ExportOptions,
+        description=EXPORT_DESCRIPTION,
+    ),
+    "verify": Command(
+        "prove that exported files are vanilla VAR",
+        "refocus_ext.verify",
+        config_export.VerifyOptions,
+        description=VERIFY_DESCRIPTION,
+    ),
+    "notebook": Command(
+        "run upstream's demo notebook on exported files",
+        "refocus_ext.notebook",
+        config_export.NotebookOptions,
+        description=NOTEBOOK_DESCRIPTION,
+    ),
+    "pull": Command(
+        "bring exported files back from the Hugging Face Hub",
+        "refocus_ext.hub",
+        config_export.PullOptions,
+        description=PULL_DESCRIPTION,
+    ),
     "pyramid": Command(
         "draw focus pyramid, alias residuals and spectra of an image",
         "refocus_ext.draw_pyramid",

@@ -21,11 +21,12 @@ from refocus_ext.pyramid import FocusPyramid
 from refocus_ext.weights import VARGeometry, vae_geometry, vae_state_dict, var_geometry, var_state_dict
 
 STRIDE = 16  # pixels a latent cell
+GEOMETRY_FILE = "geometry.json"  # what `bash run.sh export` leaves beside its files
 
 
 @dataclass(frozen=True)
 class Files:
-    """Where a student's parts are. `config` is a distill run's config.json, empty for files of any other origin."""
+    """Where a student's parts are. `config` is a distill run's config.json or an export's geometry.json, else empty."""
 
     path: Path
     var: Path
@@ -54,7 +55,7 @@ class Student:
 
     @property
     def config(self) -> dict[str, Any]:
-        """The distill run's configuration, or empty."""
+        """The distill run's configuration or the export's geometry, or empty."""
         return self.files.config
 
     @property
@@ -114,7 +115,7 @@ def load_student(
 
     Args:
         source: the run folder of `bash run.sh distill`; or a folder of upstream files (`var_d16.pth` and
-            `vae_ch160v4096z32.pth`); or one file of VAR weights with its VAE beside it.
+            `vae_ch160v4096z32.pth`), exported or published; or one file of VAR weights with its VAE beside it.
         vae: the VAE's file where it is not beside.
         class_names: a JSON list or a text file of names by label, instead of the student's own.
 
@@ -178,11 +179,14 @@ def find_files(source: Path, vae: Path | None = None) -> Files:
         config = _read_config(source)
         if config:
             return _run_files(source, config, vae)
+        config = _read_export(source)
         var = _only(source, "var_d*.pth", "VAR weights", "give the file itself")
     elif source.is_file():
         var, config = source, {}
         if (source.parent / "config.json").is_file() and (ours := _read_config(source.parent)):
             config = ours if ours["student"]["file"] == source.name else {}
+        elif source.name in (export := _read_export(source.parent)).get("weights", {}):
+            config = export
     else:
         raise UsageError(
             f"--student {source} is not there; it takes the run folder of `bash run.sh distill`, a folder with var_dN.pth "
@@ -227,6 +231,25 @@ def _read_config(folder: Path) -> dict[str, Any]:
     raise UsageError(f"{file} is not the configuration of a distill run; give another --student.")
 
 
+def _read_export(folder: Path) -> dict[str, Any]:
+    """geometry.json of an export; empty where the folder has none.
+
+    Raises:
+        UsageError: the export was interrupted, or the file is unreadable.
+    """
+    file = folder / GEOMETRY_FILE
+    if not file.is_file():
+        return {}
+    try:
+        geometry = json.loads(file.read_text())
+        unfinished = geometry["command"] == "export" and geometry.get("unfinished")
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UsageError(f"{file} is not what an export writes; restore it, or remove it.") from None
+    if unfinished:
+        raise UsageError(f"the export to {folder} was interrupted; the same command, typed again, makes it whole.")
+    return geometry
+
+
 def _only(folder: Path, pattern: str, what: str, way_out: str) -> Path:
     found = sorted(folder.glob(pattern))
     if len(found) == 1:
@@ -249,13 +272,13 @@ def _vae_beside(var: Path) -> Path:
 
 
 def _check_sums(files: Files, own_vae: bool) -> None:
-    """Raises UsageError unless the files are the ones whose sha256 the run's configuration holds."""
+    """Raises UsageError unless the files are the ones whose sha256 the run or the export recorded."""
     expected: Mapping[str, str] = files.config.get("weights", {})
     for path in (files.var, *([files.vae] if own_vae else [])):
         if path.name in expected and sha256(path) != expected[path.name]:
             raise UsageError(
-                f"{path} is not the file that its run wrote (its sha256 differs from config.json's); restore the file, or "
-                "train the run again."
+                f"{path} is not the file that its run wrote (its sha256 differs from the one recorded); restore the file, "
+                "or train or export the run again."
             )
 
 
@@ -278,12 +301,14 @@ def _geometry(files: Files, var: dict[str, Tensor], vae: dict[str, Tensor]) -> V
 
 
 def _pyramid(files: Files, shape: VARGeometry) -> FocusPyramid | None:
-    """The pyramid of a distill run."""
+    """The pyramid of a distill run, which its export carries on."""
     if not files.config.get("pyramid"):
         return None
     try:
         pyramid = FocusPyramid.from_dict(files.config["pyramid"])
         pyramid.states_of(shape.patch_nums)
     except (KeyError, TypeError, ValueError) as error:
-        raise UsageError(f"{files.path}: config.json describes no pyramid that fits the student ({error}).") from None
+        raise UsageError(
+            f"{files.path}: its configuration describes no pyramid that fits the student ({error})."
+        ) from None
     return pyramid

@@ -1,4 +1,4 @@
-"""Files of VAR's and its VQVAE's weights, in both layouts upstream writes, and the geometry their tensors tell.
+"""Files of VAR's and its VQVAE's weights, in both layouts upstream writes and as safetensors; the geometry they tell.
 
 Upstream publishes plain state dicts (`var_d16.pth`, `vae_ch160v4096z32.pth`); its training checkpoints (`ar-ckpt-*.pth`)
 nest the same ones at ckpt["trainer"]["var_wo_ddp"] and ckpt["trainer"]["vae_local"].
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from refocus_ext.errors import UsageError
@@ -22,7 +23,7 @@ NAME = {"var_wo_ddp": "VAR", "vae_local": "VQVAE"}
 
 
 def var_state_dict(path: Path) -> dict[str, Tensor]:
-    """VAR's state dict from a plain file or from upstream's training checkpoint; nothing but tensors is unpickled.
+    """VAR's state dict from a plain file, its safetensors twin or upstream's training checkpoint; no code is unpickled.
 
     Raises:
         UsageError: no such file, or one without a VAR's weights.
@@ -31,7 +32,7 @@ def var_state_dict(path: Path) -> dict[str, Tensor]:
 
 
 def vae_state_dict(path: Path) -> dict[str, Tensor]:
-    """The VQVAE's state dict from a plain file or from upstream's training checkpoint.
+    """The VQVAE's state dict from a plain file, its safetensors twin or upstream's training checkpoint.
 
     Raises:
         UsageError: no such file, or one without a VQVAE's weights.
@@ -54,9 +55,15 @@ def _state_dict(path: Path, part: str) -> dict[str, Tensor]:
     return dict(state)
 
 
+def is_plain(path: Path) -> bool:
+    """Whether a file of weights is a bare state dict that `torch.load` reads, as upstream publishes them."""
+    return path.suffix != ".safetensors" and "trainer" not in _load(path)
+
+
 def _load(path: Path) -> dict[str, Any]:
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        twin = path.suffix == ".safetensors"
+        state = load_file(path) if twin else torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # a damaged or foreign file raises nearly anything
         state = None
     if not isinstance(state, dict):
