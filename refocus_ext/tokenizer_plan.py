@@ -47,9 +47,7 @@ def find_images(data: str) -> tuple[ImageList, ImageList]:
         return photographs, photographs
     train, val = image_folder(data, "train"), image_folder(data, "val")
     if missing := sorted(set(val.classes) - set(train.classes)):
-        raise UsageError(
-            f"--data {data}: val/ has the class {missing[0]}, which train/ has not; the two must agree."
-        )
+        raise UsageError(f"--data {data}: val/ has the class {missing[0]}, which train/ has not; the two must agree.")
     return train, val
 
 
