@@ -38,7 +38,7 @@ def main(options: EvalOptions) -> int:
         reference = open_reference(options.reference, samples, threads)
         inception = load_inception(options.inception_weights, here.device)
         report = evaluate(samples, reference, inception, options.batch_size or 64, here)
-        if here.main:
+        if report is not None:
             print("\n" + "\n".join(table(report, options.depth)))
             if options.json:
                 write_json(Path(options.json), options, report)
@@ -121,8 +121,8 @@ def _on(device: torch.device, batches: Iterator[np.ndarray]) -> Iterator[Tensor]
 
 def evaluate(
     samples: ImageSet, reference: Reference, inception: InceptionFeatures, batch: int, here: World
-) -> SampleReport:
-    """Measures `samples` against `reference`; every process takes part and has the report.
+) -> SampleReport | None:
+    """Measures `samples` against `reference`; every process takes part, rank 0 has the report.
 
     Raises:
         RunFailed: images cannot be read.
@@ -138,6 +138,8 @@ def evaluate(
     if reference.images is not None:
         needed = reference.pool is None  # with stored statistics the images serve precision and recall only
         theirs = extract(reference.images, inception, batch, here, spatial=needed)
+    if not here.main:
+        return None
     missing: dict[str, str] = {}
     fid, sfid = _distances(ours, theirs, reference, missing)
     precision, recall = _precision_recall(ours, theirs, here.device, missing)

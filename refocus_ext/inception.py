@@ -12,6 +12,8 @@ to see that `mixed_6/conv:0` is the ReLU and not the convolution below it.
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple, Protocol
 
 import torch
@@ -59,7 +61,8 @@ class InceptionFeatures(nn.Module):
     def forward(self, image_B3HW: Tensor) -> Tensor:
         if image_B3HW.dtype != torch.uint8:
             raise ValueError(f"Inception features are of uint8 images (see to_uint8), got {image_B3HW.dtype}")
-        return self.network(image_B3HW)[0]
+        with _without_tf32():
+            return self.network(image_B3HW)[0]
 
     def activations(self, image_B3HW: Tensor) -> Activations:
         """pool3 and the spatial features of uint8 images (B,3,H,W), both fp32, from one pass."""
@@ -81,6 +84,17 @@ class InceptionFeatures(nn.Module):
     def train(self, mode: bool = True) -> InceptionFeatures:
         """Stays in eval mode: batch statistics would make the features depend on the batch."""
         return super().train(False)
+
+
+@contextmanager
+def _without_tf32() -> Iterator[None]:
+    """PyTorch lets convolutions round to TF32 on CUDA, which would show in a comparison of FIDs."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 def load_inception(weights: str, device: torch.device | str = "cpu") -> InceptionFeatures:

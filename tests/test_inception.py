@@ -95,6 +95,17 @@ def test_features_of_an_image_are_its_own_in_train_mode_too(features: InceptionF
     assert not any(p.requires_grad for p in features.parameters())
 
 
+def test_convolutions_are_fp32_and_the_setting_returns(
+    features: InceptionFeatures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    seen: list[bool] = []
+    handle = features.network.register_forward_pre_hook(lambda *_: seen.append(torch.backends.cudnn.allow_tf32))
+    features(pictures(1))
+    handle.remove()
+    assert seen == [False] and torch.backends.cudnn.allow_tf32
+
+
 def test_features_are_of_uint8_only(features: InceptionFeatures) -> None:
     with pytest.raises(ValueError, match=r"uint8 images.*float32"):
         features(torch.zeros(1, 3, 32, 32))
