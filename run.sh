@@ -105,6 +105,12 @@ sample) # only sets of images are worth several processes
     *) processes=1 ;;
     esac
     ;;
+eval) # of samples, Inception's features are shared out; a tokenizer is measured by one process
+    case " $* " in
+    *" --samples"*) if [ -z "${NPROC:-}" ] && [[ " $* " != *" --device "* ]] && [ "$(gpus)" -gt 1 ]; then processes="$(gpus)"; fi ;;
+    *) processes=1 ;;
+    esac
+    ;;
 *) processes=1 ;;
 esac
 if [ "$processes" -gt 1 ] || [ "${NNODES:-1}" -gt 1 ]; then

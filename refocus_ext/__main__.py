@@ -53,7 +53,12 @@ and prints the ratios. At its defaults, those of the paper and d16, it takes som
 """
 
 EVAL_DESCRIPTION = """
-Measures a finished tokenizer on validation images: PSNR, SSIM and LPIPS of each focus state's prefix, rFID,
+With --samples: FID, sFID, Inception Score, precision and recall as ADM's evaluator defines them, beside the paper's
+numbers. Needs Inception's weights as a local file.
+
+  bash run.sh eval --samples samples.npz --reference VIRTUAL_imagenet256_labeled.npz
+
+Without: measures a finished tokenizer on validation images: PSNR, SSIM and LPIPS of each focus state's prefix, rFID,
 use of the codebook per token scale, explained variance of the alias tokens. LPIPS and rFID need the weights of
 their networks as local files; what cannot be measured is listed with the reason.
 """
@@ -144,8 +149,8 @@ COMMANDS = {
         description=SAMPLE_DESCRIPTION,
     ),
     "eval": Command(
-        "PSNR, SSIM, LPIPS, rFID of a tokenizer, per focus state",
-        "refocus_ext.evaluate_tokenizer",
+        "FID, sFID, IS, precision, recall of samples; PSNR, SSIM, LPIPS, rFID of a tokenizer",
+        "refocus_ext.evaluate",
         config.EvalOptions,
         description=EVAL_DESCRIPTION,
     ),

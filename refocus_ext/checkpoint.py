@@ -30,6 +30,11 @@ class Checkpoints:
         """Oldest first."""
         return sorted(path for path in self.folder.glob("step-*.pt") if _NAME.search(path.name))
 
+    def newest_step(self) -> int | None:
+        """Steps done at the newest checkpoint, by its name; None without one."""
+        steps = [int(match[1]) for path in self.paths() if (match := _NAME.search(path.name))]
+        return max(steps, default=None)
+
     def save(self, step: int, state: dict[str, Any]) -> Path:
         """Writes the state reached after `step` steps and drops all but the newest `keep` files.
 

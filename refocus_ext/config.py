@@ -158,26 +158,36 @@ def identity(options: Any) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class EvalOptions:
-    """What a finished tokenizer is measured on, and with which networks."""
+    """What samples or a finished tokenizer are measured on, and with which networks."""
 
     # fmt: off
-    tokenizer: str = option("runs/tokenizer", "run folder of a finished tokenizer", metavar="RUN", group="what to measure")
+    samples: str = option("", "npz or folder of images: FID, sFID, IS, precision and recall", metavar="NPZ_OR_DIR", group="samples")
+    reference: str = option(
+        "", "what they are compared with: ADM's npz (its stored statistics and images), or a folder of images",
+        metavar="NPZ_OR_DIR", group="samples",
+    )
+    depth: int = option(
+        None, "the paper's model whose published numbers are printed beside; without it all", kind=int, choices=(12, 16, 20, 24),
+        group="samples",
+    )
+
+    tokenizer: str = option("runs/tokenizer", "run folder of a finished tokenizer", metavar="RUN", group="a tokenizer")
     data: str = option(
         "", "ImageFolder whose val/CLASS/*.JPEG are measured; without it the data of the run itself", metavar="DIR",
-        group="what to measure",
+        group="a tokenizer",
     )
-    images: int = option(None, "at most this many images, evenly spread over val; without it all", kind=positive(int), group="what to measure")
+    images: int = option(None, "at most this many images, evenly spread over val; without it all", kind=positive(int), group="a tokenizer")
 
     lpips_weights: str = option(
-        "", "VGG16 for LPIPS, torchvision's vgg16-397923af.pth; empty looks in torch's hub folder", metavar="FILE", group="networks",
+        "", "VGG16 for LPIPS of a tokenizer, torchvision's vgg16-397923af.pth; empty looks in torch's hub folder", metavar="FILE", group="networks",
     )
     inception_weights: str = option(
-        "", "Inception for rFID, torch-fidelity's weights-inception-2015-12-05-6726825d.pth or pytorch-fid's "
+        "", "Inception for samples and rFID, torch-fidelity's weights-inception-2015-12-05-6726825d.pth or pytorch-fid's "
         "pt_inception-2015-12-05-6726825d.pth; empty looks in torch's hub folder", metavar="FILE", group="networks",
     )
 
-    batch_size: int = option(16, "batch", unit="images", kind=positive(int), group="speed")
-    workers: int = option(None, "loader processes; without it as many as the run had", kind=non_negative(int), group="speed")
+    batch_size: int = option(None, "batch; without it 64 for samples, 16 for a tokenizer", unit="images", kind=positive(int), group="speed")
+    workers: int = option(None, "loader processes; without it as many as the run had (for a folder of samples: threads, 4)", kind=non_negative(int), group="speed")
     device: str = option("auto", "cpu, cuda or cuda:N; auto takes CUDA where there is one", group="speed")
 
     json: str = option("", "write the numbers here too", metavar="FILE", group="results")

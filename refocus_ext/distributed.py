@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import distributed as dist
@@ -15,6 +16,8 @@ from torch import nn
 
 from refocus_ext.errors import RunFailed, UsageError
 from refocus_ext.loop import pick_device
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,14 @@ class World:
         total = tensor.to(self.device)
         dist.all_reduce(total)
         return total.to(tensor.device)
+
+    def gather(self, value: T) -> list[T]:
+        """The (picklable) values of all processes, by rank, on every process."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
 
     def broadcast(self, tensor: torch.Tensor) -> torch.Tensor:
         """In place: rank 0's values on every process."""

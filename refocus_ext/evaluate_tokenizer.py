@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from patches import load_upstream
 from refocus_ext.alias_tokenizer import ExplainedVariance
+from refocus_ext.checkpoint import Checkpoints
 from refocus_ext.config import EvalOptions
 from refocus_ext.data import Crops, ImageList, check_images, demo_photographs, image_folder, spread
 from refocus_ext.errors import RunFailed, UsageError
@@ -42,6 +43,8 @@ def main(options: EvalOptions) -> int:
     print(load_upstream().describe())
     device = pick_device(options.device)
     tokenizer = load_tokenizer(Path(options.tokenizer), device)
+    if unfinished := training_left(tokenizer):
+        print(f"note: {unfinished}")
     images, source = val_images(tokenizer, options.data)
     tools = open_instruments(options, tokenizer, device)
     chosen = spread(range(len(images)), options.images or len(images))
@@ -52,6 +55,18 @@ def main(options: EvalOptions) -> int:
     if options.json:
         write_json(Path(options.json), tokenizer, source, report)
     return 0
+
+
+def training_left(tokenizer: Tokenizer) -> str:
+    """A sentence where the newest checkpoint says that the run was interrupted, and the weights are its; else ''."""
+    newest = Checkpoints(tokenizer.path / "checkpoints").newest_step()
+    steps = tokenizer.options.get("steps")
+    if newest is None or steps is None or newest >= steps:
+        return ""
+    return (
+        f"training of {tokenizer.path} is not finished: these are its weights after {newest} of {steps} steps; the command "
+        "that began it, typed again, goes on with it."
+    )
 
 
 # ------------------------------------------------------------------------------------------------ what is measured, on what
@@ -133,7 +148,7 @@ def loader(tokenizer: Tokenizer, images: ImageList, chosen: Sequence[int], optio
     scale = tokenizer.options.get("crop_scale", 1.125)
     crops = Crops(images, tokenizer.pyramid.image_size, scale=scale, random=False)
     workers = tokenizer.options.get("workers", 0) if options.workers is None else options.workers
-    return DataLoader(Subset(crops, chosen), batch_size=options.batch_size, num_workers=workers)
+    return DataLoader(Subset(crops, chosen), batch_size=options.batch_size or 16, num_workers=workers)
 
 
 # ------------------------------------------------------------------------------------------------ measuring

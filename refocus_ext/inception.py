@@ -1,11 +1,19 @@
 """Inception features, their streaming statistics and the Frechet distance (FID: Heusel et al., 2017).
 
 The network is torch-fidelity's port of the TensorFlow graph that FID is defined on, from a local file only.
+
+sFID's features (Nash et al., 2021) are the first 7 channels of the graph's `mixed_6/conv`. torch-fidelity's own conversion
+of the weights maps `mixed_6/conv/conv2d_params` to Mixed_6d.branch1x1.conv, so they are the output of Mixed_6d.branch1x1,
+after its ReLU; flattened with channels last, as TensorFlow holds them and as `mu_s` of ADM's reference files is ordered.
+Read from those sources, not checked against a number: it takes the published weights together with the TensorFlow graph
+to see that `mixed_6/conv:0` is the ReLU and not the convolution below it.
 """
 
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple, Protocol
 
 import torch
@@ -19,12 +27,20 @@ from refocus_ext.perceptual import find_weights, read_state_dict
 INCEPTION_FILES = ("weights-inception-2015-12-05-6726825d.pth", "pt_inception-2015-12-05-6726825d.pth")
 INCEPTION_SHA256 = "6726825d"
 INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_FILES[0]}"
+SPATIAL_LAYER, SPATIAL_CHANNELS = "Mixed_6d.branch1x1", 7
 HOW_TO_GET = f"download {INCEPTION_URL} and give it with --inception-weights FILE"
 
 
 def to_uint8(image_B3HW: Tensor) -> Tensor:
     """[-1,1] -> the 8 bits that a PNG of the image would hold (clamped, rounded to nearest), uint8."""
     return image_B3HW.float().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
+
+
+class Activations(NamedTuple):
+    """What ADM's metrics need of a batch of images."""
+
+    pool_BD: Tensor  # (B,2048), for FID, precision, recall and, through `class_logits`, the Inception Score
+    spatial_BS: Tensor  # (B,2023), for sFID: 17 x 17 places x 7 channels, channels last
 
 
 class InceptionFeatures(nn.Module):
@@ -45,11 +61,40 @@ class InceptionFeatures(nn.Module):
     def forward(self, image_B3HW: Tensor) -> Tensor:
         if image_B3HW.dtype != torch.uint8:
             raise ValueError(f"Inception features are of uint8 images (see to_uint8), got {image_B3HW.dtype}")
-        return self.network(image_B3HW)[0]
+        with _without_tf32():
+            return self.network(image_B3HW)[0]
+
+    def activations(self, image_B3HW: Tensor) -> Activations:
+        """pool3 and the spatial features of uint8 images (B,3,H,W), both fp32, from one pass."""
+        seen: list[Tensor] = []
+        layer = self.network.get_submodule(SPATIAL_LAYER)
+        handle = layer.register_forward_hook(lambda _module, _args, output: seen.append(output))
+        try:
+            pool = self(image_B3HW)
+        finally:
+            handle.remove()
+        return Activations(pool, seen[0][:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1))
+
+    @torch.no_grad()
+    def class_logits(self, pool_BD: Tensor) -> Tensor:
+        """pool3 (B,2048) -> logits of the 1008 classes without their bias, which ADM's Inception Score leaves out."""
+        weight = self.network.get_parameter("fc.weight")
+        return pool_BD.to(weight.device) @ weight.T
 
     def train(self, mode: bool = True) -> InceptionFeatures:
         """Stays in eval mode: batch statistics would make the features depend on the batch."""
         return super().train(False)
+
+
+@contextmanager
+def _without_tf32() -> Iterator[None]:
+    """PyTorch lets convolutions round to TF32 on CUDA, which would show in a comparison of FIDs."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 def load_inception(weights: str, device: torch.device | str = "cpu") -> InceptionFeatures:

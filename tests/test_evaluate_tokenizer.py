@@ -179,6 +179,16 @@ def test_numbers_are_those_of_the_trainings_own_validation(
     assert f"PSNR {last['sharp']['psnr']:.2f} dB, SSIM {last['sharp']['ssim']:.4f}\n" in printed
 
 
+def test_an_interrupted_run_says_so(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    evaluate(run, tmp_path, images=1)
+    assert "is not finished" not in capsys.readouterr().out
+    for path in (run / "checkpoints").glob("step-00000006-*"):
+        path.rename(path.with_name(path.name.replace("step-00000006", "step-00000004")))
+    evaluate(run, tmp_path, images=1)
+    out = capsys.readouterr().out
+    assert f"note: training of {run} is not finished: these are its weights after 4 of 6 steps" in out
+
+
 def test_what_cannot_be_measured_is_named_with_the_way_to_it(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

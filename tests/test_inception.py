@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
+from inceptions import random_inception
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from refocus_ext import inception, picture
 from refocus_ext.data import to_tensor
@@ -53,23 +54,7 @@ def _no_download(*_: Any, **__: Any) -> NoReturn:
 
 @pytest.fixture(scope="module")
 def state() -> dict[str, Tensor]:
-    """FID's Inception with random weights, lively enough that its features differ between images; fp16."""
-    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-
-    class Blank(FeatureExtractorInceptionV3):
-        def load_state_dict(self, *_: Any, **__: Any) -> Any:  # the constructor insists on a file
-            return None
-
-    empty = io.BytesIO()
-    torch.save({}, empty)
-    empty.seek(0)
-    generator = torch.Generator().manual_seed(0)
-    weights: dict[str, Tensor] = Blank("blank", ["2048"], feature_extractor_weights_path=empty).state_dict()
-    for name, value in weights.items():
-        if value.ndim == 4:
-            value.copy_(torch.randn(value.shape, generator=generator) * (2 / value[0].numel()) ** 0.5)
-        weights[name] = value.half() if value.is_floating_point() else value
-    return weights
+    return random_inception()
 
 
 @pytest.fixture(scope="module")
@@ -110,9 +95,55 @@ def test_features_of_an_image_are_its_own_in_train_mode_too(features: InceptionF
     assert not any(p.requires_grad for p in features.parameters())
 
 
+def test_convolutions_are_fp32_and_the_setting_returns(
+    features: InceptionFeatures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    seen: list[bool] = []
+    handle = features.network.register_forward_pre_hook(lambda *_: seen.append(torch.backends.cudnn.allow_tf32))
+    features(pictures(1))
+    handle.remove()
+    assert seen == [False] and torch.backends.cudnn.allow_tf32
+
+
 def test_features_are_of_uint8_only(features: InceptionFeatures) -> None:
     with pytest.raises(ValueError, match=r"uint8 images.*float32"):
         features(torch.zeros(1, 3, 32, 32))
+
+
+def test_spatial_features_are_the_first_channels_of_the_block_channels_last(features: InceptionFeatures) -> None:
+    """Found again in a run of the blocks by hand, up to the sixth of mixed, mixed_1, ... (Mixed_6d) and its 1x1 branch."""
+    from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
+
+    images = pictures()
+    found = features.activations(images)
+    x = interpolate_bilinear_2d_like_tensorflow1x(images.float(), size=(299, 299), align_corners=False)
+    x = (x - 128) / 128
+    before = "Conv2d_1a_3x3 Conv2d_2a_3x3 Conv2d_2b_3x3 MaxPool_1 Conv2d_3b_1x1 Conv2d_4a_3x3 MaxPool_2"
+    mixed = "Mixed_5b Mixed_5c Mixed_5d Mixed_6a Mixed_6b Mixed_6c"
+    with torch.no_grad():
+        for name in f"{before} {mixed}".split():
+            x = features.network.get_submodule(name)(x)
+        branch = features.network.get_submodule("Mixed_6d.branch1x1")
+        conv = nn.functional.conv2d(x, branch.get_parameter("conv.weight"))
+        expected = branch.get_submodule("bn")(conv).relu()
+    assert expected.shape == (2, 192, 17, 17) and found.spatial_BS.shape == (2, 2023)
+    assert torch.equal(found.pool_BD, features(images))
+    places = found.spatial_BS.view(2, 17, 17, 7)
+    for y, x_, channel in ((0, 0, 0), (3, 16, 6), (16, 2, 4)):
+        assert torch.allclose(places[:, y, x_, channel], expected[:, channel, y, x_], atol=1e-5)
+    assert not features.network.get_submodule("Mixed_6d.branch1x1")._forward_hooks
+
+
+def test_class_logits_leave_the_bias_out(features: InceptionFeatures, weights: Path) -> None:
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    direct = FeatureExtractorInceptionV3(
+        "direct", ["logits_unbiased", "logits"], feature_extractor_weights_path=str(weights)
+    )
+    unbiased, biased = direct.eval()(pictures())
+    found = features.class_logits(features(pictures()))
+    assert torch.allclose(found, unbiased, atol=1e-4) and not torch.allclose(found, biased, atol=1e-4)
 
 
 def test_only_the_published_file_is_standard(
