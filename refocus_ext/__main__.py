@@ -25,11 +25,11 @@ from refocus_ext.errors import RunFailed, UsageError
 
 @dataclass(frozen=True)
 class Command:
-    """One line of the list of commands; `module` is empty for one that is planned but not there."""
+    """One line of the list of commands; `module` has the `main` that runs it on its options."""
 
     summary: str
-    module: str = ""
-    options: type | None = None
+    module: str
+    options: type
     presets: Mapping[str, Mapping[str, Any]] | None = None
     description: str = ""
     choose_preset: Callable[[dict[str, Any]], str] = config.choose_preset
@@ -210,18 +210,18 @@ TEST_SUMMARY = "run the test suite (further words go to pytest; --slow adds the 
 
 def listing() -> str:
     """The list of commands."""
-    there = {name: command.summary for name, command in COMMANDS.items() if command.module} | {"test": TEST_SUMMARY}
-    planned = {name: command.summary for name, command in COMMANDS.items() if not command.module}
+    summaries = {name: command.summary for name, command in COMMANDS.items()} | {"test": TEST_SUMMARY}
     lines = [
         "ReFocus-VAR: next-focus prediction for visual autoregressive models",
         "",
         "usage: bash run.sh COMMAND [options]",
         "",
     ]
-    lines += [f"  {name:<11}{summary}" for name, summary in there.items()]
-    if planned:
-        lines += ["", "not there yet:"] + [f"  {name:<11}{summary}" for name, summary in planned.items()]
-    lines += ["", "`bash run.sh COMMAND --help` lists a command's options. First: `bash run.sh tokenizer`."]
+    lines += [f"  {name:<11}{summary}" for name, summary in summaries.items()]
+    lines += [
+        "",
+        "`bash run.sh COMMAND --help` lists a command's options. First: `bash run.sh tokenizer`, then `distill`.",
+    ]
     return "\n".join(lines)
 
 
@@ -250,9 +250,6 @@ def main(argv: list[str]) -> int:
     if name not in COMMANDS:
         return _unknown(name)
     command = COMMANDS[name]
-    if not command.module or command.options is None:
-        print(f"refocus: '{name}' ({command.summary}) is not there yet; `bash run.sh` lists what is.", file=sys.stderr)
-        return 2
     parsed: Any = options.parse(
         command.options,
         rest,

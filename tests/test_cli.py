@@ -62,12 +62,6 @@ def test_help_gives_unit_and_default_of_every_option(capsys: pytest.CaptureFixtu
     assert "--seed" in out and "--dry-run" in out
 
 
-@pytest.mark.parametrize("name", [name for name, command in COMMANDS.items() if not command.module])
-def test_planned_commands_say_so(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_main(name, "--depth", "20") == 2
-    assert "is not there yet" in sentence(capsys)
-
-
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
