@@ -247,6 +247,18 @@ def test_vae_initial_weights(options: dict[str, Any]) -> None:
     assert [p.requires_grad for p in stock.parameters()] == [p.requires_grad for p in own.parameters()]
 
 
+def test_a_batch_of_one_is_the_same() -> None:
+    """Alone in its batch an image's strides are ambiguous, and PyTorch chooses the layout of phi by them."""
+
+    def run(vae: Any) -> list[Any]:
+        tokens = vae.img_to_idxBl(random_image()[:1])
+        images = [vae.idxBl_to_img(tokens, same_shape=same, last_one=True) for same in (True, False)]
+        f_hat = vae.quantize.f_to_idxBl_or_fhat(random_latent()[:1], to_fhat=True)[-1]
+        return [tokens, *images, vae.quantize.idxBl_to_var_input(tokens), f_hat]
+
+    assert_same(*for_each(with_varied_tokens(vaes()), run))
+
+
 @pytest.mark.parametrize("using_znorm", [False, True])
 def test_vae_encodes_and_decodes_the_same(using_znorm: bool) -> None:
     def run(vae: Any) -> list[Any]:

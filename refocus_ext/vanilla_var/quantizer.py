@@ -157,6 +157,13 @@ class VectorQuantizer2(nn.Module):
         height, width = size
         return self.embedding(idx.reshape(-1, height, width)).permute(0, 3, 1, 2)
 
+    def square_map(self, idx_Bl: Tensor, pn: int) -> Tensor:
+        """Code vectors (B,C,pn,pn) of indices (B,pn*pn).
+
+        Unflattened last, unlike `code_map`: for one image the strides of a 1 x 1 map choose phi's layout and last bits.
+        """
+        return self.embedding(idx_Bl).transpose(1, 2).unflatten(2, (pn, pn))
+
     def residual_walk(self, f_BChw: Tensor, sizes: Sequence[tuple[int, int]]) -> Iterator[tuple[Tensor, Tensor]]:
         """From coarse to fine: the indices (N,) of each scale and its contribution (B,C,h,w), subtracted from the rest.
 
@@ -272,7 +279,7 @@ class VectorQuantizer2(nn.Module):
         inputs = []
         for si in range(known):
             pn = self.v_patch_nums[si]
-            h_BChw = self.code_map(gt_ms_idx_Bl[si], (pn, pn))
+            h_BChw = self.square_map(gt_ms_idx_Bl[si], pn)
             f_hat, pooled = self.get_next_autoregressive_input(si, scales, f_hat, h_BChw)
             inputs.append(pooled.flatten(2).transpose(1, 2))
         return torch.cat(inputs, dim=1) if inputs else None

@@ -84,7 +84,7 @@ class VQVAE(nn.Module):
     ) -> list[Tensor] | Tensor:
         """Images of tokens (S times (B,l), square maps); see `embed_to_img`."""
         sides = [round(idx_Bl.shape[1] ** 0.5) for idx_Bl in ms_idx_Bl]
-        ms_h_BChw = [self.quantize.code_map(idx_Bl, (pn, pn)) for idx_Bl, pn in zip(ms_idx_Bl, sides, strict=True)]
+        ms_h_BChw = [self.quantize.square_map(idx_Bl, pn) for idx_Bl, pn in zip(ms_idx_Bl, sides, strict=True)]
         return self.embed_to_img(ms_h_BChw, all_to_max_scale=same_shape, last_one=last_one)
 
     def embed_to_img(
