@@ -28,8 +28,15 @@ def test_bench_writes_ratios_of_one_process(tmp_path: Path, capsys: pytest.Captu
     seconds, ratio = report["seconds"], report["time"]
     assert ratio["focus_tokens_over_vanilla_tokens"] == seconds["focus_tokens"] / seconds["vanilla_tokens"]
     assert ratio["pyramid_of_encoder_passes"] == seconds["pyramid"] / (2 * seconds["encoder"])
-    assert report["sampling"]["same_images"] and set(report["sampling"]["seconds"]) == {"upstream", "fast", "decode"}
     assert "times the time" in capsys.readouterr().out
+
+
+def test_bench_samples_the_same_images_fast(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("--section", "sampling", "--depth", "2", "--json", str(tmp_path / "bench.json"))
+    assert main(["bench", *TINY, *options]) == 0
+    report = json.loads((tmp_path / "bench.json").read_text())["sampling"]
+    assert report["same_images"] and set(report["seconds"]) == {"upstream", "fast", "decode"}
+    assert "the same images" in capsys.readouterr().out
 
 
 def test_bench_steps_distillation_beside_upstream(
