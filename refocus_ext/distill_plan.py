@@ -208,7 +208,7 @@ def print_plan(
     )
     if options.preset == "demo" and options.depth > 8:
         print(
-            f"note: --depth {options.depth} is large for two CPU cores (about 12 minutes for d20, 8 for d16); --depth 8 shows the "
+            f"note: --depth {options.depth} is large for two CPU cores (d20 takes some 12 minutes); --depth 8 shows the "
             "same in two"
         )
 
