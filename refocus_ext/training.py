@@ -199,11 +199,11 @@ class Training(ABC):
         error = None
         state, weights = self.state_dict(), self.weights()  # everywhere: sharded tensors are gathered by all processes
         if self.run:
-            try:
-                self.run.checkpoints.save(self.step, state)
-                self._write(weights)
-            except RunFailed as failed:
-                error = failed
+            for write in (lambda run: run.checkpoints.save(self.step, state), lambda run: self._write(weights)):
+                try:  # where the disk is too full for a checkpoint, the weights alone may still fit
+                    write(self.run)
+                except RunFailed as failed:
+                    error = error or failed
         (failed_anywhere,) = self.world.any(error is not None)
         if failed_anywhere:
             raise error or RunFailed("rank 0 could not save.")

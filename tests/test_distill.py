@@ -254,6 +254,10 @@ def test_a_full_disk_leaves_the_checkpoint_before(
         patch.setattr(torch, "save", save)
         assert run("run") == 1
     assert "the checkpoint of step 4 could not be written" in capsys.readouterr().err
+    trained = weights(tmp_path / "run")  # the student, much smaller, is there
+    assert trained["head.weight"].any() and (tmp_path / "run" / "teacher.pth").is_file()
+    step_2 = load_checkpoint(next((tmp_path / "run" / "checkpoints").glob("step-00000002-*")))
+    assert not torch.equal(trained["head.weight"], step_2["var"]["head.weight"]), "and it is step 4's"
     assert run("run") == 0 and "resuming after step 2" in capsys.readouterr().out
 
 
