@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from refocus_ext.data import SMALL_DATA_SET, ImageList, spread
-from refocus_ext.files import sha256
 from refocus_ext.tokenizer import Tokenizer
 from refocus_ext.views import ViewPlan
 
@@ -37,7 +36,7 @@ class CacheIdentity:
         cls, tokenizer: Tokenizer, images: ImageList, plan: ViewPlan, *, scale: float, precision: str
     ) -> CacheIdentity:
         return cls(
-            weights=_weights(tokenizer),
+            weights=tokenizer.checksums(),
             pyramid=tokenizer.pyramid.to_dict(),
             alias=tokenizer.alias.geometry.to_dict() if tokenizer.alias is not None else None,
             patch_nums=list(tokenizer.vae.quantize.v_patch_nums),
@@ -69,13 +68,6 @@ class CacheIdentity:
             for field, (our, their) in _differing(ours[name], theirs.get(name), name).items():
                 found.append(f"{field} = {_show(their)} (this run wants {_show(our)})")
         return found
-
-
-def _weights(tokenizer: Tokenizer) -> dict[str, str]:
-    """sha256 of the weight files, as the run recorded them, or else of the files as they are."""
-    recorded = tokenizer.config.get("weights", {})
-    names = ["vae.pth"] if tokenizer.alias is None else ["vae.pth", "alias.pth"]
-    return {name: recorded.get(name) or sha256(tokenizer.path / name) for name in names}
 
 
 def data_identity(images: ImageList) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from refocus_ext import config_common as common
 from refocus_ext.options import int_list, non_negative, option, positive
 
 BLURS = ("disk", "gaussian", "sinc", "none")
@@ -24,15 +25,8 @@ class TokenizerOptions:
         "", "ImageFolder with train/CLASS/*.JPEG and val/CLASS/*.JPEG; without it the demo photographs",
         metavar="DIR", group="what to train on",
     )
-    small_images: str = option(
-        "auto", "images whose shorter side is below the crop: refuse to start, or upsample as VAR does; auto refuses "
-        "up to 5000 images and upsamples beyond (ImageNet has such images)",
-        choices=("auto", "refuse", "upsample"), group="what to train on",
-    )
-    crop_scale: float = option(
-        1.125, "the shorter side is resized to this many crops before the random crop",
-        kind=positive(float), group="what to train on",
-    )
+    small_images: str = common.small_images("what to train on")
+    crop_scale: float = common.crop_scale("what to train on")
     hflip: bool = option(False, "random horizontal flips", group="what to train on")
     init: str = option(
         "", "VQVAE weights to start from, as upstream publishes them (vae_ch160v4096z32.pth fits preset vanilla); their "
@@ -93,8 +87,8 @@ class TokenizerOptions:
         None, "first steps without quantization, before the codebook is initialised from data",
         kind=non_negative(int), group="optimization",
     )
-    batch_size: int = option(None, "global batch, over all processes and micro-batches", unit="images", kind=positive(int), group="optimization")
-    accumulate: int = option(1, "micro-batches per step on each process", kind=positive(int), group="optimization")
+    batch_size: int = common.batch_size("optimization")
+    accumulate: int = common.accumulate("optimization")
     lr: float = option(None, "peak learning rate", kind=positive(float), group="optimization")
     lr_end: float = option(None, "final learning rate as a share of the peak", kind=non_negative(float), group="optimization")
     warmup: int = option(None, "steps of linear learning-rate warm-up", kind=non_negative(int), group="optimization")
@@ -111,18 +105,15 @@ class TokenizerOptions:
     )
     compile: bool = option(False, "torch.compile encoder and decoder", group="speed", identity=False)
     channels_last: str = option("auto", "memory layout of the networks; auto is on for CUDA", choices=("auto", "on", "off"), group="speed")
-    workers: int = option(None, "loader processes", kind=non_negative(int), group="speed", identity=False)
-    device: str = option("auto", "cpu, cuda or cuda:N; auto takes CUDA where there is one", group="speed", identity=False)
+    workers: int = common.workers("speed")
+    device: str = common.device("speed")
 
     out: str = option("runs/tokenizer", "run folder", metavar="DIR", group="run", identity=False)
-    resume: str = option(
-        "auto", "auto continues the run in --out, never starts afresh (the old folder is moved aside), or a checkpoint file",
-        metavar="auto|never|PATH", group="run", identity=False,
-    )
+    resume: str = common.resume("run")
     save_every: int = option(None, "steps between checkpoints", kind=positive(int), group="run", identity=False)
     picture_every: int = option(None, "steps between pictures and validations", kind=positive(int), group="run", identity=False)
     val_images: int = option(256, "at most this many images are looked at in a validation, evenly spread", kind=positive(int), group="run", identity=False)
-    dry_run: bool = option(False, "print the plan and leave", group="run", identity=False)
+    dry_run: bool = common.dry_run("run")
     # fmt: on
 
 
@@ -188,9 +179,9 @@ class EvalOptions:
 
     batch_size: int = option(None, "batch; without it 64 for samples, 16 for a tokenizer", unit="images", kind=positive(int), group="speed")
     workers: int = option(None, "loader processes; without it as many as the run had (for a folder of samples: threads, 4)", kind=non_negative(int), group="speed")
-    device: str = option("auto", "cpu, cuda or cuda:N; auto takes CUDA where there is one", group="speed")
+    device: str = common.device("speed")
 
-    json: str = option("", "write the numbers here too", metavar="FILE", group="results")
+    json: str = common.json_file("results")
     # fmt: on
 
 
@@ -212,6 +203,6 @@ class BenchOptions:
     )
     batch_size: int = option(1, "batch", unit="images", kind=positive(int), group="measurement")
     repeats: int = option(3, "timed rounds, after one that is not", kind=positive(int), group="measurement")
-    device: str = option("auto", "cpu, cuda or cuda:N; auto takes CUDA where there is one", group="measurement")
-    json: str = option("", "write the numbers here too", metavar="FILE", group="measurement")
+    device: str = common.device("measurement")
+    json: str = common.json_file("measurement")
     # fmt: on

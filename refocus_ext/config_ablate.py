@@ -6,7 +6,8 @@ import argparse
 import dataclasses
 from typing import Any
 
-from refocus_ext.options import int_list, non_negative, option, positive
+from refocus_ext import config_common as common
+from refocus_ext.options import int_list, option, positive
 
 ROWS = ("baseline", "full", "no-refocusing", "gaussian", "no-teacher", "shared-codebook")
 
@@ -40,18 +41,17 @@ class AblateOptions:
     batch_size: int = option(32, "images sampled at once", kind=positive(int), group="measurement")
     inception_weights: str = option("", "Inception for FID; empty looks in torch's hub folder, and where there is none FID is left out", metavar="FILE", group="measurement", identity=False)
     device: str = option("auto", "of the measurements: cpu, cuda or cuda:N", group="measurement", identity=False)
-    workers: int = option(None, "loader processes", kind=non_negative(int), group="measurement", identity=False)
 
     out: str = option("runs/ablate", "folder of all runs and of report.md", metavar="DIR", group="results", identity=False)
-    json: str = option("", "write the numbers here too", metavar="FILE", group="results", identity=False)
+    json: str = common.json_file("results")
     dry_run: bool = option(False, "print the commands that would run and leave", group="results", identity=False)
     # fmt: on
 
 
-_PAPER: dict[str, Any] = dict(depth=16, tokenizer_steps=100_000, distill_steps=400_000, images=10_000, workers=8)
+_PAPER: dict[str, Any] = dict(depth=16, tokenizer_steps=100_000, distill_steps=400_000, images=10_000)
 
 ABLATE_PRESETS: dict[str, dict[str, Any]] = {
-    "demo": dict(depth=4, tokenizer_steps=300, distill_steps=400, images=304, workers=0),
+    "demo": dict(depth=4, tokenizer_steps=300, distill_steps=400, images=304),
     "vanilla": _PAPER,
     "paper": _PAPER,
     "paper-512": _PAPER | dict(depth=36),

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from refocus_ext import config_common as common
 from refocus_ext.options import non_negative, option, positive
 
 
@@ -24,16 +25,13 @@ class DistillOptions:
         "", "ImageFolder with train/CLASS/*.JPEG and val/CLASS/*.JPEG; without it what the tokenizer was trained on",
         metavar="DIR", group="what to train on",
     )
-    small_images: str = option(
-        "auto", "images whose shorter side is below the crop: refuse to start, or upsample as VAR does; auto refuses "
-        "up to 5000 images and upsamples beyond", choices=("auto", "refuse", "upsample"), group="what to train on",
-    )
+    small_images: str = common.small_images("what to train on")
     crops: int = option(
         None, "fixed random crops of each image, met in turn; 0 draws a new one every epoch (needs --cache off)", kind=non_negative(int),
         group="what to train on",
     )
     hflip: bool = option(False, "each crop mirrored as well", group="what to train on")
-    crop_scale: float = option(1.125, "the shorter side is resized to this many crops first", kind=positive(float), group="what to train on")
+    crop_scale: float = common.crop_scale("what to train on")
     cache: str = option(
         "", "folder of the token cache, made when it is missing; empty is RUN/tokens of the tokenizer, off tokenizes while training",
         metavar="DIR|off", group="what to train on", identity=False,
@@ -61,8 +59,8 @@ class DistillOptions:
     lambda_logit: float = option(0.5, "weight of logit distillation (KL)", kind=non_negative(float), group="teacher")
 
     steps: int = option(None, "optimizer steps in all", kind=positive(int), group="optimization")
-    batch_size: int = option(None, "global batch, over all processes and micro-batches", unit="images", kind=positive(int), group="optimization")
-    accumulate: int = option(1, "micro-batches per step on each process", kind=positive(int), group="optimization")
+    batch_size: int = common.batch_size("optimization")
+    accumulate: int = common.accumulate("optimization")
     lr: float = option(None, "peak learning rate (VAR: 1e-4 at a batch of 256)", kind=positive(float), group="optimization")
     seed: int = option(0, "seed of weights, data order, crops and dropped labels", kind=int, group="optimization")
 
@@ -77,21 +75,18 @@ class DistillOptions:
     parallel: str = option("ddp", "several processes: copies of the model, or (fsdp, FSDP2) shards of it for d30 and d36", choices=("ddp", "fsdp"), group="speed", identity=False)
     grad_checkpoint: bool = option(False, "compute activations again in the backward pass", group="speed", identity=False)
     compile: bool = option(False, "torch.compile the blocks that run once", group="speed", identity=False)
-    workers: int = option(None, "loader processes", kind=non_negative(int), group="speed", identity=False)
-    device: str = option("auto", "cpu, cuda or cuda:N; auto takes CUDA where there is one", group="speed", identity=False)
+    workers: int = common.workers("speed")
+    device: str = common.device("speed")
 
     out: str = option("", "run folder; empty is runs/distill-dD", metavar="DIR", group="run", identity=False)
-    resume: str = option(
-        "auto", "auto continues the run in --out, never starts afresh (the old folder is moved aside), or a checkpoint file",
-        metavar="auto|never|PATH", group="run", identity=False,
-    )
+    resume: str = common.resume("run")
     save_every: int = option(None, "steps between checkpoints, 0: at the end and when interrupted", kind=non_negative(int), group="run", identity=False)
     keep: int = option(None, "checkpoints that are kept; with 1 a damaged one has none before it", kind=positive(int), group="run", identity=False)
     picture_every: int = option(None, "steps between validations, with samples drawn", kind=positive(int), group="run", identity=False)
     log_every: int = option(None, "steps between records of every scale's loss and accuracy", kind=positive(int), group="run", identity=False)
     val_images: int = option(None, "at most this many validation images, evenly spread", kind=positive(int), group="run", identity=False)
     samples: int = option(None, "images drawn at every validation, 0 none", kind=non_negative(int), group="run", identity=False)
-    dry_run: bool = option(False, "print the plan and leave", group="run", identity=False)
+    dry_run: bool = common.dry_run("run")
     # fmt: on
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from refocus_ext import config_common as common
 from refocus_ext.config import BLURS
 from refocus_ext.options import non_negative, option, positive
 
@@ -53,7 +54,7 @@ class AliasingOptions:
         metavar="NPZ_OR_DIR", group="samples",
     )
     reference: str = option("", "the data they are compared with, likewise", metavar="NPZ_OR_DIR", group="samples")
-    device: str = option("auto", "of the tokenizers: cpu, cuda or cuda:N; auto takes CUDA where there is one", group="speed")
+    device: str = common.device("speed", "of the tokenizers: ")
     out: str = option("runs/aliasing", "folder of report.md and the plots", metavar="DIR", group="results")
-    json: str = option("", "write the numbers here too", metavar="FILE", group="results")
+    json: str = common.json_file("results")
     # fmt: on

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 
+from refocus_ext import config_common as common
 from refocus_ext.options import non_negative, option, positive
 
 
@@ -81,5 +82,5 @@ class SampleOptions:
     precision: str = option("fp32", "bf16: autocast, faster on GPUs, not bit-equal to fp32", choices=("fp32", "bf16"), group="speed")
     compile: bool = option(False, "torch.compile of the feed-forward networks and the decoder, not bit-equal", group="speed")
     stock: bool = option(False, "upstream's own sampling steps, slower, with the same bits in fp32", group="speed")
-    device: str = option("auto", "cpu, cuda or cuda:N; auto takes CUDA where there is one", group="speed")
+    device: str = common.device("speed")
     # fmt: on

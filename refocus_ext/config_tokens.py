@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from refocus_ext import config_common as common
 from refocus_ext.options import non_negative, option, positive
 
 
@@ -24,9 +25,7 @@ class TokensOptions:
 
     crops: int = option(4, "random crops of an image, which training shows in turn", kind=positive(int), group="views of an image")
     hflip: bool = option(False, "each crop mirrored as well: twice as many views", group="views of an image")
-    crop_scale: float = option(
-        1.125, "the shorter side is resized to this many crops before the random crop", kind=positive(float), group="views of an image",
-    )
+    crop_scale: float = common.crop_scale("views of an image")
     seed: int = option(0, "seed of the crops", kind=int, group="views of an image")
 
     precision: str = option(
@@ -35,7 +34,7 @@ class TokensOptions:
     )
     batch_size: int = option(16, "views encoded at once on each process", kind=positive(int), group="speed")
     workers: int = option(None, "loader processes; without it as many as the tokenizer's run had", kind=non_negative(int), group="speed")
-    device: str = option("auto", "cpu, cuda or cuda:N; auto takes CUDA where there is one", group="speed")
+    device: str = common.device("speed")
 
     out: str = option("", "folder of the cache; without it `tokens` inside the tokenizer's run folder", metavar="DIR", group="run")
     dry_run: bool = option(False, "print what the cache will hold and how large it will be, and leave", group="run")

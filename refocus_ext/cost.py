@@ -76,3 +76,8 @@ def step_cost(vae: Any, image_size: int, states: int, refocuses: bool) -> StepCo
 def memory_bytes(parameters: int, cost: StepCost, images: int, half: bool, averaged: bool) -> float:
     """A process's memory: fp32 weights, gradients, AdamW's moments, averaged weights, and activations of a micro-batch."""
     return parameters * 4 * (4 + averaged) + images * cost.saved_bytes * (0.5 if half else 1.0)
+
+
+def state_bytes(module: nn.Module) -> int:
+    """Size of its weights and buffers."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())

@@ -17,6 +17,7 @@ from refocus_ext.alias_tokenizer import AliasTokenizer
 from refocus_ext.losses import Terms, distillation_loss_from_hidden, feature_distance
 from refocus_ext.separate_teacher import SeparateTeacher, random_state
 from refocus_ext.teacher import Teacher, record
+from refocus_ext.tokenize import split_maps
 
 
 @dataclass(frozen=True)
@@ -32,19 +33,19 @@ class TokenEmbedding:
 
     def __init__(self, vae: Any, alias: AliasTokenizer | None) -> None:
         self.vae, self.alias_tokenizer = vae, alias
-        self.maps = [pn * pn for pn in vae.quantize.v_patch_nums]
+        self.sides = vae.quantize.v_patch_nums
 
     @torch.no_grad()
     def structure(self, idx_BL: Tensor) -> Tensor:
         """Teacher-forcing input (B, L - first_l, Cvae) of structure tokens (B,L)."""
-        return self.vae.quantize.idxBl_to_var_input(list(idx_BL.split(self.maps, dim=1)))
+        return self.vae.quantize.idxBl_to_var_input(list(split_maps(idx_BL, self.sides)))
 
     @torch.no_grad()
     def alias(self, alias_BT: Tensor) -> list[Tensor]:
         """Code vectors of alias tokens (B,T), K-1 times (B,l_k,Ca)."""
         assert self.alias_tokenizer is not None
-        states = [grid * grid for grid in self.alias_tokenizer.geometry.grids]
-        return [self.alias_tokenizer.codebook_vectors(idx_Bl) for idx_Bl in alias_BT.split(states, dim=1)]
+        maps = split_maps(alias_BT, self.alias_tokenizer.geometry.grids)
+        return [self.alias_tokenizer.codebook_vectors(idx_Bl) for idx_Bl in maps]
 
 
 class TeacherPass(NamedTuple):

@@ -10,25 +10,20 @@ from torch import Tensor
 from refocus_ext.data import spread
 from refocus_ext.picture import as_array, grid, save_png
 from refocus_ext.run_folder import RunFolder
+from refocus_ext.sampler import FOR_FID, sample_as_upstream
 
 COLUMNS = 8
-CFG, TOP_K, TOP_P = 1.5, 900, 0.96  # DESIGN 6
 
 
 @torch.no_grad()
 def sample_classes(var: Any, classes: int, count: int, seed: int) -> tuple[Tensor, list[int]]:
-    """`count` images (N,3,H,W) in [-1,1] of classes spread evenly, with their labels."""
+    """`count` images (N,3,H,W) in [-1,1], float32, of classes spread evenly, with their labels."""
     labels = sorted(spread(range(classes), count) * (-(-count // min(count, classes))))[:count]
-    label_B = torch.tensor(labels, device=var.lvl_1L.device)
     training = var.training
     var.eval()
     try:
-        images = var.autoregressive_infer_cfg(
-            B=count, label_B=label_B, g_seed=seed, cfg=CFG, top_k=min(TOP_K, var.V), top_p=TOP_P
-        )
+        images = sample_as_upstream(var, labels, seed=seed, how=FOR_FID)
     finally:
-        for block in var.blocks:  # upstream leaves its caches on if sampling raises
-            block.attn.kv_caching(False)
         var.train(training)
     return images * 2 - 1, labels
 

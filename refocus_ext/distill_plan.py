@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import nn
 
 from patches import Upstream
 from refocus_ext.config_distill import DistillOptions
+from refocus_ext.cost import state_bytes
 from refocus_ext.data import ImageList
 from refocus_ext.errors import UsageError
 from refocus_ext.teacher import TeacherGeometry
 from refocus_ext.teacher_cost import TeacherOverhead, teacher_overhead
 from refocus_ext.tokenizer import Tokenizer
+from refocus_ext.training import check_run_options
 
 ADAMW_BYTES = 16  # fp32 weight, gradient and two moments of one parameter
 STATE_BYTES = 12  # of them in a checkpoint
@@ -37,8 +38,6 @@ def why_preset(options: DistillOptions, tokenizer: Tokenizer) -> str:
 
 def check_options(options: DistillOptions) -> None:
     """Raises UsageError for what can be told before anything is loaded."""
-    if options.resume not in ("auto", "never") and not Path(options.resume).is_file():
-        raise UsageError(f"--resume {options.resume} is neither auto nor never nor a checkpoint file.")
     if options.init and not Path(options.init).is_file():
         raise UsageError(f"--init {options.init} is no file; it takes VAR weights such as var_d{options.depth}.pth.")
     if options.crops == 0 and options.cache != "off":
@@ -50,23 +49,15 @@ def check_options(options: DistillOptions) -> None:
             f"--teacher-blocks {options.teacher_blocks} is more than the {options.depth} blocks of --depth {options.depth}; "
             "choose fewer."
         )
-    if options.batch_size % options.accumulate:
-        raise UsageError(
-            f"--accumulate {options.accumulate} does not divide --batch-size {options.batch_size}; choose one that does."
-        )
 
 
 def check_data(options: DistillOptions, images: ImageList, val: ImageList) -> int:
     """The number of classes of the student's embedding.
 
     Raises:
-        UsageError: a batch larger than the data set, more classes than the embedding has, or nothing to validate on.
+        UsageError: options that do not fit the data or each other, more classes than the embedding has, or nothing to validate on.
     """
-    if options.batch_size > len(images) and not options.dry_run:
-        raise UsageError(
-            f"--batch-size {options.batch_size} is larger than the data set of {len(images)} images; choose at most "
-            f"{len(images)}."
-        )
+    check_run_options(options, images)
     if options.num_classes and len(images.classes) > options.num_classes:
         raise UsageError(
             f"the data has {len(images.classes)} classes, more than --num-classes {options.num_classes}; raise it, or give 0."
@@ -167,10 +158,6 @@ def free_memory(device: torch.device) -> int | None:
         return int(lines["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError, ValueError):
         return None
-
-
-def state_bytes(module: nn.Module) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
 
 
 def print_plan(

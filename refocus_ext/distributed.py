@@ -32,6 +32,11 @@ class World:
     def main(self) -> bool:
         return self.rank == 0
 
+    def say(self, text: str = "") -> None:
+        """Prints a line, on rank 0."""
+        if self.main:
+            print(text, flush=True)
+
     def any(self, *flags: bool) -> tuple[bool, ...]:
         """For each flag, whether it is set on any process: one small all-reduce."""
         if self.size == 1:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from refocus_ext.errors import UsageError
+from refocus_ext.errors import RunFailed, UsageError
 
 GRACE = 30  # seconds that a loader process outlives SIGTERM; torchrun kills what is left after as many
 
@@ -94,6 +94,11 @@ def leave_signals_to_parent(_worker: int) -> None:
     dies of it takes the process down that wanted to finish its step and save."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))  # never ignored: Python's exit waits for its children
+
+
+def from_loader(error: RunFailed) -> RunFailed:
+    """The same error in its own words: one raised in a loader process arrives with that process's traceback in them."""
+    return RunFailed(str(error).split("RunFailed: ")[-1].strip())
 
 
 class Progress:

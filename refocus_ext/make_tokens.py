@@ -9,9 +9,9 @@ from refocus_ext.config_tokens import TokensOptions
 from refocus_ext.data import ImageList, check_images, demo_photographs, image_folder
 from refocus_ext.distributed import World, world
 from refocus_ext.loop import Interruption
-from refocus_ext.token_cache import build_cache, summary
+from refocus_ext.token_cache import CacheSource, build_cache, summary
 from refocus_ext.token_index import size_text
-from refocus_ext.token_shards import Layout, layout_of
+from refocus_ext.token_shards import Layout
 from refocus_ext.tokenize import pick_precision
 from refocus_ext.tokenizer import Tokenizer, load_tokenizer
 from refocus_ext.views import ViewPlan
@@ -24,46 +24,37 @@ def main(options: TokensOptions) -> int:
 
 
 def _run(options: TokensOptions, here: World) -> int:
-    say = print if here.main else _silent
-    say(load_upstream().describe())
+    here.say(load_upstream().describe())
     precision = pick_precision(options.precision, here.device)
     tokenizer = load_tokenizer(Path(options.tokenizer), here.device)
-    images, source = train_images(tokenizer, options.data)
+    images, name = train_images(tokenizer, options.data)
     small = options.small_images or tokenizer.options.get("small_images", "auto")
     if note := check_images(images, tokenizer.pyramid.image_size, small):
-        say(f"note: {note}")
+        here.say(f"note: {note}")
     plan = ViewPlan(options.crops, options.hflip, options.seed)
-    layout = layout_of(tokenizer, len(images), plan.views)
+    source = CacheSource(tokenizer, images, plan, options.crop_scale, precision)
+    layout = source.layout()
     folder = Path(options.out) if options.out else default_folder(tokenizer)
-    for line in plan_lines(tokenizer, source, plan, layout):
-        say(line)
+    for line in plan_lines(tokenizer, name, plan, layout):
+        here.say(line)
     processes = f", {here.size} processes" if here.size > 1 else ""
-    say(f"cache: {folder}, encoded in {precision} on {here.device}{processes}")
+    here.say(f"cache: {folder}, encoded in {precision} on {here.device}{processes}")
     if options.dry_run:
         return 0
     workers = tokenizer.options.get("workers", 0) if options.workers is None else options.workers
     with Interruption("stopping after this batch; finished shards stay") as interruption:
         built = build_cache(
             folder,
-            tokenizer,
-            images,
-            plan,
-            scale=options.crop_scale,
-            precision=precision,
-            world=here,
+            source,
+            here,
             interruption=interruption,
             batch_size=options.batch_size,
             workers=workers,
             flag="--out",
-            say=say,
         )
     if not built.exit_code:
-        say(summary(folder, layout, built))
+        here.say(summary(folder, layout, built))
     return built.exit_code
-
-
-def _silent(*_: object) -> None:
-    """What ranks other than the first print."""
 
 
 def default_folder(tokenizer: Tokenizer) -> Path:
@@ -81,13 +72,13 @@ def train_images(tokenizer: Tokenizer, data: str) -> tuple[ImageList, str]:
     return (image_folder(data, "train"), f"{data}/train") if data else (demo_photographs(), "the demo photographs")
 
 
-def plan_lines(tokenizer: Tokenizer, source: str, plan: ViewPlan, layout: Layout) -> list[str]:
+def plan_lines(tokenizer: Tokenizer, name: str, plan: ViewPlan, layout: Layout) -> list[str]:
     """What the cache will hold."""
     size = tokenizer.pyramid.image_size
     mirrored = ", each mirrored as well" if plan.hflip else ""
     return [
         f"tokenizer: {tokenizer.path}, crops of {size} px",
-        f"images: {layout.images:,} of {source}, {plan.views} views of each ({plan.crops} random crops{mirrored})",
+        f"images: {layout.images:,} of {name}, {plan.views} views of each ({plan.crops} random crops{mirrored})",
         f"tokens: {layout.structure} structure + {layout.alias} alias a view, {layout.tokens:,} in all, "
         f"{size_text(layout.bytes)} in {layout.shards} shard{'s' * (layout.shards > 1)}",
     ]

@@ -207,7 +207,7 @@ def draw_images(student: Student, options: SampleOptions, labels: Sequence[int],
     """Images of a picture, in batches; as one batch of upstream's with --rng batch."""
     with precision(student, options):
         if options.rng == "batch":
-            return sample_as_upstream(student, labels, seed=options.seed, how=how).cpu()
+            return sample_as_upstream(student.var, labels, seed=options.seed, how=how).cpu()
         starts = range(0, len(labels), options.batch_size)
         batches = [labels[first : first + options.batch_size] for first in starts]
         return torch.cat(

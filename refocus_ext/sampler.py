@@ -185,18 +185,19 @@ def sample_images(
     return sample(student.var, label_B, noise, how, watch=watch, exchange=exchange)
 
 
-def sample_as_upstream(
-    student: Student, labels: Sequence[int], *, seed: int = 0, how: Guidance | None = None
-) -> Tensor:
+def sample_as_upstream(var: Any, labels: Sequence[int], *, seed: int = 0, how: Guidance | None = None) -> Tensor:
     """The batch that upstream's `autoregressive_infer_cfg` draws with `g_seed=seed`; leaves no KV cache behind.
+
+    Args:
+        var: a VAR in eval mode.
 
     Returns:
         (B,3,H,W) in [0,1], float32.
     """
-    how = (how or Guidance()).for_codes(student.geometry.vocab_size)
-    label_B = torch.tensor(labels, device=student.device)
+    how = (how or Guidance()).for_codes(var.V)
+    label_B = torch.tensor(labels, device=var.lvl_1L.device)
     try:
-        return student.var.autoregressive_infer_cfg(
+        image = var.autoregressive_infer_cfg(
             B=len(labels),
             label_B=label_B,
             g_seed=seed,
@@ -204,10 +205,11 @@ def sample_as_upstream(
             top_k=how.top_k,
             top_p=how.top_p,
             more_smooth=how.smooth,
-        ).float()
-    finally:
-        for block in student.var.blocks:
+        )
+    finally:  # upstream leaves its caches on if sampling raises
+        for block in var.blocks:
             block.attn.kv_caching(False)
+    return image.float()
 
 
 class Prefixes:

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from refocus_ext.distributed import World
 from refocus_ext.errors import RunFailed
-from refocus_ext.loop import Interruption, Progress, leave_signals_to_parent
+from refocus_ext.loop import Interruption, Progress, from_loader, leave_signals_to_parent
 from refocus_ext.token_shards import Layout, write_shard
 from refocus_ext.tokenize import tokenize
 from refocus_ext.tokenizer import Tokenizer
@@ -148,7 +148,7 @@ class CacheBuilder:
             self.done += next(work, 0)
         except RunFailed as error:
             error.with_traceback(None)  # its frames would keep the loader processes alive
-            return RunFailed(str(error).split("RunFailed: ")[-1].strip())  # a loader's comes wrapped in its traceback
+            return from_loader(error)
         return None
 
     def _agree(self, interruption: Interruption, error: RunFailed | None) -> tuple[int, bool, int, int]:

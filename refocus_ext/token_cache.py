@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +22,28 @@ from refocus_ext.token_shards import Layout, find_shards, layout_of, open_shard
 from refocus_ext.tokenize import prepare
 from refocus_ext.tokenizer import Tokenizer
 from refocus_ext.views import ViewCrops, ViewPlan
+
+
+@dataclass(frozen=True)
+class CacheSource:
+    """What a token cache is made from: every view of `plan` of the images, resized to `scale` crops, by a tokenizer whose
+    encoders compute in `precision`."""
+
+    tokenizer: Tokenizer
+    images: ImageList
+    plan: ViewPlan
+    scale: float
+    precision: str
+
+    def identity(self) -> CacheIdentity:
+        return CacheIdentity.of(self.tokenizer, self.images, self.plan, scale=self.scale, precision=self.precision)
+
+    def layout(self, shard_images: int | None = None) -> Layout:
+        return layout_of(self.tokenizer, len(self.images), self.plan.views, shard_images)
+
+    def crops(self) -> ViewCrops:
+        """The views as images."""
+        return ViewCrops(self.images, self.tokenizer.pyramid.image_size, scale=self.scale, plan=self.plan)
 
 
 class TokenSample(NamedTuple):
@@ -66,16 +88,7 @@ class TokenCache(Dataset[TokenSample]):
 
 
 def open_cache(
-    folder: Path,
-    tokenizer: Tokenizer,
-    images: ImageList,
-    plan: ViewPlan,
-    *,
-    scale: float,
-    precision: str,
-    world: World,
-    flag: str = "--cache",
-    verify: bool = True,
+    folder: Path, source: CacheSource, world: World, *, flag: str = "--cache", verify: bool = True
 ) -> TokenCache:
     """The complete token cache in `folder`, every shard checked, each process its share.
 
@@ -86,8 +99,7 @@ def open_cache(
     Raises:
         UsageError: there is no cache, it is another's, it is not complete, or a shard is damaged.
     """
-    identity = CacheIdentity.of(tokenizer, images, plan, scale=scale, precision=precision)
-    layout = read_index(folder, identity, flag)
+    layout = read_index(folder, source.identity(), flag)
     if layout is None:
         raise UsageError(f"there is no token cache in {folder}; `bash run.sh tokens` makes one.")
     if verify and (damaged := inspect(folder, layout, world).damaged):
@@ -102,24 +114,19 @@ def open_cache(
             f"the token cache {folder} is not finished: it has {len(paths)} of {layout.shards} shards; the "
             "`bash run.sh tokens` that began it, typed again, goes on with it."
         )
-    return TokenCache(images, plan, layout, paths)
+    return TokenCache(source.images, source.plan, layout, paths)
 
 
 def build_cache(
     folder: Path,
-    tokenizer: Tokenizer,
-    images: ImageList,
-    plan: ViewPlan,
-    *,
-    scale: float,
-    precision: str,
+    source: CacheSource,
     world: World,
+    *,
     interruption: Interruption,
     batch_size: int = 16,
     workers: int = 0,
     shard_images: int | None = None,
     flag: str = "--cache",
-    say: Callable[[str], None] = print,
 ) -> Built:
     """Makes what is missing of the cache in `folder`, after checking what is there.
 
@@ -133,10 +140,9 @@ def build_cache(
         UsageError: the folder holds something else, or has too little space; a codebook beyond 16 bits.
         RunFailed: a shard cannot be written, or too many images cannot be decoded.
     """
-    if not plan.crops:
+    if not source.plan.crops:
         raise UsageError("a token cache holds a fixed number of crops; give --crops of at least 1.")
-    identity = CacheIdentity.of(tokenizer, images, plan, scale=scale, precision=precision)
-    wanted = layout_of(tokenizer, len(images), plan.views, shard_images)
+    identity, wanted = source.identity(), source.layout(shard_images)
     layout = read_index(folder, identity, flag)
     world.barrier()  # everybody has looked before rank 0 writes
     if layout is None and world.main:
@@ -144,30 +150,36 @@ def build_cache(
         write_index(folder, identity, wanted)
     layout = layout or wanted
     world.barrier()
-    missing, broken = _missing(folder, layout, world, say)
+    missing, broken = _missing(folder, layout, world)
     if not missing:
         return Built(0, 0, 0, 0.0, broken)
-    crops = ViewCrops(images, tokenizer.pyramid.image_size, scale=scale, plan=plan)
     builder = CacheBuilder(
-        folder, prepare(tokenizer), crops, layout, world, precision=precision, batch_size=batch_size, workers=workers
+        folder,
+        prepare(source.tokenizer),
+        source.crops(),
+        layout,
+        world,
+        precision=source.precision,
+        batch_size=batch_size,
+        workers=workers,
     )
     built = builder.build(missing, broken, interruption)
     if built.exit_code:
         there = len(find_shards(folder, layout))
-        say(f"stopped with {there} of {layout.shards} shards finished; the same command continues from here")
+        world.say(f"stopped with {there} of {layout.shards} shards finished; the same command continues from here")
     return built
 
 
-def _missing(folder: Path, layout: Layout, world: World, say: Callable[[str], None]) -> tuple[list[int], int]:
+def _missing(folder: Path, layout: Layout, world: World) -> tuple[list[int], int]:
     """The shards still to be made, and the broken images of those that are there; damaged ones are removed."""
     found = inspect(folder, layout, world)
     for path in found.damaged.values():
-        say(f"{path} is damaged: its contents do not match the checksum in its name; it is made anew")
+        world.say(f"{path} is damaged: its contents do not match the checksum in its name; it is made anew")
         if world.main:
             path.unlink()
     missing = [number for number in range(layout.shards) if number not in found.intact]
     if missing and found.intact:
-        say(f"{len(found.intact)} of {layout.shards} shards are there and intact; making the others")
+        world.say(f"{len(found.intact)} of {layout.shards} shards are there and intact; making the others")
     if missing and world.main:
         images = sum(len(layout.images_of(number)) for number in missing)
         require_space(folder, layout.bytes * images // layout.images)

@@ -6,6 +6,7 @@ without an alias tokenizer). Images are in [-1,1].
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from refocus_ext.data import Crops, ImageList
 from refocus_ext.errors import UsageError
+from refocus_ext.loop import Progress
 from refocus_ext.tokenizer import Tokenizer
 from refocus_ext.tokenizer_objective import alias_views
 
@@ -108,13 +110,21 @@ def tokenize_images(
     scale: float,
     batch: int,
     precision: str = "fp32",
+    quiet: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Tokens of centre crops, for validation: structure (N,L), alias (N,T) and labels (N,), int64, on the CPU."""
+    """Tokens of centre crops, for validation: structure (N,L), alias (N,T) and labels (N,), int64, on the CPU.
+
+    Args:
+        quiet: show no progress.
+    """
     crops, rows = Crops(images, size, scale=scale, random=False), []
+    progress = Progress(0, math.ceil(len(indices) / batch), batch, quiet=quiet, unit="batch")
     for first in range(0, len(indices), batch):
         samples = [crops[index] for index in indices[first : first + batch]]
         tokens = tokenize(tokenizer, torch.stack([sample.image for sample in samples]), precision)
         rows.append((*(part.cpu() for part in tokens), torch.tensor([sample.label for sample in samples])))
+        progress.update(len(rows), {})
+    progress.close()
     if not rows:
         raise ValueError("no images were given to tokenize")
     structure, alias, labels = (torch.cat(parts) for parts in zip(*rows, strict=True))

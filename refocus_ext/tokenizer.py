@@ -38,7 +38,7 @@ class Tokenizer:
         return self.config["options"]
 
     def checksums(self) -> dict[str, str]:
-        """sha256 of each weights file, by name."""
+        """sha256 of each weights file, as the run recorded it, or else of the file as it is."""
         names = ["vae.pth"] + (["alias.pth"] if self.alias is not None else [])
         known = self.config.get("weights", {})
         return {name: known.get(name) or sha256(self.path / name) for name in names}

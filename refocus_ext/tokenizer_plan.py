@@ -15,6 +15,7 @@ from refocus_ext.cost import memory_bytes, step_cost
 from refocus_ext.data import ImageList, demo_photographs, image_folder
 from refocus_ext.errors import UsageError
 from refocus_ext.pyramid import FocusPyramid
+from refocus_ext.training import check_run_options
 from refocus_ext.weights import vae_state_dict
 
 
@@ -62,26 +63,13 @@ def check_plan(options: TokenizerOptions, pyramid: FocusPyramid, images: ImageLi
         raise UsageError("--patch-nums needs at least two token maps.")
     if options.ch % 32:
         raise UsageError(f"--ch {options.ch} is no multiple of 32, the groups of the VQVAE's normalization.")
-    if options.batch_size > len(images) and not options.dry_run:
-        hint = (
-            "" if options.data or options.preset == "demo" else f"; --preset {options.preset} is meant for --data DIR"
-        )
-        raise UsageError(
-            f"--batch-size {options.batch_size} is larger than the data set of {len(images)} images; choose at most "
-            f"{len(images)}{hint}."
-        )
-    if options.batch_size % options.accumulate:
-        raise UsageError(
-            f"--accumulate {options.accumulate} does not divide --batch-size {options.batch_size}; choose one that does."
-        )
+    check_run_options(options, images)
     if options.init and not Path(options.init).is_file():
         raise UsageError(f"--init {options.init} is no file; it takes VQVAE weights such as vae_ch160v4096z32.pth.")
     if options.warm_autoencoder >= options.steps:
         raise UsageError(
             f"--warm-autoencoder {options.warm_autoencoder} leaves no step of --steps {options.steps} with quantization; lower it."
         )
-    if options.resume not in ("auto", "never") and not Path(options.resume).is_file():
-        raise UsageError(f"--resume {options.resume} is neither auto nor never nor a checkpoint file.")
 
 
 def build_vae(upstream: Upstream, options: TokenizerOptions, pyramid: FocusPyramid, device: torch.device) -> Any:
@@ -119,10 +107,6 @@ def load_published(vae: Any, path: Path) -> None:
         raise UsageError(
             f"--init {path} does not fit this tokenizer ({reason}); the published vae_ch160v4096z32.pth needs --preset vanilla."
         ) from None
-
-
-def state_bytes(module: torch.nn.Module) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
 
 
 def print_plan(

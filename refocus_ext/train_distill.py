@@ -44,15 +44,14 @@ from refocus_ext.make_tokens import default_folder
 from refocus_ext.run_folder import RunFolder
 from refocus_ext.separate_teacher import SeparateTeacher
 from refocus_ext.teacher import Teacher, TeacherGeometry
-from refocus_ext.token_cache import build_cache, open_cache
+from refocus_ext.token_cache import CacheSource, build_cache, open_cache
 from refocus_ext.token_cache import summary as cache_summary
 from refocus_ext.token_index import FILE
-from refocus_ext.token_shards import layout_of
 from refocus_ext.tokenize import pick_precision, prepare, tokenize, tokenize_images
 from refocus_ext.tokenizer import Tokenizer, load_tokenizer
 from refocus_ext.tokenizer_plan import find_images
 from refocus_ext.training import Training, TrainingData, finite
-from refocus_ext.views import ViewCrops, ViewPlan
+from refocus_ext.views import ViewPlan
 from refocus_ext.weights import var_state_dict
 
 VALIDATION_BATCH = 16
@@ -66,17 +65,16 @@ def main(options: DistillOptions) -> int:
 
 def _run(options: DistillOptions, here: World) -> int:
     upstream = load_upstream()
-    say = print if here.main else _silent
-    say(upstream.describe())
+    here.say(upstream.describe())
     check_options(options)
     pick_precision(options.tokens_precision, here.device, "--tokens-precision")
     tokenizer = prepare(load_tokenizer(Path(options.tokenizer), here.device))
-    say(why_preset(options, tokenizer))
+    here.say(why_preset(options, tokenizer))
     train, val = find_images(options.data or tokenizer.options["data"])
     classes = check_data(options, train, val)
     geometry = teacher_geometry(options, tokenizer)
     if note := check_images(train, tokenizer.options["image_size"], options.small_images):
-        say(f"note: {note}")
+        here.say(f"note: {note}")
     size = sizes(upstream, options, geometry, tokenizer, classes)
     if here.main:
         print_plan(options, tokenizer, geometry, train, classes, size, here.device)
@@ -96,10 +94,6 @@ def _run(options: DistillOptions, here: World) -> int:
         networks = build_networks(options, upstream, tokenizer, geometry, classes, here.device)
         training = DistillTraining(options, here, run, tokenizer, networks, data, val, train.classes)
         return training.fit(interruption)
-
-
-def _silent(*_: object) -> None:
-    """What ranks other than the first print."""
 
 
 def open_run(
@@ -152,23 +146,20 @@ def training_data(
 ) -> TrainingData | None:
     """The token cache, made first where it is missing, or the images themselves; None if making it was interrupted."""
     plan = ViewPlan(options.crops, options.hflip, options.seed)
-    if options.cache == "off":
-        return ViewCrops(images, tokenizer.options["image_size"], scale=options.crop_scale, plan=plan)
-    say = print if here.main else _silent
-    folder = Path(options.cache) if options.cache else default_folder(tokenizer)
     precision = pick_precision(options.tokens_precision, here.device)
-    made_from: dict[str, Any] = {"scale": options.crop_scale, "precision": precision, "world": here}
+    source = CacheSource(tokenizer, images, plan, options.crop_scale, precision)
+    if options.cache == "off":
+        return source.crops()
+    folder = Path(options.cache) if options.cache else default_folder(tokenizer)
     if not (folder / FILE).is_file():
-        say(f"there is no token cache in {folder} yet: making it first, as `bash run.sh tokens` would")
+        here.say(f"there is no token cache in {folder} yet: making it first, as `bash run.sh tokens` would")
     interruption.promise = "stopping after this batch; finished shards stay"
-    built = build_cache(
-        folder, tokenizer, images, plan, interruption=interruption, workers=options.workers, say=say, **made_from
-    )
+    built = build_cache(folder, source, here, interruption=interruption, workers=options.workers)
     if built.exit_code:
         return None
     interruption.promise = "saving at the end of this step"
-    say(f"tokens: {cache_summary(folder, layout_of(tokenizer, len(images), plan.views), built)}")
-    return open_cache(folder, tokenizer, images, plan, verify=False, **made_from)
+    here.say(f"tokens: {cache_summary(folder, source.layout(), built)}")
+    return open_cache(folder, source, here, verify=False)
 
 
 class Networks(NamedTuple):
@@ -276,6 +267,7 @@ class DistillTraining(Training):
         """Tokens of centre crops, the same on every process."""
         options, theirs = self.options, self.tokenizer.options
         picks = spread(range(len(val)), options.val_images)
+        self.world.say(f"tokenizing {len(picks)} images for validation")
         tokens = tokenize_images(
             self.tokenizer,
             val,
@@ -284,6 +276,7 @@ class DistillTraining(Training):
             options.crop_scale,
             VALIDATION_BATCH,
             self.tokens_precision,
+            quiet=not self.world.main,
         )
         return ValidationTokens(*tokens)
 
@@ -384,7 +377,7 @@ class DistillTraining(Training):
                 )
             if self.run:
                 title = f"VAR-d{self.options.depth}, step {self.step} of {self.options.steps}"
-                draw_samples(self.run, images.float(), labels, self.classes, title, self.step)
+                draw_samples(self.run, images, labels, self.classes, title, self.step)
 
     def finish(self) -> None:
         report, options = self.report, self.options

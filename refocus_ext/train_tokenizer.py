@@ -16,6 +16,7 @@ from patches import Upstream, load_upstream
 from refocus_ext.alias_tokenizer import AliasGeometry, AliasOutput, ExplainedVariance, explained_warnings
 from refocus_ext.codebook import CodeRevival, initialise_codebook
 from refocus_ext.config import TokenizerOptions, identity
+from refocus_ext.cost import state_bytes
 from refocus_ext.data import Crops, ImageList, Sample, StepBatches, check_images, derived_seed, spread
 from refocus_ext.distributed import World, world
 from refocus_ext.files import save_json
@@ -38,7 +39,6 @@ from refocus_ext.tokenizer_plan import (
     make_pyramid,
     print_cost,
     print_plan,
-    state_bytes,
     why_preset,
 )
 from refocus_ext.training import Training, finite
@@ -52,9 +52,8 @@ def main(options: TokenizerOptions) -> int:
 
 def _run(options: TokenizerOptions, here: World) -> int:
     upstream = load_upstream()
-    say = print if here.main else _silent
-    say(upstream.describe())
-    say(why_preset(options))
+    here.say(upstream.describe())
+    here.say(why_preset(options))
     if options.init:  # its codebook fits its latents: quantized from the first step
         options = dataclasses.replace(options, warm_autoencoder=0)
     pyramid = make_pyramid(options)
@@ -62,7 +61,7 @@ def _run(options: TokenizerOptions, here: World) -> int:
     check_plan(options, pyramid, train)
     for line in (check_images(train, options.image_size, options.small_images), *pyramid.rayleigh_warnings()):
         if line:
-            say(f"note: {line}")
+            here.say(f"note: {line}")
     geometry = alias_geometry(options, pyramid)
     torch.manual_seed(derived_seed(options.seed, 2))
     vae = build_vae(upstream, options, pyramid, here.device)
@@ -89,10 +88,6 @@ def perceptual_loss(options: TokenizerOptions, device: torch.device) -> nn.Modul
     from refocus_ext.perceptual import load_lpips
 
     return load_lpips(options.lpips_weights, device)
-
-
-def _silent(*_: object) -> None:
-    """What ranks other than the first print."""
 
 
 def open_run(

@@ -7,7 +7,7 @@ number of processes is here, once.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,9 +18,9 @@ from torch.utils.data import DataLoader
 from refocus_ext.checkpoint import Checkpoints, load_checkpoint
 from refocus_ext.data import ImageList, StepBatches, derived_seed
 from refocus_ext.distributed import World
-from refocus_ext.errors import RunFailed
+from refocus_ext.errors import RunFailed, UsageError
 from refocus_ext.files import save_tensors
-from refocus_ext.loop import Interruption, Progress, leave_signals_to_parent
+from refocus_ext.loop import Interruption, Progress, from_loader, leave_signals_to_parent
 from refocus_ext.run_folder import RunFolder
 
 NON_FINITE_IN_A_ROW = 5
@@ -168,7 +168,7 @@ class Training(ABC):
             prefetch_factor=4 if options.workers else None,
         )
         group: list[Any] = []
-        for batch in loader:
+        for batch in _in_own_words(loader):
             group.append(batch)
             if len(group) == options.accumulate:
                 yield group
@@ -223,23 +223,45 @@ class Training(ABC):
         options = self.options
         given = options.resume not in ("auto", "never")
         checkpoints = Checkpoints(Path(options.out) / "checkpoints")
-        state = load_checkpoint(Path(options.resume)) if given else checkpoints.load_latest(self._say)
+        state = load_checkpoint(Path(options.resume)) if given else checkpoints.load_latest(self.world.say)
         if state is None:
             return
         self.load_state_dict(state)
         self.step = self.saved_at = int(state["step"])
-        self._say(f"resuming after step {self.step}")
+        self.world.say(f"resuming after step {self.step}")
 
     def _already_done(self) -> int:
         weights = self.weights()
         if self.run:
             self._write(weights)  # a kill between checkpoint and weights is repaired here
-        self._say(f"{self.options.out} is already trained for {self.options.steps} steps; nothing to do.")
+        self.world.say(f"{self.options.out} is already trained for {self.options.steps} steps; nothing to do.")
         return 0
 
-    def _say(self, text: str) -> None:
-        if self.world.main:
-            print(text, flush=True)
+
+def check_run_options(options: Any, images: ImageList) -> None:
+    """Raises UsageError where what `Training` reads of the options does not fit itself or the data."""
+    if options.resume not in ("auto", "never") and not Path(options.resume).is_file():
+        raise UsageError(f"--resume {options.resume} is neither auto nor never nor a checkpoint file.")
+    if options.batch_size % options.accumulate:
+        raise UsageError(
+            f"--accumulate {options.accumulate} does not divide --batch-size {options.batch_size}; choose one that does."
+        )
+    if options.batch_size > len(images) and not options.dry_run:
+        hint = (
+            "" if options.data or options.preset == "demo" else f"; --preset {options.preset} is meant for --data DIR"
+        )
+        raise UsageError(
+            f"--batch-size {options.batch_size} is larger than the data set of {len(images)} images; choose at most "
+            f"{len(images)}{hint}."
+        )
+
+
+def _in_own_words(loader: Iterable[Any]) -> Iterator[Any]:
+    """The loader's batches; what fails in its processes fails here, without their traceback."""
+    try:
+        yield from loader
+    except RunFailed as error:
+        raise from_loader(error) from None
 
 
 def _due(step: int, every: int) -> bool:

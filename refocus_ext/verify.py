@@ -113,7 +113,7 @@ def verify(student: Student) -> Verdict:
     theirs = _in_clean_process(job)
     with torch.no_grad():
         decoded = student.vae.idxBl_to_img(tokens, same_shape=True, last_one=True)
-    images = sample_as_upstream(student, labels, seed=SEED, how=Guidance())
+    images = sample_as_upstream(student.var, labels, seed=SEED, how=Guidance())
     ours = {name: hashlib.sha256(_bytes(made)).hexdigest() for name, made in (("images", images), ("decoded", decoded))}
     return Verdict(theirs, ours, labels)
 

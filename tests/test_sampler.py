@@ -100,7 +100,7 @@ def test_more_codes_than_there_are_keeps_all(student: Student) -> None:
         sample_images(student, [1], how=everything), sample_images(student, [1], how=Guidance(top_k=0, top_p=0.0))
     )
     assert torch.equal(
-        sample_as_upstream(student, [1, 2], seed=3, how=everything),
+        sample_as_upstream(student.var, [1, 2], seed=3, how=everything),
         by_upstream(student.var, torch.tensor([1, 2]), 3, Guidance(top_k=64, top_p=0.0)),
     )
 
@@ -123,7 +123,7 @@ def test_caches_are_off_after_a_failure(student: Student, monkeypatch: pytest.Mo
     with monkeypatch.context() as patch:
         patch.setattr(student.vae.quantize, "get_next_autoregressive_input", fail_at_the_second_scale)
         with pytest.raises(Stop):
-            sample_images(student, [1, 2], how=HOW) if ours else sample_as_upstream(student, [1, 2], how=HOW)
+            sample_images(student, [1, 2], how=HOW) if ours else sample_as_upstream(student.var, [1, 2], how=HOW)
     assert all(not b.attn.caching and b.attn.cached_k is None for b in student.var.blocks)
     assert torch.equal(sample_images(student, [1, 2], how=HOW), before)
 

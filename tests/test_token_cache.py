@@ -34,7 +34,7 @@ from refocus_ext.distributed import World
 from refocus_ext.errors import RunFailed, UsageError
 from refocus_ext.loop import Interruption
 from refocus_ext.pyramid import FocusPyramid
-from refocus_ext.token_cache import TokenCache, build_cache, open_cache
+from refocus_ext.token_cache import CacheSource, TokenCache, build_cache, open_cache
 from refocus_ext.token_shards import layout_of
 from refocus_ext.tokenize import pick_precision, prepare, split_maps, tokenize, tokenize_images
 from refocus_ext.tokenizer import Tokenizer, load_tokenizer
@@ -75,14 +75,16 @@ def images(data: Path) -> ImageList:
 
 def build(folder: Path, tokenizer: Tokenizer, images: ImageList, plan: ViewPlan = PLAN, **options: Any) -> Any:
     """Four shards of 3 images, by default; batches of 2 images with their 4 views."""
-    settings: dict[str, Any] = dict(scale=1.25, precision="fp32", batch_size=8, shard_images=3, world=ALONE)
+    settings: dict[str, Any] = dict(scale=1.25, precision="fp32", batch_size=8, shard_images=3, world=ALONE) | options
+    source = CacheSource(tokenizer, images, plan, settings.pop("scale"), settings.pop("precision"))
     with Interruption() as interruption:
-        return build_cache(folder, tokenizer, images, plan, interruption=interruption, **(settings | options))
+        return build_cache(folder, source, settings.pop("world"), interruption=interruption, **settings)
 
 
 def reopen(folder: Path, tokenizer: Tokenizer, images: ImageList, plan: ViewPlan = PLAN, **options: Any) -> TokenCache:
-    settings: dict[str, Any] = dict(scale=1.25, precision="fp32", world=ALONE)
-    return open_cache(folder, tokenizer, images, plan, **(settings | options))
+    settings: dict[str, Any] = dict(scale=1.25, precision="fp32", world=ALONE) | options
+    source = CacheSource(tokenizer, images, plan, settings.pop("scale"), settings.pop("precision"))
+    return open_cache(folder, source, settings.pop("world"), **settings)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -281,6 +281,17 @@ def test_truncated_images_are_replaced_named_and_counted(
     assert "4 images of 12 cannot be decoded, more than 3" in capsys.readouterr().err
 
 
+def test_a_loader_process_that_fails_is_one_sentence(
+    image_tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in (image_tree / "train").rglob("*.jpg"):
+        path.write_bytes(path.read_bytes()[: path.stat().st_size * 3 // 4])
+    assert train(image_tree, tmp_path / "run", "--alias", "off", "--workers", "1") == 1
+    error = capsys.readouterr().err
+    assert error.startswith("refocus: ") and error.count("\n") == 1
+    assert error.endswith("and the images after it cannot be decoded; is this the right folder?\n")
+
+
 @pytest.mark.parametrize(
     "options",
     [
