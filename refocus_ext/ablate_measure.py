@@ -6,7 +6,7 @@ Cross-entropies of rows with different tokenizers do not compare: their targets 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,9 @@ from refocus_ext.config_ablate import AblateOptions
 from refocus_ext.data import SampleKey, derived_seed, spread
 from refocus_ext.errors import UsageError
 from refocus_ext.files import save_json
-from refocus_ext.inception import FeatureStatistics, frechet_distance, load_inception
+from refocus_ext.generation_metrics import inception_score
+from refocus_ext.inception import FeatureStatistics, InceptionFeatures, frechet_distance, load_inception, to_uint8
+from refocus_ext.loop import Progress
 from refocus_ext.sampler import FOR_FID, sample_images
 from refocus_ext.student import Student, load_student
 from refocus_ext.tokenizer_plan import find_images
@@ -33,9 +35,9 @@ FILE = "ablate-measured.json"
 
 @dataclass(frozen=True)
 class Measure:
-    """Feature extractors by name, and how many images of which data they look at."""
+    """How many images of which data are looked at, and whether by Inception too."""
 
-    features: dict[str, Callable[[Tensor], Tensor]]
+    inception: InceptionFeatures | None
     data: str
     images: int
     batch: int
@@ -43,54 +45,97 @@ class Measure:
 
     @classmethod
     def of(cls, options: AblateOptions, device: torch.device) -> Measure:
-        """FID where Inception's weights are at hand; the thumbnail distance always."""
-        features: dict[str, Callable[[Tensor], Tensor]] = {"thumbnail_fd": thumbnails}
+        """With Inception where its weights are at hand.
+
+        Raises:
+            UsageError: --inception-weights are not Inception's.
+        """
+        inception = None
         try:
-            features["fid"] = load_inception(options.inception_weights, device)
+            inception = load_inception(options.inception_weights, device)
         except UsageError as missing:
             if options.inception_weights:
                 raise
-            print(f"FID is left out: {missing}")
-        return cls(features, options.data, options.images, options.batch_size, device)
+            print(f"FID and IS are left out: {missing}")
+        return cls(inception, options.data, options.images, options.batch_size, device)
+
+    @property
+    def numbers(self) -> Sequence[str]:
+        """What is measured, by name."""
+        if self.inception is None:
+            return ("thumbnail_fd",)
+        return ("thumbnail_fd", "fid", "is") if self.inception.standard else ("thumbnail_fd", "fid*", "is*")
 
 
-def thumbnails(image_B3HW: Tensor) -> Tensor:
-    """(B, 3 * 8 * 8): colours of an 8 x 8 thumbnail, in units of 1/2 of the image's range."""
-    return F.adaptive_avg_pool2d(image_B3HW.float(), THUMBNAIL).flatten(1)
+class ImageStatistics:
+    """Of a set of images: the moments of thumbnails and, with Inception, of its features, and its classes."""
+
+    def __init__(self, inception: InceptionFeatures | None) -> None:
+        self.inception = inception
+        self.thumbnails, self.features = FeatureStatistics(), FeatureStatistics()
+        self.logits: list[Tensor] = []
+
+    def update(self, image_B3HW: Tensor) -> None:
+        """Takes images in [-1,1]; what is measured is their 8 bits."""
+        pixels = to_uint8(image_B3HW)
+        self.thumbnails.update(thumbnails(pixels))
+        if self.inception is not None:
+            pool_BD = self.inception(pixels)
+            self.features.update(pool_BD)
+            self.logits.append(self.inception.class_logits(pool_BD).cpu())
+
+    def against(self, reference: ImageStatistics, names: Sequence[str]) -> dict[str, float]:
+        """`Measure.numbers` of these samples."""
+        values = [frechet_distance(self.thumbnails, reference.thumbnails)]
+        if self.inception is not None:
+            values += [frechet_distance(self.features, reference.features), inception_score(torch.cat(self.logits))]
+        return dict(zip(names, values, strict=True))
+
+
+def thumbnails(pixel_B3HW: Tensor) -> Tensor:
+    """(B, 3 * 8 * 8): colours of an 8 x 8 thumbnail of uint8 images, in units of 1/2 of their range."""
+    return F.adaptive_avg_pool2d(pixel_B3HW.float() / 127.5, THUMBNAIL).flatten(1)
 
 
 def measure_run(measure: Measure, run: Path) -> dict[str, Any]:
-    """Distances at each kept checkpoint, and what the run's own validation said last.
+    """Numbers at each kept checkpoint, and what the run's own validation said last.
 
     What has been measured is kept in the run's folder under the checkpoint's checksum.
     """
     file = run / FILE
     known: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
     student = load_student(run, device=measure.device)
-    reference: dict[str, FeatureStatistics] | None = None
+    reference: ImageStatistics | None = None
     points = []
     for path in Checkpoints(run / "checkpoints").paths():
-        key = f"{path.name} {measure.images} {','.join(measure.features)}"
+        key = f"{path.name} {measure.images} {','.join(measure.numbers)}"
         if key not in known:
             reference = reference or statistics_of(measure, reference_images(measure, student.image_size))
             state = load_checkpoint(path)
             student.var.load_state_dict(state["var"], strict=True)
-            drawn = statistics_of(measure, samples(measure, student))
-            distances = {name: frechet_distance(drawn[name], reference[name]) for name in measure.features}
-            known[key] = {"step": int(state["step"]), **distances}
+            print(f"{run.name}, step {state['step']}: {measure.images} samples", flush=True)
+            drawn = statistics_of(measure, _shown(samples(measure, student), measure))
+            known[key] = {"step": int(state["step"]), **drawn.against(reference, measure.numbers)}
             save_json(file, known)
         points.append(known[key])
     return {"points": points, **validation(run)}
 
 
-def statistics_of(measure: Measure, batches: Iterator[Tensor]) -> dict[str, FeatureStatistics]:
-    """Of every extractor, over image batches in [-1,1]."""
-    statistics = {name: FeatureStatistics() for name in measure.features}
-    with torch.no_grad():
-        for images in batches:
-            for name, extract in measure.features.items():
-                statistics[name].update(extract(images.to(measure.device)))
+def statistics_of(measure: Measure, batches: Iterator[Tensor]) -> ImageStatistics:
+    """Of image batches in [-1,1]."""
+    statistics = ImageStatistics(measure.inception)
+    for images in batches:
+        statistics.update(images.to(measure.device))
     return statistics
+
+
+def _shown(batches: Iterator[Tensor], measure: Measure) -> Iterator[Tensor]:
+    """The same batches, with progress."""
+    progress = Progress(0, -(-measure.images // measure.batch), measure.batch, unit="batch")
+    for number, images in enumerate(batches, start=1):
+        yield images
+        progress.update(number, {})
+    progress.close()
 
 
 def samples(measure: Measure, student: Student) -> Iterator[Tensor]:

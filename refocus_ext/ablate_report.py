@@ -16,10 +16,14 @@ from refocus_ext.sampler import FOR_FID, sample_images
 from refocus_ext.student import load_student
 
 COLUMNS = 8
-NAMES = {"thumbnail_fd": "thumbnail distance", "fid": "FID"}
+NAMES = {"thumbnail_fd": "thumbnail distance", "fid": "FID", "is": "IS", "fid*": "FID*", "is*": "IS*"}
+_OTHER = "with Inception weights that are not the published ones, so it compares with nobody's"
 EXPLAINED = {
     "thumbnail_fd": "Frechet distance of 8 x 8 thumbnails (192 numbers an image) to data; lower is nearer, and detail is not seen",
-    "fid": "FID on Inception features",
+    "fid": "on Inception's features, against as many images of the data at most; lower is nearer, and few images bias it upwards",
+    "is": "Inception Score of the samples, on splits of 5000; higher is clearer and more varied",
+    "fid*": f"FID {_OTHER}",
+    "is*": f"Inception Score {_OTHER}",
 }
 
 
@@ -35,7 +39,8 @@ def write_report(
     distances = [name for name in NAMES if name in next(iter(summary.values()))["mean"]]
     lines = table_lines(summary, distances)
     print("\n" + "\n".join(lines))
-    draw_convergence(out / "convergence.png", table, results, distances[-1])
+    drawn = next(name for name in ("fid", "fid*", "thumbnail_fd") if name in distances)
+    draw_convergence(out / "convergence.png", table, results, drawn)
     draw_samples(out / "samples.png", [table[name].title for name in options.rows], runs)
     text = [
         "# Ablation: the rows of Table 2",
@@ -49,7 +54,7 @@ def write_report(
         "",
         *caveats(options, distances),
         "",
-        f"![convergence](convergence.png)\n\n*{NAMES[distances[-1]]} against steps (figure 5).*",
+        f"![convergence](convergence.png)\n\n*{NAMES[drawn]} against steps (figure 5).*",
         "",
         "![samples](samples.png)\n\n*Every row from the same seeds and classes.*",
         "",

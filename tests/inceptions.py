@@ -36,6 +36,9 @@ class Colours(nn.Module):
 
     standard = False
 
+    def forward(self, image: Tensor) -> Tensor:
+        return self.activations(image).pool_BD
+
     def activations(self, image: Tensor) -> Activations:
         assert image.dtype == torch.uint8
         unit = image.float() / 255

@@ -9,11 +9,15 @@ from typing import Any
 import pytest
 import torch
 from conftest import write_images
+from inceptions import load_colours
 
-from refocus_ext import ablate
+from refocus_ext import ablate, ablate_measure
 from refocus_ext.__main__ import main
 from refocus_ext.ablate_measure import thumbnails
 from refocus_ext.config_ablate import ROWS
+from refocus_ext.generation_metrics import inception_score
+from refocus_ext.inception import FeatureStatistics, frechet_distance, to_uint8
+from refocus_ext.student import load_student
 
 TOKENIZER = (
     "--image-size 32 --patch-nums 1,2 --focus-states 2 --rho-max 3 --codebook-size 64 --latent-channels 8 --batch-size 4 "
@@ -60,7 +64,7 @@ def test_rows_are_trained_measured_and_reported(run: Any, tmp_path: Path, capsys
     assert code == 0
     assert [words[0] for words in launched] == ["tokenizer", "tokenizer", "distill", "distill"] * 2
     out = capsys.readouterr().out
-    assert "FID is left out" in out and "| ReFocus-VAR (full) |" in out
+    assert "FID and IS are left out" in out and "| ReFocus-VAR (full) |" in out
     report = (tmp_path / "ablate" / "report.md").read_text()
     assert "2 seeds: no row can be called better" in report and "2.89" in report
     assert (tmp_path / "ablate" / "convergence.png").is_file() and (tmp_path / "ablate" / "samples.png").is_file()
@@ -107,6 +111,28 @@ def test_unknown_rows_are_named(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_thumbnails_are_means_of_blocks() -> None:
-    image = torch.zeros(1, 3, 32, 32)
-    image[:, :, :4, :4] = 1
-    assert thumbnails(image)[0, [0, 1, 64]].tolist() == [1, 0, 1]
+    image = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
+    image[:, :, :4, :4] = 255
+    assert thumbnails(image)[0, [0, 1, 64]].tolist() == [2, 0, 2]
+
+
+def test_with_inception_rows_have_fid_and_inception_score(
+    run: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(ablate_measure, "load_inception", load_colours)
+    assert run("--rows", "full")[0] == 0
+    assert "| row | thumbnail distance | FID* | IS* |" in capsys.readouterr().out
+    report = (tmp_path / "ablate" / "report.md").read_text()
+    assert "Inception weights that are not the published ones" in report and "*FID* against steps" in report
+    (measured,) = json.loads((tmp_path / "a.json").read_text())["runs"]["full"]
+    run_folder = tmp_path / "ablate" / "full-seed0"
+    student, colours = load_student(run_folder), load_colours("")
+    measure = ablate_measure.Measure(None, str(tmp_path / "data"), 6, 4, torch.device("cpu"))
+    drawn = torch.cat([to_uint8(images) for images in ablate_measure.samples(measure, student)])
+    data = torch.cat([to_uint8(images) for images in ablate_measure.reference_images(measure, student.image_size)])
+    moments = [FeatureStatistics(), FeatureStatistics()]
+    for statistics, images in zip(moments, (drawn, data), strict=True):
+        statistics.update(colours(images))
+    last = measured["points"][-1]
+    assert last["fid*"] == pytest.approx(frechet_distance(*moments))
+    assert last["is*"] == pytest.approx(inception_score(colours.class_logits(colours(drawn))))
