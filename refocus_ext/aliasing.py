@@ -153,7 +153,7 @@ def optics(page: Page, pyramid: FocusPyramid, photographs: ImageList | None) -> 
     page.words(report.inversion_in_words(states, flaws))
     plots.draw_transfer(page.picture("transfer.png", "transfer functions"), states)
     page.section("Energies: charts and photographs")
-    page.words([report.IN_USE, report.GAUSSIAN_SAMPLED])
+    page.words([report.IN_USE])
     sets, curves = _measured_sets(page, states, pyramid.image_size, photographs)
     shown = [s for s in sets if s.name == CHARTS[0] or s.windowed]
     plots.draw_tradeoff(page.picture("tradeoff.png", "alias against passband"), states, shown)

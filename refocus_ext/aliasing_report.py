@@ -22,10 +22,6 @@ IN_USE = (
     "without antialiasing (PyTorch's default) and plain decimation are what the paper's argument is aimed at. VAR itself never "
     "decimates pixels: it area-pools latent residuals."
 )
-GAUSSIAN_SAMPLED = (
-    "`gaussian` is integrated over each pixel, as the disk is, and has the variance of the disk's taps; `gaussian, sampled` takes "
-    "the curve's values at the pixels' centres, a slightly narrower filter: the two differ by about 1 dB at 1 pixel in 2."
-)
 ONE_SEED = "One training run each: of two seeds of the same recipe one would also come out ahead, perhaps by as much."
 
 

@@ -50,13 +50,10 @@ class Prefilter:
 
 def prefilters(s: int, radius: float) -> list[Prefilter]:
     """All filters of the benchmark for a state that decimates by s (a power of 2, at least 2) and blurs by `radius` pixels."""
-    pixels = torch.arange(-4 * math.ceil(radius) - 1, 4 * math.ceil(radius) + 2, dtype=torch.float64)
-    sampled = torch.exp(-2 * (pixels / radius).square()) if radius > 0 else (pixels == 0).double()
     centre = (s - 1) / 2
     own = [Prefilter(kind, s, psf(kind, radius, s, dtype=torch.float64)) for kind in ("disk", "gaussian", "sinc")]
     return [
         *own,
-        Prefilter("gaussian, sampled", s, _separable(sampled)),
         Prefilter("box", s, _separable(torch.ones(s, dtype=torch.float64)), centre),
         Prefilter("bicubic, antialias", s, _separable(_bicubic(s, antialias=True)), centre),
         Prefilter("bicubic", s, _separable(_bicubic(s, antialias=False)), centre),

@@ -43,8 +43,8 @@ def gaussian_psf(
 ) -> torch.Tensor:
     """Gaussian with the per-axis variance of the disk of `radius` pixels (sigma = radius / 2), (T, T); sums to 1.
 
-    Each tap is the Gaussian's integral over its pixel, as the disk's taps are: both then have the variance
-    radius^2 / 4 + 1/12, and radius -> 0 is the identity. Truncated at 5 sigma, where 6e-7 of the weight is left.
+    Taps are the curve's values at the pixels' centres, as everybody's Gaussian blur has them; radius -> 0 is the identity.
+    (The disk's taps, areas of pixels, have 1/12 more variance.) Truncated at 5 sigma, where 6e-7 of the weight is left.
 
     Raises:
         ValueError: radius negative or not finite.
@@ -180,10 +180,9 @@ def _gaussian(radius: float) -> torch.Tensor:
     half = _half("gaussian", radius)
     if half == 0:
         return _disk(0.0)
-    # Second moment of a disk per axis: rho^2 / 4, hence sigma = rho / 2. Pixel integral by differences of erf.
-    edges = torch.arange(-half, half + 2, dtype=torch.float64, device="cpu") - 0.5
-    line = torch.special.erf(edges / (radius / 2 * math.sqrt(2))).diff()
-    return _separable((line + line.flip(0)) / 2)
+    # Second moment of a disk per axis: rho^2 / 4, hence sigma = rho / 2.
+    t = torch.arange(-half, half + 1, dtype=torch.float64, device="cpu")
+    return _separable(torch.exp(-2 * (t / radius).square()))
 
 
 def _sinc(factor: float) -> torch.Tensor:
