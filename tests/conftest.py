@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -46,6 +46,11 @@ def upstream(request: pytest.FixtureRequest) -> Upstream:
 def pyramid() -> FocusPyramid:
     """The demo's pyramid: 64 px, K = 3, radii 6, 3, 0."""
     return FocusPyramid(image_size=64, states=3, rho_max=6.0)
+
+
+def no_download(*_: Any, **__: Any) -> NoReturn:
+    """In the place of `urllib.request.urlopen`."""
+    raise AssertionError("a download was attempted")
 
 
 def small_vae(upstream: Upstream, seed: int = 0, **options: Any) -> Any:

@@ -29,14 +29,6 @@ VAR = {"depth": 3, "num_classes": 10, "embed_dim": 64, "num_heads": 2}
 B = 3
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def on_both(function: Callable[[Any], Any], *, seed: int = 0) -> list[Any]:
     """`function` of the submodule and of the stand-in, each from the same global seed."""
     results = []

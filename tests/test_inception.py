@@ -6,12 +6,13 @@ import io
 import math
 import urllib.request
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import pytest
 import scipy.linalg
 import torch
+from conftest import no_download
 from inceptions import random_inception
 from PIL import Image
 from torch import Tensor, nn
@@ -48,10 +49,6 @@ def test_to_uint8_gives_every_level_of_a_file_back() -> None:
 # ------------------------------------------------------------------------------------------------ features
 
 
-def _no_download(*_: Any, **__: Any) -> NoReturn:
-    raise AssertionError("a download was attempted")
-
-
 @pytest.fixture(scope="module")
 def state() -> dict[str, Tensor]:
     return random_inception()
@@ -67,7 +64,7 @@ def weights(state: dict[str, Tensor], tmp_path_factory: pytest.TempPathFactory) 
 @pytest.fixture(scope="module")
 def features(weights: Path) -> InceptionFeatures:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(urllib.request, "urlopen", _no_download)
+        patch.setattr(urllib.request, "urlopen", no_download)
         return load_inception(str(weights))
 
 
@@ -169,7 +166,7 @@ def test_a_missing_file_is_one_sentence_that_says_how_to_get_it(
     given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    monkeypatch.setattr(urllib.request, "urlopen", _no_download)
+    monkeypatch.setattr(urllib.request, "urlopen", no_download)
     with pytest.raises(UsageError) as error:
         load_inception(given)
     assert given in str(error.value)

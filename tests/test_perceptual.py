@@ -6,11 +6,12 @@ import copy
 import urllib.request
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NoReturn
+from typing import Any
 
 import pytest
 import torch
 import torchvision
+from conftest import no_download
 from torch import Tensor
 
 from refocus_ext import perceptual
@@ -46,12 +47,8 @@ def weights(vgg16: dict[str, Tensor], tmp_path_factory: pytest.TempPathFactory) 
 def lpips(weights: Path) -> LPIPS:
     """Loaded as a user's would be, and without any download."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(urllib.request, "urlopen", _no_download)
+        patch.setattr(urllib.request, "urlopen", no_download)
         return load_lpips(str(weights))
-
-
-def _no_download(*_: Any, **__: Any) -> NoReturn:
-    raise AssertionError("a download was attempted")
 
 
 @pytest.fixture
@@ -147,7 +144,7 @@ def test_a_missing_file_is_one_sentence_that_says_how_to_get_it(
     given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    monkeypatch.setattr(urllib.request, "urlopen", _no_download)
+    monkeypatch.setattr(urllib.request, "urlopen", no_download)
     with pytest.raises(UsageError) as error:
         load_lpips(given)
     message = str(error.value)

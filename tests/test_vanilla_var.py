@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,14 +16,6 @@ from refocus_ext.vanilla_var import VAR, VQVAE, DropPath, VectorQuantizer2, samp
 PATCH_NUMS = (1, 2, 3, 4)
 ENDS = (1, 5, 14, 30)  # tokens up to and including each scale
 B = 3
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def quantizer(**options: Any) -> VectorQuantizer2:
