@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shlex
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,7 @@ def main(options: AblateOptions) -> int:
     results = {
         name: [measure_run(measure, folder(options, name, seed)) for seed in options.seeds] for name in options.rows
     }
-    summary = {name: summarise(name, runs) for name, runs in results.items()}
+    summary = {name: summarise(name, results) for name in results}
     write_report(options, TABLE, summary, results, [folder(options, name, options.seeds[0]) for name in options.rows])
     if options.json:
         save_json(Path(options.json), {"rows": summary, "runs": results, "seeds": list(options.seeds)})
@@ -151,16 +152,54 @@ def launch(words: Sequence[str]) -> int:
             continue
 
 
-def summarise(name: str, runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Mean and sample standard deviation over seeds of each number of the last point."""
-    last = [run["points"][-1] | {key: value for key, value in run.items() if key != "points"} for run in runs]
-    numbers = [key for key in last[0] if isinstance(last[0][key], float)]
-    spread = lambda values: statistics.stdev(values) if len(values) > 1 else None  # noqa: E731
-    values = {key: [entry[key] for entry in last] for key in numbers}
-    row = TABLE[name]
+def summarise(name: str, results: Mapping[str, Sequence[dict[str, Any]]]) -> dict[str, Any]:
+    """Mean and sample standard deviation over seeds of each number of the last point, and how it differs from other rows.
+
+    "against" maps a row to the differences (this row's number less that one's, seed by seed): of its distances from the
+    full method, and of the cross-entropy from the row that has the same tokens but no teacher.
+    """
+    row, values = TABLE[name], last_numbers(results[name])
+    against: dict[str, dict[str, Any]] = {}
+    if name != "full" and "full" in results:
+        theirs = last_numbers(results["full"])
+        distances = [key for key in values if not key.startswith(("ce_", "gap_"))]
+        against["full"] = {key: dataclasses.asdict(paired(values[key], theirs[key])) for key in distances}
+    for other in results:
+        if other != name and TABLE[other].tokenizer == row.tokenizer and TABLE[other].teacher and not row.teacher:
+            theirs = last_numbers(results[other])
+            against[other] = {"ce_student": dataclasses.asdict(paired(values["ce_student"], theirs["ce_student"]))}
     return {
         "title": row.title,
+        "tokenizer": row.tokenizer,
         "mean": {key: statistics.fmean(entry) for key, entry in values.items()},
-        "spread": {key: spread(entry) for key, entry in values.items()},
+        "spread": {key: statistics.stdev(entry) if len(entry) > 1 else None for key, entry in values.items()},
+        "against": against,
         "paper": {"fid": row.fid, "is": row.inception_score},
     }
+
+
+def last_numbers(runs: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
+    """Each number of the last point, one value a seed."""
+    last = [run["points"][-1] | {key: value for key, value in run.items() if key != "points"} for run in runs]
+    return {key: [entry[key] for entry in last] for key in last[0] if isinstance(last[0][key], float)}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Of two rows over the same seeds: the mean, and half the width of its 95% confidence interval (Student's t), None for one
+    seed."""
+
+    mean: float
+    margin: float | None
+
+
+def paired(ours: Sequence[float], theirs: Sequence[float]) -> Difference:
+    """Seed by seed, so that what the seeds share drops out."""
+    differences = [a - b for a, b in zip(ours, theirs, strict=True)]
+    n = len(differences)
+    margin = None
+    if n > 1:
+        from scipy.stats import t
+
+        margin = float(t.ppf(0.975, n - 1)) * statistics.stdev(differences) / n**0.5
+    return Difference(statistics.fmean(differences), margin)

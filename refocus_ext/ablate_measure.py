@@ -1,6 +1,6 @@
 """What every row of an ablation is measured by: distances of its samples to data, at several checkpoints.
 
-Cross-entropies of rows with different tokenizers do not compare: their targets differ. Distances between images do.
+Cross-entropies compare only between rows with the same tokens, distances between images always.
 """
 
 from __future__ import annotations

@@ -37,9 +37,11 @@ def write_report(
     """Writes report.md, convergence.png and samples.png into --out and prints the table; returns the report's path."""
     out = Path(options.out)
     distances = [name for name in NAMES if name in next(iter(summary.values()))["mean"]]
-    lines = table_lines(summary, distances)
-    print("\n" + "\n".join(lines))
     drawn = next(name for name in ("fid", "fid*", "thumbnail_fd") if name in distances)
+    lines = table_lines(summary, distances)
+    if differences := difference_lines(summary, drawn):
+        lines += ["", "Differences, seed by seed, with 95% confidence intervals:", "", *differences]
+    print("\n" + "\n".join(lines))
     draw_convergence(out / "convergence.png", table, results, drawn)
     draw_samples(out / "samples.png", [table[name].title for name in options.rows], runs)
     text = [
@@ -69,6 +71,7 @@ def write_report(
 def table_lines(summary: Mapping[str, dict[str, Any]], distances: Sequence[str]) -> list[str]:
     """A Markdown table; a spread is the sample standard deviation over seeds."""
     heads = [NAMES[name] for name in distances] + [
+        "student's cross-entropy (tokens)",
         "gap of the teacher (another image's alias)",
         "paper's FID, d16",
         "paper's IS",
@@ -76,6 +79,7 @@ def table_lines(summary: Mapping[str, dict[str, Any]], distances: Sequence[str])
     lines = ["| row | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
     for row in summary.values():
         cells = [_cell(row, name, "{:.3f}") for name in distances]
+        cells.append(f"{_cell(row, 'ce_student', '{:.3f}')} ({row['tokenizer']})")
         gap = (
             f"{_cell(row, 'gap_teacher', '{:.4f}')} ({_cell(row, 'gap_other', '{:.4f}')})"
             if "gap_teacher" in row["mean"]
@@ -87,6 +91,30 @@ def table_lines(summary: Mapping[str, dict[str, Any]], distances: Sequence[str])
     return lines
 
 
+def difference_lines(summary: Mapping[str, dict[str, Any]], name: str) -> list[str]:
+    """Rows less others; of several seeds also whether 0 lies outside the 95% confidence interval."""
+    lines = []
+    for row in summary.values():
+        for other, differences in row["against"].items():
+            title = summary[other]["title"]
+            if name in differences:
+                lines.append(f"{row['title']} less {title}, {NAMES[name]}: {_difference(differences[name])}")
+            if "ce_student" in differences:
+                lines.append(
+                    f"{row['title']} less {title}, cross-entropy on the same tokens: {_difference(differences['ce_student'])}"
+                )
+    return [f"- {line}" for line in lines]
+
+
+def _difference(value: Mapping[str, float | None]) -> str:
+    mean, margin = value["mean"], value["margin"]
+    assert mean is not None
+    if margin is None:
+        return f"{mean:+.3f} (one seed)"
+    verdict = "a difference" if abs(mean) > margin else "no difference that these seeds show"
+    return f"{mean:+.3f} +- {margin:.3f}, {verdict}"
+
+
 def _cell(row: dict[str, Any], name: str, form: str) -> str:
     mean, spread_ = row["mean"][name], row["spread"][name]
     return form.format(mean) + (f" +- {form.format(spread_)}" if spread_ is not None else "")
@@ -95,11 +123,15 @@ def _cell(row: dict[str, Any], name: str, form: str) -> str:
 def caveats(options: AblateOptions, distances: Sequence[str]) -> list[str]:
     """What these numbers can and cannot say."""
     lines = [f"- {NAMES[name]}: {EXPLAINED[name]}." for name in distances]
-    if len(options.seeds) < 3:
-        lines.append(
-            f"- {len(options.seeds)} seed{'s' * (len(options.seeds) > 1)}: no row can be called better than another from this; "
-            "`--seeds 0,1,2,..` gives a spread."
+    seeds = len(options.seeds)
+    lines.append(
+        f"- {seeds} seed{'s' * (seeds > 1)}: "
+        + (
+            "no row can be called better than another from this; `--seeds 0,1,2,..` gives a spread."
+            if seeds < 3
+            else "+- in the table is the standard deviation of a row over its seeds, each with a tokenizer of its own."
         )
+    )
     if options.preset == "demo":
         lines.append(
             "- A demo: students of a few million parameters memorize crops of a handful of photographs in a few hundred "
@@ -109,7 +141,9 @@ def caveats(options: AblateOptions, distances: Sequence[str]) -> list[str]:
     lines.append(
         "- The paper's columns are its own, from ImageNet 256 x 256 at d16; they are not comparable to the others."
     )
-    lines.append("- Cross-entropies are not compared: rows with different tokenizers predict different targets.")
+    lines.append(
+        "- Cross-entropies (nats a token) compare only between rows with the same tokens: others predict other targets."
+    )
     return lines
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from refocus_ext.errors import RunFailed, UsageError
-from refocus_ext.files import remove_torn, sha256, written_beside
+from refocus_ext.files import remove_torn, save_tensors, sha256
 
 _NAME = re.compile(r"step-(\d{8})-([0-9a-f]{16})\.pt$")
 
@@ -45,8 +45,7 @@ class Checkpoints:
         remove_torn(self.folder)
         draft = self.folder / f".step-{step:08d}.draft.part"
         try:
-            with written_beside(draft) as beside:
-                torch.save(state | {"step": step}, beside)
+            save_tensors(draft, state | {"step": step})
             path = self.folder / f"step-{step:08d}-{sha256(draft)[:16]}.pt"
             os.replace(draft, path)
         except (OSError, RuntimeError) as error:  # torch's zip writer turns ENOSPC into RuntimeError

@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from refocus_ext.errors import RunFailed, UsageError
-from refocus_ext.files import remove_torn, save_json, sha256, written_beside
+from refocus_ext.files import remove_torn, save_json, save_tensors, sha256, written_beside
 from refocus_ext.geometry import build_arguments, vae_file_name
 from refocus_ext.student import GEOMETRY_FILE, Student
 
@@ -87,7 +86,7 @@ class Export:
             self._require_space(folder)
             save_json(folder / GEOMETRY_FILE, self.geometry | {"unfinished": True})
             for name, state in self.states.items():
-                _save_plain(folder / name, dict(state))
+                save_tensors(folder / name, dict(state))
                 with written_beside(folder / twin_of(name)) as beside:
                     save_file(dict(state), beside, metadata=self._metadata())
                     shutil.copymode(folder / name, beside)  # safetensors makes files that only their owner can read
@@ -111,11 +110,6 @@ class Export:
                 f"--to {folder} has {free / 2**30:.2f} GiB free, but the files take {need / 2**30:.2f} GiB; free some space "
                 "or choose another folder."
             )
-
-
-def _save_plain(path: Path, state: dict[str, Tensor]) -> None:
-    with written_beside(path) as beside, open(beside, "wb") as file:
-        torch.save(state, file)  # given a path, it would write that path's name into the file
 
 
 def twin_of(name: str) -> str:

@@ -48,9 +48,9 @@ def save_json(path: Path, value: Any) -> None:
 
 
 def save_tensors(path: Path, value: Any) -> None:
-    """torch.save of tensors and plain values, whole or not at all."""
-    with written_beside(path) as beside:
-        torch.save(value, beside)
+    """torch.save of tensors and plain values, whole or not at all; equal values make equal bytes."""
+    with written_beside(path) as beside, open(beside, "wb") as file:
+        torch.save(value, file)  # given a path, it would write that path's name into the file
 
 
 def sha256(path: Path) -> str:

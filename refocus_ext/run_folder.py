@@ -60,7 +60,7 @@ class RunFolder:
             raise UsageError(f"{file} is not a run's configuration; choose another --out.") from None
         ours = json.loads(json.dumps(config["identity"]))
         if changed := [key for key in sorted(ours.keys() | theirs.keys()) if ours.get(key) != theirs.get(key)]:
-            shown = [f"{key} = {theirs.get(key)}, this one has {ours.get(key)}" for key in changed[:4]]
+            shown = [f"{key} = {_short(theirs.get(key))}, this one has {_short(ours.get(key))}" for key in changed[:4]]
             more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
             why = " (the learning-rate schedule is laid out over the steps)" if changed == ["steps"] else ""
             raise UsageError(
@@ -73,6 +73,12 @@ class RunFolder:
         file = self.path / "config.json"
         known = json.loads(file.read_text()).get("weights") if file.is_file() else None
         return {"weights": known} if known else {}
+
+    def holds(self, *names: str) -> bool:
+        """Whether these weight files are there and are the ones whose checksums config.json has."""
+        known = self.config.get("weights", {})
+        files = {name: self.path / name for name in names}
+        return all(file.is_file() and sha256(file) == known.get(name) for name, file in files.items())
 
     def record_weights(self, *names: str) -> None:
         """Puts the sha256 of weight files into config.json, so that they travel with the pyramid they belong to."""
@@ -115,6 +121,13 @@ class RunFolder:
         for open_file in (self._metrics, self._board):
             if open_file is not None:
                 open_file.close()
+
+
+def _short(value: Any) -> str:
+    """A value in a sentence; of checksums (file -> sha256) the first digits."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {str(entry)[:12]}" for name, entry in value.items())
+    return str(value)
 
 
 def _step_of(line: str) -> float:

@@ -231,8 +231,8 @@ class Training(ABC):
         self.world.say(f"resuming after step {self.step}")
 
     def _already_done(self) -> int:
-        weights = self.weights()
-        if self.run:
+        weights = self.weights()  # everywhere: sharded tensors are gathered by all processes
+        if self.run and not self.run.holds(*weights):
             self._write(weights)  # a kill between checkpoint and weights is repaired here
         self.world.say(f"{self.options.out} is already trained for {self.options.steps} steps; nothing to do.")
         return 0

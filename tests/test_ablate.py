@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import scipy.stats
 import torch
 from conftest import write_images
 from inceptions import load_colours
@@ -14,6 +15,7 @@ from inceptions import load_colours
 from refocus_ext import ablate, ablate_measure
 from refocus_ext.__main__ import main
 from refocus_ext.ablate_measure import thumbnails
+from refocus_ext.ablate_report import difference_lines
 from refocus_ext.config_ablate import ROWS
 from refocus_ext.generation_metrics import inception_score
 from refocus_ext.inception import FeatureStatistics, frechet_distance, to_uint8
@@ -75,6 +77,13 @@ def test_rows_are_trained_measured_and_reported(run: Any, tmp_path: Path, capsys
     assert full["mean"]["thumbnail_fd"] == pytest.approx(sum(pair) / 2)
     assert full["spread"]["thumbnail_fd"] == pytest.approx(abs(pair[0] - pair[1]) / 2**0.5)
     assert "gap_teacher" in full["mean"] and "gap_teacher" not in result["rows"]["baseline"]["mean"]
+    theirs = [entry["points"][-1]["thumbnail_fd"] for entry in result["runs"]["baseline"]]
+    expected = scipy.stats.ttest_rel(theirs, pair)
+    against = result["rows"]["baseline"]["against"]["full"]["thumbnail_fd"]
+    assert against["mean"] == pytest.approx((sum(theirs) - sum(pair)) / 2)
+    assert against["mean"] + against["margin"] == pytest.approx(expected.confidence_interval(0.95).high)
+    assert full["against"] == {}  # no row here has its tokens and no teacher
+    assert "- VAR (baseline) less ReFocus-VAR (full), thumbnail distance: " in report
 
     assert run("--seeds", "0,1")[0] == 0  # again: nothing is trained twice
     assert capsys.readouterr().out.count("is already trained for 4 steps; nothing to do") == 8
@@ -102,6 +111,25 @@ def test_every_row_of_table_2_differs_in_what_its_name_says(capsys: pytest.Captu
     assert "tokenizer-disk" in of["no-teacher"] and "--teacher off" in of["no-teacher"]
     assert "tokenizer-gaussian" in of["gaussian"] and "tokenizer-shared" in of["shared-codebook"]
     assert any("--blur gaussian" in line for line in lines) and any("--alias-codebook shared" in line for line in lines)
+
+
+def test_cross_entropies_compare_between_rows_of_the_same_tokens_only() -> None:
+    point = {"step": 4, "thumbnail_fd": 1.0}
+    run = lambda ce: {"points": [point], "ce_student": ce}  # noqa: E731
+    results = {
+        "baseline": [run(2.0)], "full": [run(1.0)], "no-refocusing": [run(1.5)], "no-teacher": [run(1.25)],
+    }  # fmt: skip
+    summary = {name: ablate.summarise(name, results) for name in results}
+    of = {name: {other: "ce_student" in d for other, d in row["against"].items()} for name, row in summary.items()}
+    assert of == {
+        "baseline": {"full": False}, "full": {"no-teacher": True}, "no-refocusing": {"full": False, "baseline": True},
+        "no-teacher": {"full": False},
+    }  # fmt: skip
+    assert summary["full"]["against"]["no-teacher"]["ce_student"] == {"mean": -0.25, "margin": None}
+    lines = difference_lines(summary, "thumbnail_fd")
+    assert "- ReFocus-VAR (full) less without the teacher, cross-entropy on the same tokens: -0.250 (one seed)" in lines
+    seen = [ablate.paired([1.0, 2.0, 3.2], other) for other in ([0.9, 1.9, 3.08], [0.0, 2.5, 3.0])]
+    assert [abs(d.mean) > d.margin for d in seen if d.margin] == [True, False]
 
 
 def test_unknown_rows_are_named(capsys: pytest.CaptureFixture[str]) -> None:

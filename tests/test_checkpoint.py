@@ -100,10 +100,9 @@ import os, signal, sys, torch
 from pathlib import Path
 from refocus_ext.checkpoint import Checkpoints
 real = torch.save
-def killed(value, path):
-    real(value, path)
-    with open(path, "r+b") as file:
-        file.truncate(os.path.getsize(path) // 2)
+def killed(value, file):
+    real(value, file)
+    file.truncate(file.tell() // 2)
     os.kill(os.getpid(), signal.SIGKILL)
 torch.save = killed
 Checkpoints(Path(sys.argv[1])).save(2, {"weights": torch.zeros(100000)})
@@ -126,6 +125,14 @@ def test_foreign_files_are_no_checkpoints(tmp_path: Path) -> None:
     (tmp_path / "weights.pt").write_bytes(b"x")
     with pytest.raises(UsageError, match="is no checkpoint"):
         load_checkpoint(tmp_path / "weights.pt")
+
+
+def test_equal_tensors_make_equal_bytes_under_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    value = {"a": torch.arange(3), "b": {"c": 1}}
+    files.save_tensors(tmp_path / "a.pth", value)
+    monkeypatch.setattr(os, "getpid", lambda: 1)  # as another process would
+    files.save_tensors(tmp_path / "b.pth", value)
+    assert files.sha256(tmp_path / "a.pth") == files.sha256(tmp_path / "b.pth")
 
 
 def test_json_is_replaced_whole(tmp_path: Path) -> None:

@@ -265,6 +265,20 @@ def test_non_finite_steps_in_a_row_stop_and_name_the_batch(
     assert all(value.isfinite().all() for value in weights.values())
 
 
+def test_a_finished_run_is_left_as_it_is_and_a_lost_file_comes_back(
+    image_tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(image_tree, tmp_path / "run") == 0
+    weights = [tmp_path / "run" / name for name in ("vae.pth", "alias.pth")]
+    before = [(path.stat().st_mtime_ns, path.read_bytes()) for path in weights]
+    assert train(image_tree, tmp_path / "run") == 0  # typed again by mistake: students and caches go by the checksums
+    assert "nothing to do" in capsys.readouterr().out
+    assert [(path.stat().st_mtime_ns, path.read_bytes()) for path in weights] == before
+    weights[0].unlink()
+    assert train(image_tree, tmp_path / "run") == 0
+    assert [path.read_bytes() for path in weights] == [data for _, data in before]
+
+
 def test_truncated_images_are_replaced_named_and_counted(
     image_tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
