@@ -87,7 +87,13 @@ def _sampling(
 ) -> tuple[dict[str, Any], list[str]]:
     """Sampling beside upstream's, with the same images."""
     report = bench_sampling.measure(
-        upstream, options.patch_nums, options.codebook_size, options.repeats, device, depth=options.depth
+        upstream,
+        options.patch_nums,
+        options.codebook_size,
+        options.repeats,
+        device,
+        images=options.batch_size,
+        depth=options.depth,
     )
     return report, bench_sampling.table(report)
 

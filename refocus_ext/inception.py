@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from refocus_ext.errors import UsageError
 from refocus_ext.files import sha256
-from refocus_ext.perceptual import find_weights, read_state_dict
+from refocus_ext.weights import find_weights, read_state_dict
 
 # One file under two names: torch-fidelity's and pytorch-fid's; the digits are the start of its sha256.
 INCEPTION_FILES = ("weights-inception-2015-12-05-6726825d.pth", "pt_inception-2015-12-05-6726825d.pth")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from refocus_ext.errors import UsageError
+from refocus_ext.weights import find_weights, read_state_dict
 
 VGG16_FILE = "vgg16-397923af.pth"
 VGG16_URL = f"https://download.pytorch.org/models/{VGG16_FILE}"
@@ -83,31 +84,6 @@ def _backbone_state(network: nn.Module, vgg16: dict[str, Tensor]) -> dict[str, T
     return {name: vgg16[f"features.{name.partition('.')[2]}"] for name in _backbone(network).state_dict()}
 
 
-# ------------------------------------------------------------------------------------------------ weight files
-
-
-def find_weights(given: str, *names: str) -> Path | None:
-    """The file `given`, or without one the first of `names` in torch.hub's folder; None if it is not there."""
-    folder = Path(torch.hub.get_dir()) / "checkpoints"
-    candidates = [Path(given)] if given else [folder / name for name in names]
-    return next((path for path in candidates if path.is_file()), None)
-
-
 def _where(given: str, name: str) -> str:
     """Where `find_weights` looked in vain, for a message."""
     return f"but {given} is no file" if given else f"which is not in {Path(torch.hub.get_dir()) / 'checkpoints'}"
-
-
-def read_state_dict(path: Path, way_out: str) -> dict[str, Tensor]:
-    """A plain state dict from a file, on the CPU; nothing but tensors is ever unpickled.
-
-    Raises:
-        UsageError: it is anything else or damaged; `way_out` is the clause that then says what to do.
-    """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # a damaged or foreign file raises nearly anything
-        state = None
-    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UsageError(f"{path} is not a file of network weights, or is damaged; {way_out}.")
-    return state

@@ -73,6 +73,8 @@ def run(options: SampleOptions, job: str, here: World) -> int:
     if job == "compare":
         return compare(options, here)
     student = open_student(options, options.student or newest_run(here), here)
+    if job in ("npz", "folder"):
+        here.say(describe_how(guidance(student, options, for_set=True), options))
     with ready(student, options):
         if job == "npz":
             plan = set_plan(student, options)
@@ -194,7 +196,6 @@ def set_plan(student: Student, options: SampleOptions) -> Plan:
 def drawer(student: Student, options: SampleOptions) -> Any:
     """The function that draws a batch of a set."""
     how = guidance(student, options, for_set=True)
-    print_how(how, options)
 
     def draw(first: int, labels: Sequence[int]) -> np.ndarray:
         with precision(student, options):
@@ -216,10 +217,6 @@ def draw_images(student: Student, options: SampleOptions, labels: Sequence[int],
                 for first, batch in zip(starts, batches, strict=True)
             ]
         )
-
-
-def print_how(how: Guidance, options: SampleOptions) -> None:
-    print(describe_how(how, options), flush=True)
 
 
 def describe_how(how: Guidance, options: SampleOptions) -> str:

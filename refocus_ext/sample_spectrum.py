@@ -7,20 +7,21 @@ streamed: an npz of 50,000 is never held in memory.
 from __future__ import annotations
 
 import math
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from refocus_ext.data import Crops, check_images, spread, to_tensor
 from refocus_ext.errors import UsageError
+from refocus_ext.image_sets import NpzImages, has_array
 from refocus_ext.photographs import find_photographs
 from refocus_ext.spectrum import radial_mean, spectrum
+
+BATCH = 64  # images read at once
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,6 @@ def open_images(word: str, option: str, at_most: int | None, size: int | None = 
     path = Path(word)
     if path.is_dir():
         return _open_folder(word, option, at_most, size)
-    if path.suffix != ".npz" or not path.is_file():
-        raise UsageError(f"{option} {word} is neither an npz file nor a folder of images; give one that is there.")
     return _open_npz(path, option, at_most, size)
 
 
@@ -78,43 +77,25 @@ def _size_of(path: str, option: str) -> tuple[int, int]:
 
 
 def _open_npz(path: Path, option: str, at_most: int | None, size: int | None) -> ImageSet:
-    try:
-        with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as file:
-            shape, dtype = _npy_header(file)
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile):
+    if not has_array(path, option, "arr_0"):
         raise UsageError(
-            f"{option} {path} is no npz file with an array arr_0; give one as `sample` writes it."
-        ) from None
-    if len(shape) != 4 or shape[3] != 3 or shape[1] != shape[2] or dtype != np.uint8 or shape[0] < 1:
-        raise UsageError(f"{option} {path} holds arr_0 of {shape} {dtype}; it must be (N,H,H,3) uint8.")
-    if size is not None and shape[1] != size:
-        raise UsageError(
-            f"{option} {path} holds images of {shape[1]} px but the samples have {size}; they must be equal."
+            f"{option} {path} holds no images (no arr_0); `bash run.sh sample --npz FILE` writes such a file."
         )
-    chosen = spread(range(shape[0]), at_most or shape[0])
-    return ImageSet(str(path), len(chosen), shape[1], _stream_npz(path, shape, chosen))
+    images = NpzImages(path, option)
+    side = images.size[0]
+    if images.size != (side, side):
+        raise UsageError(f"{option} {path} holds images of {images.size[1]} x {side} px; they must be square.")
+    if size is not None and side != size:
+        raise UsageError(f"{option} {path} holds images of {side} px but the samples have {size}; they must be equal.")
+    chosen = spread(range(images.count), at_most or images.count)
+    return ImageSet(str(path), len(chosen), side, _picked(images, set(chosen)))
 
 
-def _npy_header(file: object) -> tuple[tuple[int, ...], np.dtype]:
-    version = np.lib.format.read_magic(file)  # type: ignore[arg-type]
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran, dtype = read(file)  # type: ignore[arg-type]
-    if fortran:
-        raise ValueError("Fortran order")
-    return shape, dtype
-
-
-def _stream_npz(path: Path, shape: tuple[int, ...], chosen: list[int]) -> Iterator[Tensor]:
-    wanted, each = set(chosen), math.prod(shape[1:])
-    with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as file:
-        _npy_header(file)
-        for i in range(shape[0]):
-            pixels = file.read(each)
-            if len(pixels) < each:
-                raise UsageError(f"{path} ends after {i} of {shape[0]} images; write it anew.")
-            if i in wanted:
-                image = np.frombuffer(pixels, np.uint8).reshape(shape[1:])
-                yield to_tensor(Image.fromarray(image))
+def _picked(images: NpzImages, wanted: set[int]) -> Iterator[Tensor]:
+    for batch, first in zip(images.batches(BATCH), range(0, images.count, BATCH), strict=True):
+        yield from (
+            to_tensor(Image.fromarray(batch[i - first])) for i in range(first, first + len(batch)) if i in wanted
+        )
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from patches import Focus, load_upstream
+from patches import Focus
+from patches.upstream import VAR_PATCH_NUMS
 from refocus_ext.errors import UsageError
-from refocus_ext.perceptual import read_state_dict
 from refocus_ext.pyramid import FocusPyramid
+from refocus_ext.student import load_vae
 from refocus_ext.tokenizer import load_tokenizer
 
 SHIFTS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # pixels, right and down at once; VAR's stride is 16
@@ -146,22 +147,17 @@ def open_subject(word: str, device: torch.device | str) -> Subject:
 
 
 def load_published(path: Path, device: torch.device | str) -> Any:
-    """The VQVAE of a published file, with upstream's ten token maps up to 16 x 16 and no blur; the widths are the file's.
+    """The VQVAE of a file in upstream's form, with its ten token maps up to 16 x 16 and no blur.
 
     Raises:
         UsageError: not the weights of such a VQVAE.
     """
-    state = read_state_dict(path, "give a run folder or a published vae_*.pth")
     try:
-        vocab_size, z_channels = state["quantize.embedding.weight"].shape
-        ch = state["encoder.conv_in.weight"].shape[0]
-        vae = load_upstream().build_vae(vocab_size=vocab_size, z_channels=z_channels, ch=ch, device=device)
-        vae.load_state_dict(state, strict=True)
-    except (KeyError, RuntimeError, ValueError, AssertionError) as error:
-        reason = str(error).strip().splitlines()[-1].strip().rstrip(".")
-        raise UsageError(f"--tokenizer {path} does not fit VAR's VQVAE with its ten token maps ({reason}).") from None
+        vae = load_vae(path, VAR_PATCH_NUMS, device)
+    except UsageError as error:
+        raise UsageError(f"--tokenizer {error}") from None
     Focus(FocusPyramid(blur="none")).apply(vae)
-    return vae.requires_grad_(False).eval()
+    return vae
 
 
 def vae_subject(name: str, vae: Any) -> Subject:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,14 @@ from refocus_ext.class_names import choose_class_names, labels_of, name_of
 from refocus_ext.errors import UsageError
 from refocus_ext.files import sha256
 from refocus_ext.pyramid import FocusPyramid
-from refocus_ext.weights import VARGeometry, vae_geometry, vae_state_dict, var_geometry, var_state_dict
+from refocus_ext.weights import (
+    VARGeometry,
+    load_strictly,
+    vae_geometry,
+    vae_state_dict,
+    var_geometry,
+    var_state_dict,
+)
 
 STRIDE = 16  # pixels a latent cell
 GEOMETRY_FILE = "geometry.json"  # what `bash run.sh export` leaves beside its files
@@ -129,7 +136,7 @@ def load_student(
     names = Path(class_names) if class_names else None
     classes = choose_class_names(names, files.var.parent / "classes.json", shape.num_classes)
     pyramid = _pyramid(files, shape) if vae is None else None
-    vae_net = _build_vae(files.vae, vae_state, shape, device)
+    vae_net = _build_vae(files.vae, vae_state, shape.patch_nums, device)
     var = load_upstream().build_var(
         vae_net,
         depth=shape.depth,
@@ -140,30 +147,34 @@ def load_student(
         num_heads=shape.num_heads,
         device=device,
     )
-    _load_strictly(var, var_state, files.var)
+    load_strictly(var, var_state, f"{files.var} is no VAR of upstream's ({{reason}}).")
     return Student(var.requires_grad_(False).eval(), vae_net, shape, classes, pyramid, files)
 
 
-def _build_vae(path: Path, state: dict[str, Tensor], shape: VARGeometry, device: torch.device | str) -> Any:
-    geometry = vae_geometry(state)
+def load_vae(path: Path, patch_nums: Sequence[int], device: torch.device | str = "cpu") -> Any:
+    """The VQVAE of a file in upstream's form, unpatched, frozen and in eval mode; the file tells its widths.
+
+    Raises:
+        UsageError: the file is missing, or holds no VQVAE of upstream's.
+    """
+    return _build_vae(path, vae_state_dict(path), patch_nums, device)
+
+
+def _build_vae(path: Path, state: dict[str, Tensor], patch_nums: Sequence[int], device: torch.device | str) -> Any:
+    try:
+        geometry = vae_geometry(state)
+    except (KeyError, IndexError) as error:
+        raise UsageError(f"{path} is no VQVAE of upstream's (it lacks {error}).") from None
     vae = load_upstream().build_vae(
         vocab_size=geometry.vocab_size,
         z_channels=geometry.z_channels,
         ch=geometry.ch,
-        patch_nums=shape.patch_nums,
+        patch_nums=tuple(patch_nums),
         share_quant_resi=geometry.share_quant_resi,
         device=device,
     )
-    _load_strictly(vae, state, path)
+    load_strictly(vae, state, f"{path} is no VQVAE of upstream's ({{reason}}).")
     return vae.requires_grad_(False).eval()
-
-
-def _load_strictly(network: Any, state: dict[str, Tensor], path: Path) -> None:
-    try:
-        network.load_state_dict(state, strict=True)
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1].strip().rstrip(".")
-        raise UsageError(f"{path} is no {type(network).__name__} of upstream's ({reason}).") from None
 
 
 # ------------------------------------------------------------------------------------------------ finding the files

@@ -13,9 +13,9 @@ from patches import Focus, load_upstream
 from refocus_ext.alias_tokenizer import AliasGeometry, AliasTokenizer
 from refocus_ext.errors import UsageError
 from refocus_ext.files import sha256
-from refocus_ext.perceptual import read_state_dict
 from refocus_ext.pyramid import FocusPyramid
 from refocus_ext.tokenizer_objective import build_alias
+from refocus_ext.weights import load_strictly, read_state_dict
 
 
 @dataclass(frozen=True)
@@ -60,11 +60,7 @@ def load_tokenizer(run: Path, device: torch.device | str = "cpu") -> Tokenizer:
     check_weights(run, config, weights.name)
     pyramid, vae = _build(run, config, device)
     state = read_state_dict(weights, "train the run again, or copy it anew")
-    try:
-        vae.load_state_dict(state, strict=True)
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1].strip().rstrip(".")
-        raise UsageError(f"{weights} does not fit the geometry in {run / 'config.json'} ({reason}).") from None
+    load_strictly(vae, state, f"{weights} does not fit the geometry in {run / 'config.json'} ({{reason}}).")
     Focus(pyramid).apply(vae)
     vae.requires_grad_(False).eval()
     return Tokenizer(vae, _load_alias(run, config, vae, device), pyramid, config, run)
@@ -83,10 +79,9 @@ def _load_alias(run: Path, config: dict[str, Any], vae: Any, device: torch.devic
     state = read_state_dict(weights, "train the run again, or copy it anew")
     try:
         alias = build_alias(AliasGeometry.from_dict(config["alias"]), vae, device)
-        alias.load_state_dict(state, strict=True)
     except (RuntimeError, TypeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[-1].strip().rstrip(".")
-        raise UsageError(f"{weights} does not fit the geometry in {run / 'config.json'} ({reason}).") from None
+        raise UsageError(f"{run / 'config.json'} describes no alias tokenizer that can be built ({error}).") from None
+    load_strictly(alias, state, f"{weights} does not fit the geometry in {run / 'config.json'} ({{reason}}).")
     return alias.requires_grad_(False).eval()
 
 

@@ -16,7 +16,7 @@ from refocus_ext.data import ImageList, demo_photographs, image_folder
 from refocus_ext.errors import UsageError
 from refocus_ext.pyramid import FocusPyramid
 from refocus_ext.training import check_run_options
-from refocus_ext.weights import vae_state_dict
+from refocus_ext.weights import load_strictly, vae_state_dict
 
 
 def why_preset(options: TokenizerOptions) -> str:
@@ -100,13 +100,11 @@ def load_published(vae: Any, path: Path) -> None:
         state = vae_state_dict(path)
     except UsageError as error:
         raise UsageError(f"--init {error}") from None
-    try:
-        vae.load_state_dict(state, strict=True)
-    except (RuntimeError, TypeError, AttributeError) as error:
-        reason = str(error).strip().splitlines()[-1].strip()
-        raise UsageError(
-            f"--init {path} does not fit this tokenizer ({reason}); the published vae_ch160v4096z32.pth needs --preset vanilla."
-        ) from None
+    load_strictly(
+        vae,
+        state,
+        f"--init {path} does not fit this tokenizer ({{reason}}); the published vae_ch160v4096z32.pth needs --preset vanilla.",
+    )
 
 
 def print_plan(

@@ -36,7 +36,6 @@ from refocus_ext.distill_plan import (
 )
 from refocus_ext.distill_validation import DistillReport, ValidationTokens, validate
 from refocus_ext.distributed import World, world
-from refocus_ext.errors import UsageError
 from refocus_ext.files import save_json, written_beside
 from refocus_ext.loop import Interruption, Progress, autocast_dtype, gradient_norm
 from refocus_ext.losses import Terms, var_report
@@ -52,7 +51,7 @@ from refocus_ext.tokenizer import Tokenizer, load_tokenizer
 from refocus_ext.tokenizer_plan import find_images
 from refocus_ext.training import Training, TrainingData, finite
 from refocus_ext.views import ViewPlan
-from refocus_ext.weights import var_state_dict
+from refocus_ext.weights import load_strictly, var_state_dict
 
 VALIDATION_BATCH = 16
 
@@ -218,14 +217,12 @@ def load_init(var: Any, options: DistillOptions) -> None:
     Raises:
         UsageError: the file holds none, or those of another geometry.
     """
-    try:
-        var.load_state_dict(var_state_dict(Path(options.init)), strict=True)
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1].strip().rstrip(".")
-        raise UsageError(
-            f"--init {options.init} does not fit this student ({reason}); the published var_dN.pth need --depth N, 1000 "
-            "classes and a tokenizer of preset vanilla."
-        ) from None
+    load_strictly(
+        var,
+        var_state_dict(Path(options.init)),
+        f"--init {options.init} does not fit this student ({{reason}}); the published var_dN.pth need --depth N, 1000 "
+        "classes and a tokenizer of preset vanilla.",
+    )
 
 
 class DistillTraining(Training):

@@ -241,7 +241,7 @@ def test_a_published_file_is_plain_var(tmp_path: Path, monkeypatch: pytest.Monke
         tokens = vae.img_to_idxBl(x)
     assert torch.equal(torch.cat(seen.tokens_K, 1), torch.cat(tokens, 1))
     torch.save({"weight": torch.zeros(1)}, file)
-    with pytest.raises(UsageError, match="does not fit VAR's VQVAE"):
+    with pytest.raises(UsageError, match=r"--tokenizer .* holds no VQVAE"):
         open_subject(str(file), "cpu")
 
 
@@ -296,10 +296,10 @@ def test_a_part_of_a_set_is_spread_evenly(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda p: p / "absent.npz", "neither an npz file nor a folder"),
-        (lambda p: write_npz(p / "a.npz", noise_images(2).astype(np.float32)), "must be \\(N,H,H,3\\) uint8"),
+        (lambda p: p / "absent.npz", "neither a file nor a folder"),
+        (lambda p: write_npz(p / "a.npz", noise_images(2).astype(np.float32)), "it must be images"),
         (lambda p: write_npz(p / "b.npz", noise_images(2, 16)), "16 px but the samples have 32"),
-        (lambda p: (p / "c.npz").write_bytes(b"no zip") and p / "c.npz", "no npz file with an array arr_0"),
+        (lambda p: (p / "c.npz").write_bytes(b"no zip") and p / "c.npz", "is not an npz file, or is damaged"),
         (lambda p: p, "holds no images"),
     ],
 )
