@@ -143,14 +143,17 @@ def draw_samples(path: Path, report: SampleReport) -> None:
     figure, panels = _figure(2)
     left, right = panels[0]
     ours, theirs = torch.tensor(report.power_samples), torch.tensor(report.power_reference)
-    left.loglog(report.frequency, theirs, color="black", label=f"data ({report.reference})")
-    left.loglog(report.frequency, ours, color="#d62728", label=f"samples ({report.samples})")
+    left.semilogy(report.frequency, theirs, color="black", label=f"data ({report.reference})")
+    left.semilogy(report.frequency, ours, color="#d62728", label=f"samples ({report.samples})")
     left.set(xlabel="cycles/pixel", ylabel="power per frequency")
     left.legend(fontsize=8)
     ratio = 10 * torch.log10(ours.clamp_min(1e-30) / theirs.clamp_min(1e-30))
-    right.semilogx(report.frequency, ratio, color="#d62728")
+    right.plot(report.frequency, ratio, color="#d62728")
     right.axhline(0, color="black", linewidth=0.8)
     right.set(xlabel="cycles/pixel", ylabel="samples against data, dB")
+    octaves = [octave.low for octave in report.octaves] + [report.octaves[-1].high]
     for axes in (left, right):
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(octaves, [f"1/{round(1 / f)}" for f in octaves])
         axes.grid(alpha=0.3)
     save_figure(path, figure)
