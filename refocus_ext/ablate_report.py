@@ -49,7 +49,7 @@ def write_report(
         "",
         f"Preset {options.preset}, d{options.depth}, {options.tokenizer_steps} tokenizer steps and {options.distill_steps} student "
         f"steps each, {options.images} samples a measurement (cfg 1.5, top-k 900, top-p 0.96), data: "
-        f"{options.data or 'the photographs inside scikit-image'}, seeds {', '.join(map(str, options.seeds))}. "
+        f"{Path(options.data).name or 'the photographs inside scikit-image'}, seeds {', '.join(map(str, options.seeds))}. "
         f"Written by `bash run.sh ablate`.",
         "",
         *lines,
