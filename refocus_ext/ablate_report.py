@@ -12,10 +12,11 @@ from refocus_ext.config_ablate import AblateOptions
 from refocus_ext.data import spread
 from refocus_ext.files import written_beside
 from refocus_ext.picture import grid, save_png
+from refocus_ext.sample_pictures import shorten
 from refocus_ext.sampler import FOR_FID, sample_images
 from refocus_ext.student import load_student
 
-COLUMNS = 8
+COLUMNS, SIDE = 8, 96
 NAMES = {"thumbnail_fd": "thumbnail distance", "fid": "FID", "is": "IS", "fid*": "FID*", "is*": "IS*"}
 _OTHER = "with Inception weights that are not the published ones, so it compares with nobody's"
 EXPLAINED = {
@@ -180,6 +181,6 @@ def draw_samples(path: Path, titles: Sequence[str], runs: Sequence[Path]) -> Non
         student = load_student(run)
         classes = len(student.classes) or student.num_classes
         labels = (spread(range(classes), COLUMNS) * COLUMNS)[:COLUMNS]
-        headers = [student.class_name(label) for label in labels]
+        headers = [shorten(student.class_name(label), SIDE) for label in labels]
         rows.append(list(sample_images(student, labels, seed=0, how=FOR_FID) * 2 - 1))
-    save_png(path, grid(rows, headers, names=list(titles), side=96))
+    save_png(path, grid(rows, headers, names=list(titles), side=SIDE))
