@@ -57,6 +57,10 @@ class DistillOptions:
     alias_scales: int = option(0, "only the last so many scales see alias tokens; 0: all that the mask lets", kind=non_negative(int), group="teacher")
     lambda_feat: float = option(1.0, "weight of feature distillation", kind=non_negative(float), group="teacher")
     lambda_logit: float = option(0.5, "weight of logit distillation (KL)", kind=non_negative(float), group="teacher")
+    teacher_lr: float = option(
+        0.1, "learning rate of the alias gates, a factor on the student's; a fast teacher leads the student astray early on",
+        kind=positive(float), group="teacher",
+    )
 
     steps: int = option(None, "optimizer steps in all", kind=positive(int), group="optimization")
     batch_size: int = common.batch_size("optimization")

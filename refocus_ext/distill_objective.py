@@ -16,7 +16,7 @@ from patches.teacher_block import StudentPass
 from refocus_ext.alias_tokenizer import AliasTokenizer
 from refocus_ext.losses import Terms, distillation_loss_from_hidden, feature_distance
 from refocus_ext.separate_teacher import SeparateTeacher, random_state
-from refocus_ext.teacher import Teacher, record
+from refocus_ext.teacher import AliasEmbedding, Teacher, record
 from refocus_ext.tokenize import split_maps
 
 
@@ -99,6 +99,12 @@ class DistillObjective(nn.Module):
             if self.weights.feat:  # 0 * gradient would not be no gradient where it overflows
                 loss = loss + self.weights.feat * distance
         return loss, terms
+
+    @property
+    def alias_embedding(self) -> AliasEmbedding:
+        """E_a of the teacher, whose running mean the training loop moves (`AliasEmbedding.follow`)."""
+        assert self.teacher is not None
+        return (self.teacher.aliases if isinstance(self.teacher, SeparateTeacher) else self.teacher).embed
 
     def student_head(self, tape: StudentPass) -> Callable[[Tensor], Tensor]:
         """(B,l,C) -> logits (B,l,V), fp32."""

@@ -44,9 +44,9 @@ class SeparateTeacher(nn.Module):
         Args:
             random_state: `random_state()` from before the student's pass.
         """
-        alias_BTC = self.aliases.embed(alias_K)
+        aliases = self.aliases.embed(alias_K)
         visible_LN = self.aliases.visible_LN
-        crosses = [partial(cross, alias_BTC=alias_BTC, visible_LN=visible_LN) for cross in self.aliases.cross]
+        crosses = [partial(cross, aliases=aliases, visible_LN=visible_LN) for cross in self.aliases.cross]
         features: list[Tensor] = []
         with rewound(random_state, x_BLCv_wo_first_l.device), patched(self.var, Crossing(crosses, features)):
             tape = record(self.var, label_B, x_BLCv_wo_first_l, blocks=0, defer_head=True)

@@ -22,6 +22,7 @@ from patches.upstream import pristine_initializers
 
 MASKS = ("causal", "privileged")
 HEAD = 64  # channels of an attention head, as in VAR
+MEAN_BATCHES = 100  # batches that the running mean of E_a reaches back
 
 
 @dataclass(frozen=True)
@@ -134,13 +135,28 @@ def cell_positions(grid: int, frequencies: int) -> Tensor:
     return torch.cat((wave_gf[x.flatten()], wave_gf[y.flatten()]), dim=1)
 
 
+class EmbeddedAliases(NamedTuple):
+    """What AG-XAttn reads of a batch's alias tokens."""
+
+    key_BTC: Tensor  # E_a
+    value_BTC: Tensor  # E_a less its mean over images
+
+
 class AliasEmbedding(nn.Module):
     """E_a: LayerNorm(W [code vector, position] + state embedding), (B,T,C) of K-1 code vector maps (B,l_k,Ca).
 
     The norm has no parameters; it makes the scale of the codebook irrelevant to the attention's logits.
+
+    Values are E_a less its running mean over images, place by place, so that the teacher can add what an image's aliases
+    say and not what is true of every image. With whole values a new teacher learns the tokens' frequencies through them,
+    a constant vector many times longer than the student's features, and feature distillation (eq. 13) pulls the student
+    there, where all tokens look alike. The mean moves in `follow`, never in `forward`.
     """
 
     position_TF: Tensor
+    state_T: Tensor
+    mean_TC: Tensor
+    batches: Tensor
 
     def __init__(self, geometry: TeacherGeometry) -> None:
         super().__init__()
@@ -153,8 +169,15 @@ class AliasEmbedding(nn.Module):
         self.register_buffer("position_TF", position_TF, persistent=False)
         state_T = torch.arange(len(geometry.grids)).repeat_interleave(torch.tensor(geometry.tokens))
         self.register_buffer("state_T", state_T, persistent=False)
+        self.register_buffer("mean_TC", torch.zeros(len(state_T), geometry.width))
+        self.register_buffer("batches", torch.zeros((), dtype=torch.long))
 
-    def forward(self, alias_K: Sequence[Tensor]) -> Tensor:
+    def forward(self, alias_K: Sequence[Tensor]) -> EmbeddedAliases:
+        alias_BTC = self.embedded(alias_K)
+        return EmbeddedAliases(alias_BTC, alias_BTC - self.mean_TC)
+
+    def embedded(self, alias_K: Sequence[Tensor]) -> Tensor:
+        """E_a, (B,T,C)."""
         found = tuple(alias.shape[1] for alias in alias_K)
         if found != self.tokens:
             raise ValueError(f"alias maps of {found} tokens were given; this teacher was built for {self.tokens}")
@@ -163,9 +186,21 @@ class AliasEmbedding(nn.Module):
         embedded_BTC = self.project(torch.cat((code_BTC, position_BTF), dim=-1)) + self.state(self.state_T)
         return F.layer_norm(embedded_BTC, embedded_BTC.shape[-1:])
 
+    @torch.no_grad()
+    def mean(self, alias_K: Sequence[Tensor]) -> Tensor:
+        """(T,C), the mean of E_a over a batch."""
+        return self.embedded(alias_K).mean(0)
+
+    @torch.no_grad()
+    def follow(self, mean_TC: Tensor) -> None:
+        """Counts one more batch mean: a plain average of the first `MEAN_BATCHES`, then an exponential one."""
+        self.batches += 1
+        weight = 1 / self.batches.clamp(max=MEAN_BATCHES)
+        self.mean_TC += weight * (mean_TC - self.mean_TC)
+
 
 class AliasGateCrossAttention(nn.Module):
-    """Z = X + gate(X) * W_O Attn(W_Q X, W_K E_a(a), W_V E_a(a)), all of X read through a LayerNorm.
+    """Z = X + gate(X) * W_O Attn(W_Q X, W_K E_a(a), W_V (E_a(a) - mean)), all of X read through a LayerNorm.
 
     gate = sigmoid(linear), in [0,1]^C and 1/2 at first. W_O starts at zero and has no bias. A null slot with a learned
     key and a zero value takes the attention of a query that finds nothing, and all of it where a query sees no alias
@@ -191,10 +226,10 @@ class AliasGateCrossAttention(nn.Module):
         """(B,L,C) in [0,1]."""
         return self.to_gate(self.norm(x_BLC)).sigmoid()
 
-    def forward(self, x_BLC: Tensor, alias_BTC: Tensor, visible_LN: Tensor) -> Tensor:
-        """(B,L,C) -> (B,L,C). `alias_BTC` is E_a's; `visible_LN` (L,1+T) is bool, the null slot first and always True."""
+    def forward(self, x_BLC: Tensor, aliases: EmbeddedAliases, visible_LN: Tensor) -> Tensor:
+        """(B,L,C) -> (B,L,C). `visible_LN` (L,1+T) is bool, the null slot first and always True."""
         seen_BLC = self.norm(x_BLC)
-        q, k, v = self.to_q(seen_BLC), self.to_k(alias_BTC), self.to_v(alias_BTC)
+        q, k, v = self.to_q(seen_BLC), self.to_k(aliases.key_BTC), self.to_v(aliases.value_BTC)
         B = x_BLC.shape[0]
         k = torch.cat((self.null_key.to(k.dtype).expand(B, 1, -1), k), dim=1)
         v = torch.cat((v.new_zeros(B, 1, v.shape[-1]), v), dim=1)
@@ -278,13 +313,13 @@ class Teacher(nn.Module):
         Args:
             alias_K: code vectors of the alias tokens, K-1 times (B,l_k,Ca).
         """
-        alias_BTC = self.embed(alias_K)
+        aliases = self.embed(alias_K)
         x_BLC = tape.blocks[0].mid_BLC  # the first doubled block shares the student's self-attention
         features: list[Tensor] = []
         for block, cross, record in zip(var.blocks[-len(self.cross) :], self.cross, tape.blocks, strict=True):
             if features:
                 x_BLC = detached_call(attention_half, block, x_BLC, record.six, tape.attn_bias, record.drop_attn)
-            x_BLC = cross(x_BLC, alias_BTC, self.visible_LN)
+            x_BLC = cross(x_BLC, aliases, self.visible_LN)
             x_BLC = detached_call(ffn_half, block, x_BLC, record.six, record.drop_ffn)
             features.append(x_BLC)
         return features

@@ -258,7 +258,7 @@ class DistillTraining(Training):
         )
         self.parallel = self.objective if self.sharded else here.parallel(self.objective)
         self.modules = {"var": self.var} | ({"teacher": self.teacher} if self.teacher else {})
-        self.optimizers = {name: adamw(module) for name, module in self.modules.items()}
+        self.optimizers = {name: adamw(module, options.teacher_lr) for name, module in self.modules.items()}
 
     def _validation_tokens(self, val: ImageList) -> ValidationTokens:
         """Tokens of centre crops, the same on every process."""
@@ -292,6 +292,7 @@ class DistillTraining(Training):
             with self._synchronized(number == len(batches) - 1):
                 for name, term in self._backward(batch).items():
                     total[name] = total.get(name, 0) + term / len(batches)
+        alias_mean_TC = total.pop("alias_mean_TC", None)
         norms = self._gradient_norms()
         loss = float(total["loss"])
         # fp16 overflows now and then: its scaler skips such a step by itself and lowers the scale
@@ -299,6 +300,8 @@ class DistillTraining(Training):
         if not bad:
             for optimizer in self.optimizers.values():
                 self.scaler.step(optimizer)
+            if alias_mean_TC is not None:
+                self.objective.alias_embedding.follow(self.world.sum(alias_mean_TC) / self.world.size)
         self.scaler.update()
         return None if bad else {"lr": lr, **self._logged(step, total), **norms}
 
@@ -310,6 +313,8 @@ class DistillTraining(Training):
         with self.autocast():
             loss, terms = self.parallel(label_B, x_BLC, idx_BL, alias_K)
         self.scaler.scale(loss / self.options.accumulate).backward()
+        if self.teacher:
+            terms["alias_mean_TC"] = self.objective.alias_embedding.mean(alias_K)
         return {"loss": loss.detach()} | terms
 
     def _tokens(self, batch: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -436,11 +441,23 @@ class DistillTraining(Training):
         return {files[name]: state for name, state in states.items()}
 
 
-def adamw(module: nn.Module) -> torch.optim.AdamW:
-    """VAR's optimizer; fused also on a CPU, where it saves a copy of the gradients."""
-    return torch.optim.AdamW(
-        var_recipe.weight_decay_groups(module.named_parameters()), betas=var_recipe.BETAS, fused=True
-    )
+def adamw(module: nn.Module, teacher_lr: float = 1.0) -> torch.optim.AdamW:
+    """VAR's optimizer; fused also on a CPU, where it saves a copy of the gradients.
+
+    Args:
+        teacher_lr: factor on the learning rate of alias modules (`Teacher`, alone or in a `SeparateTeacher`).
+    """
+    parts: list[tuple[nn.Module, float]] = [(module, 1.0)]
+    if isinstance(module, Teacher):
+        parts = [(module, teacher_lr)]
+    elif isinstance(module, SeparateTeacher):
+        parts = [(module.var, 1.0), (module.aliases, teacher_lr)]
+    groups = [
+        group | {"lr_sc": factor}
+        for part, factor in parts
+        for group in var_recipe.weight_decay_groups(part.named_parameters())
+    ]
+    return torch.optim.AdamW(groups, betas=var_recipe.BETAS, fused=True)
 
 
 def summary(report: DistillReport) -> str:

@@ -86,7 +86,7 @@ def cosine_weight_decay(step: int, steps: int, begin: float = WEIGHT_DECAY, end:
 
 
 def set_lr_and_decay(optimizer: torch.optim.Optimizer, lr: float, weight_decay: float) -> None:
-    """Writes both into every group; the decay times the group's `wd_sc`."""
+    """Writes both into every group; the rate times the group's `lr_sc`, the decay times its `wd_sc`."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("lr_sc", 1.0)
         group["weight_decay"] = weight_decay * group.get("wd_sc", 1.0)

@@ -143,6 +143,27 @@ def test_every_teacher_starts_as_the_student(run: Any, tmp_path: Path) -> None:
         assert first["train/kl"] == pytest.approx(0, abs=1e-6) and first["train/feat"] == pytest.approx(0, abs=1e-9)
 
 
+@pytest.mark.parametrize("kind", ["on", "separate"])
+def test_the_teacher_has_a_learning_rate_of_its_own(run: Any, tmp_path: Path, kind: str) -> None:
+    """A step of AdamW at rate r moves a weight by r at first: W_O starts at zero and shows it. The rest keeps the full rate."""
+    assert run("slow", "--steps", "1", "--teacher", kind) == 0  # its default is a tenth
+    assert run("fast", "--steps", "1", "--teacher", kind, "--teacher-lr", "1") == 0
+    slow, fast = (weights(tmp_path / name, "teacher.pth") for name in ("slow", "fast"))
+    moved = "cross.0.to_out.weight" if kind == "on" else "aliases.cross.0.to_out.weight"
+    assert fast[moved].any() and torch.allclose(10 * slow[moved], fast[moved], rtol=1e-3)
+    assert_same(weights(tmp_path / "slow"), weights(tmp_path / "fast"))
+    if kind == "separate":
+        assert torch.equal(slow["var.head.weight"], fast["var.head.weight"])
+
+
+def test_the_running_mean_is_that_of_what_was_trained_on(run: Any, tmp_path: Path) -> None:
+    """After one step it is the batch's mean of E_a, micro-batches or not; every step counts once."""
+    assert run("one", "--steps", "1") == run("two", "--steps", "1", "--accumulate", "2") == run("six") == 0
+    one, two, six = (weights(tmp_path / name, "teacher.pth") for name in ("one", "two", "six"))
+    assert one["embed.mean_TC"].any() and torch.allclose(one["embed.mean_TC"], two["embed.mean_TC"], atol=1e-5)
+    assert [int(teacher["embed.batches"]) for teacher in (one, two, six)] == [1, 1, 6]
+
+
 def test_options_that_must_not_change_the_result(run: Any, tmp_path: Path) -> None:
     assert run("plain") == run("again", "--grad-checkpoint") == run("grouped", "--attention", "per-scale") == 0
     assert_same(weights(tmp_path / "again"), weights(tmp_path / "plain"))

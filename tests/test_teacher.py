@@ -20,7 +20,10 @@ from patches import PatchError, Upstream, load_upstream, patched, submodule_pres
 from patches.instance import fingerprint
 from patches.teacher_block import RecordedBlock, RecordedVAR, Recording, SharedDropPath
 from refocus_ext.teacher import (
+    MEAN_BATCHES,
+    AliasEmbedding,
     AliasGateCrossAttention,
+    EmbeddedAliases,
     Teacher,
     TeacherGeometry,
     TeacherOutput,
@@ -223,31 +226,79 @@ def test_teacher_pass_is_the_formula(var: Any) -> None:
     var.eval()
     label_B, x_BLC, alias_K = batch()
     teacher = build_teacher()
+    teacher.embed.follow(torch.randn(teacher.embed.mean_TC.shape, generator=torch.Generator().manual_seed(5)))
     inputs: list[Any] = []
     hook = var.blocks[2].register_forward_pre_hook(lambda _m, _a, kwargs: inputs.append(kwargs), with_kwargs=True)
     out = seeded(teacher, var, label_B, x_BLC, alias_K)
     hook.remove()
     x, cond, bias = inputs[0]["x"], inputs[0]["cond_BD"], inputs[0]["attn_bias"]
-    alias_BTC = teacher.embed(alias_K)
+    aliases = teacher.embed(alias_K)
+    assert torch.equal(aliases.value_BTC, aliases.key_BTC - teacher.embed.mean_TC)
     for block, cross, feature in zip(var.blocks[2:], teacher.cross, out.teacher_features, strict=True):
         g1, g2, s1, s2, b1, b2 = block.ada_lin(cond).view(B, 1, 6, 64).unbind(2)
         x = x + g1 * block.attn(block.ln_wo_grad(x) * (1 + s1) + b1, bias)
-        x = reference_cross(cross, x, alias_BTC, alias_visibility(teacher.geometry))  # type: ignore[arg-type]
+        x = reference_cross(cross, x, aliases, alias_visibility(teacher.geometry))  # type: ignore[arg-type]
         x = x + g2 * block.ffn(block.ln_wo_grad(x) * (1 + s2) + b2)
         assert torch.allclose(feature, x, atol=2e-5, rtol=1e-4)
 
 
-def reference_cross(cross: AliasGateCrossAttention, x: Tensor, alias: Tensor, visible_LT: Tensor) -> Tensor:
+def reference_cross(cross: AliasGateCrossAttention, x: Tensor, aliases: EmbeddedAliases, visible_LT: Tensor) -> Tensor:
     seen = cross.norm(x).double()
     w = {name: p.double() for name, p in cross.named_parameters()}
-    logits = (seen @ w["to_q.weight"].T) @ (alias.double() @ w["to_k.weight"].T).transpose(1, 2)
+    logits = (seen @ w["to_q.weight"].T) @ (aliases.key_BTC.double() @ w["to_k.weight"].T).transpose(1, 2)
     null = seen @ w["to_q.weight"].T @ w["null_key"]
     scores = (
         torch.cat((null[..., None], logits.masked_fill(~visible_LT, -torch.inf)), -1) / cross.to_q.out_features**0.5
     )
-    attended = scores.softmax(-1)[..., 1:] @ (alias.double() @ w["to_v.weight"].T)
+    attended = scores.softmax(-1)[..., 1:] @ (aliases.value_BTC.double() @ w["to_v.weight"].T)
     gate = torch.sigmoid(seen @ w["to_gate.weight"].T + w["to_gate.bias"])
     return (x + gate * (attended @ w["to_out.weight"].T)).float()
+
+
+# ------------------------------------------------------------------------------------------------ what an image says
+
+
+def test_aliases_that_every_image_has_teach_nothing(var: Any) -> None:
+    """A teacher with drawn weights, shown what it always sees, is the student to the bit; shown anything else it is not."""
+    label_B, x_BLC, alias_K = batch()
+    teacher, usual_K = build_teacher(), [alias[:1].expand(B, -1, -1) for alias in alias_K]
+    for _ in range(3):
+        teacher.embed.follow(teacher.embed.mean(usual_K))
+    # a mean of equal rows may be off in its last bits
+    assert torch.allclose(teacher.embed.mean_TC, teacher.embed(usual_K).key_BTC[0], atol=1e-6)
+    with torch.no_grad():
+        teacher.embed.mean_TC.copy_(teacher.embed(usual_K).key_BTC[0])
+    out = seeded(teacher, var, label_B, x_BLC, usual_K)
+    assert torch.equal(out.teacher_logits, out.student_logits)
+    other = seeded(teacher, var, label_B, x_BLC, alias_K)
+    assert not torch.equal(other.teacher_logits, other.student_logits)
+
+
+def test_running_mean_is_plain_at_first_then_exponential() -> None:
+    embed = AliasEmbedding(geometry())
+    generator = torch.Generator().manual_seed(0)
+    means = torch.randn(MEAN_BATCHES + 5, *embed.mean_TC.shape, generator=generator)
+    for i, mean_TC in enumerate(means[:MEAN_BATCHES], start=1):
+        embed.follow(mean_TC)
+        assert torch.allclose(embed.mean_TC, means[:i].mean(0), atol=1e-5)
+    expected = embed.mean_TC.clone()
+    for mean_TC in means[MEAN_BATCHES:]:
+        embed.follow(mean_TC)
+        expected = (1 - 1 / MEAN_BATCHES) * expected + mean_TC / MEAN_BATCHES
+        assert torch.allclose(embed.mean_TC, expected, atol=1e-6)
+
+
+def test_only_follow_moves_the_mean_and_it_travels_with_the_weights(var: Any) -> None:
+    label_B, x_BLC, alias_K = batch()
+    teacher = build_teacher().train()
+    seeded(teacher, var, label_B, x_BLC, alias_K)
+    mean_TC = teacher.embed.mean(alias_K)
+    assert not teacher.embed.mean_TC.any() and mean_TC.any() and not mean_TC.requires_grad
+    assert torch.allclose(mean_TC, teacher.embed(alias_K).key_BTC.mean(0))
+    teacher.embed.follow(mean_TC)
+    again = build_teacher(drawn=False)
+    again.load_state_dict(teacher.state_dict())
+    assert torch.equal(again.embed.mean_TC, mean_TC) and int(again.embed.batches) == 1
 
 
 # ------------------------------------------------------------------------------------------------ who sees what
@@ -412,8 +463,9 @@ def test_state_dict_holds_the_teacher_alone(var: Any) -> None:
     teacher = build_teacher()
     teacher(var, *batch())
     names = list(teacher.state_dict())
-    assert all(name.startswith(("embed.project.", "embed.state.", "cross.0.", "cross.1.")) for name in names)
-    assert names == [name for name, _ in teacher.named_parameters()]
+    assert all(name.startswith(("embed.", "cross.0.", "cross.1.")) for name in names)
+    parameters = {name for name, _ in teacher.named_parameters()}
+    assert set(names) == parameters | {"embed.mean_TC", "embed.batches"}
     assert not {id(p) for p in teacher.parameters()} & {id(p) for p in var.parameters()}
     twin = build_teacher(drawn=False)
     twin.load_state_dict(teacher.state_dict(), strict=True)
@@ -440,7 +492,7 @@ def test_positions_are_distinct_and_the_images_own() -> None:
 def test_moving_an_alias_token_to_another_cell_or_state_matters() -> None:
     teacher = build_teacher()
     same = torch.ones(1, 1, CODE)
-    embedded = teacher.embed([same, same.expand(1, 4, CODE)])[0]
+    embedded = teacher.embed.embedded([same, same.expand(1, 4, CODE)])[0]
     assert torch.pdist(embedded).min() > 0.5 and torch.allclose(
         embedded.std(-1, correction=0), torch.ones(5), atol=1e-3
     )
