@@ -88,6 +88,15 @@ def test_shards_are_copies_and_checkpoints_pass_between_them(tokenizer: Path, tm
     assert any("val/gap_other" in record for record in validated)
 
 
+def test_the_running_mean_of_aliases_is_over_all_processes(tokenizer: Path, tmp_path: Path) -> None:
+    means = []
+    for processes in (1, 2):
+        launch(processes, tokenizer, tmp_path / f"{processes}", "--steps", "1")
+        teacher = torch.load(tmp_path / f"{processes}" / "teacher.pth", weights_only=True)
+        means.append(teacher["embed.mean_TC"])
+    assert means[0].any() and torch.allclose(*means, atol=1e-5)
+
+
 def test_nan_on_one_rank_updates_none(tokenizer: Path, tmp_path: Path) -> None:
     script = tmp_path / "poisoned.py"
     script.write_text(POISON_RANK_1)
