@@ -190,7 +190,9 @@ def print_plan(
     else:
         print("teacher: off, VAR's own training")
     print(
-        f"training: {options.steps} steps of {options.batch_size} images, peak lr {options.lr:g}, on {device}; "
+        f"training: {options.steps} steps of {options.batch_size} images, peak lr {options.lr:g}"
+        + (f" ({options.lr * options.teacher_lr:g} for alias gates)" if geometry else "")
+        + f", on {device}; "
         f"{size.memory / 2**30:.1f} GiB for weights, gradients and AdamW, {size.checkpoint / 2**30:.1f} GiB a checkpoint"
     )
     if options.preset == "demo" and options.depth > 8:

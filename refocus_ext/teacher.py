@@ -149,8 +149,8 @@ class AliasEmbedding(nn.Module):
 
     Values are E_a less its running mean over images, place by place, so that the teacher can add what an image's aliases
     say and not what is true of every image. With whole values a new teacher learns the tokens' frequencies through them,
-    a constant vector many times longer than the student's features, and feature distillation (eq. 13) pulls the student
-    there, where all tokens look alike. The mean moves in `follow`, never in `forward`.
+    a constant vector longer than the student's features, and feature distillation (eq. 13) holds the student there, where
+    all tokens look alike (docs/measured.md). The mean moves in `follow`, never in `forward`.
     """
 
     position_TF: Tensor
