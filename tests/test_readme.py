@@ -53,4 +53,8 @@ def test_files_of_the_readme_exist() -> None:
     named = re.findall(r"\]\((docs/[^)]+)\)", README) + re.findall(
         r"`((?:refocus_ext|patches|tests)/[\w/.]+\.py)`", README
     )
-    assert named and not [name for name in named if not (ROOT / name).exists()]
+    assert named and not [name for name in named if not (ROOT / name.partition("#")[0]).exists()]
+    for page, _, heading in (name.partition("#") for name in named if "#" in name):
+        titles = re.findall(r"^#+ (.+)$", (ROOT / page).read_text(), flags=re.MULTILINE)
+        anchors = [re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles]
+        assert heading in anchors, (page, heading)
