@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import difflib
 import importlib
 import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from refocus_ext import (
     config,
@@ -279,6 +280,20 @@ def _run(module: str, parsed: Any) -> int:
         return 130
 
 
+def leave(code: int) -> NoReturn:
+    """Ends the process with this code.
+
+    One of several processes leaves after its exit handlers, without the interpreter's teardown: there, after all work is
+    done, one of PyTorch's threads (gloo, FSDP2) sometimes aborts, and torchrun would call a finished run failed.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    raise SystemExit(code)
+
+
 if __name__ == "__main__":
     try:
         code = main(sys.argv[1:])
@@ -286,4 +301,4 @@ if __name__ == "__main__":
     except BrokenPipeError:  # `... | head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
-    raise SystemExit(code)
+    leave(code)

@@ -32,8 +32,8 @@ def forward(self, *args, **kwargs):
         out.loss = out.loss * float("nan")
     return out
 structure.StructureObjective.forward = forward
-from refocus_ext.__main__ import main
-raise SystemExit(main(sys.argv[1:]))
+from refocus_ext.__main__ import leave, main
+leave(main(sys.argv[1:]))
 """
 
 

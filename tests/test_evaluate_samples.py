@@ -175,8 +175,8 @@ import sys
 from inceptions import load_colours
 from refocus_ext import evaluate_samples
 evaluate_samples.load_inception = load_colours
-from refocus_ext.__main__ import main
-raise SystemExit(main(sys.argv[1:]))
+from refocus_ext.__main__ import leave, main
+leave(main(sys.argv[1:]))
 """
 
 

@@ -550,8 +550,8 @@ TWO_PROCESSES = """
 import sys
 from refocus_ext import token_shards
 token_shards.SHARD_IMAGES = 3
-from refocus_ext.__main__ import main
-raise SystemExit(main(sys.argv[1:]))
+from refocus_ext.__main__ import leave, main
+leave(main(sys.argv[1:]))
 """
 
 
