@@ -7,7 +7,6 @@ the K focus targets T_k = quant_conv(E(F_k)), each (B,C,h,w); a plain tensor `f_
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -16,9 +15,11 @@ from torch import distributed as tdist
 from torch.nn import functional as F
 
 from patches.instance import InstancePatch
+from refocus_ext.vector_quantization import full_precision_matmul, straight_through
 
 if TYPE_CHECKING:
-    from refocus_ext.pyramid import FocusPyramid
+    from refocus_ext.optics.pyramid import FocusPyramid
+
 
 PatchNums = Sequence[int | tuple[int, int]]
 
@@ -41,36 +42,6 @@ class Quantized(NamedTuple):
     residual_S: list[Tensor]  # S times (B*pn*pn, C): the pooled residuals that were quantized, no gradient
     commitment_S: list[Tensor]  # mse(sg f_hat, T_g(i)): reaches the encoder only
     codebook_S: list[Tensor]  # mse(f_hat, sg T_g(i)): reaches codebook and phi only
-
-
-def prefix_projection(f_BChw: Tensor, pn: int) -> Tensor:
-    """P: what a token map of pn x pn cells can follow of a latent: area-average down, bicubic back up (identity at n)."""
-    size = f_BChw.shape[-2:]
-    if tuple(size) == (pn, pn):
-        return f_BChw
-    return F.interpolate(F.interpolate(f_BChw, size=(pn, pn), mode="area"), size=size, mode="bicubic")
-
-
-def straight_through(f_hat_BChw: Tensor, target_BChw: Tensor, pn: int | None = None) -> Tensor:
-    """f_hat in value; in gradient P(target), with P of `prefix_projection` at `pn` (None: the identity).
-
-    A coarse prefix holds few tokens and can follow only the part of a gradient that survives P; passing the whole of
-    it would move the encoder where the tokens cannot go. Codebook and phi get nothing.
-    """
-    followed = target_BChw if pn is None else prefix_projection(target_BChw, pn)
-    # upstream's order of operations, (f_hat - sg f) + f, to the bit
-    return (f_hat_BChw.detach() - followed.detach()).add_(followed)
-
-
-@contextmanager
-def full_precision_matmul() -> Iterator[None]:
-    """Inside, fp32 products are fp32: TF32 and a CPU's bf16 shortcut flip some of the nearest codes."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 class FocusQuantizer(InstancePatch):

@@ -11,7 +11,7 @@ from patches.focus_quantizer import FocusQuantizer, PatchNums
 from patches.instance import InstancePatch, Patch, PatchError, swap_class
 
 if TYPE_CHECKING:
-    from refocus_ext.pyramid import FocusPyramid
+    from refocus_ext.optics.pyramid import FocusPyramid
 
 
 class FocusVQVAE(InstancePatch):

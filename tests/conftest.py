@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from patches import Focus, Upstream, load_upstream, submodule_present
-from refocus_ext.pyramid import FocusPyramid
+from refocus_ext.optics.pyramid import FocusPyramid
 
 PATCH_NUMS = (1, 2, 3, 4)
 WITHOUT_SUBMODULE = "submodule var_upstream is not populated: runs on the stand-in only"

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from refocus_ext.inception import Activations
+from refocus_ext.evaluation.inception import Activations
 
 
 def random_inception() -> dict[str, Tensor]:

@@ -10,8 +10,8 @@ import torch
 from conftest import PATCH_NUMS, small_vae
 
 from patches import Upstream, load_upstream
-from refocus_ext.files import sha256
-from refocus_ext.pyramid import FocusPyramid
+from refocus_ext.optics.pyramid import FocusPyramid
+from refocus_ext.storage.atomic import sha256
 
 CLASSES = ["tench", "Golden Retriever", "toaster"]
 

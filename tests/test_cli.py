@@ -12,19 +12,11 @@ from pathlib import Path
 
 import pytest
 from conftest import write_images
+from runs import run_main
 
-from refocus_ext.__main__ import COMMANDS, main
+from refocus_ext.commands import COMMANDS
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-def run_main(*argv: str) -> int:
-    """main(), with argparse's SystemExit as a code."""
-    try:
-        return main(list(argv))
-    except SystemExit as stop:
-        assert isinstance(stop.code, int)
-        return stop.code
 
 
 def sentence(capsys: pytest.CaptureFixture[str]) -> str:
@@ -37,7 +29,7 @@ def sentence(capsys: pytest.CaptureFixture[str]) -> str:
 def test_help_needs_no_torch_and_no_time(argv: list[str]) -> None:
     script = f"""
 import sys
-from refocus_ext.__main__ import main
+from refocus_ext.commands import main
 try:
     main({argv!r})
 except SystemExit:

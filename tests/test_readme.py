@@ -11,8 +11,8 @@ from PIL import Image
 from students import lively_var, write_run
 
 from patches import load_upstream
-from refocus_ext.__main__ import COMMANDS
-from refocus_ext.options import build_parser
+from refocus_ext.commands import COMMANDS
+from refocus_ext.options.parser import build_parser
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()

@@ -2,7 +2,7 @@
 
 It was written for this project from upstream's facts: parameter names and shapes, and the order of floating-point and
 random-number operations. The same seed gives the same weights, tokens, logits, gradients and images on a CPU, to the
-bit, and state dicts are interchangeable; `tests/test_conformance.py` holds it to that wherever the submodule is there.
+bit, and state dicts are interchangeable; `tests/vanilla_var/test_conformance.py` holds it to that wherever the submodule is there.
 It covers what the project calls and no more: no fused kernels, no progressive training, no Hub wrapper. Nothing here
 prints, needs a process group, or keeps a device for the whole process.
 """

@@ -1,0 +1,106 @@
+"""Student and teacher, built, patched and initialized."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from patches import BlockCausal, Upstream
+from patches.block_causal import GROUPS
+from patches.checkpointed_block import Checkpointed
+from patches.teacher_block import Recording
+from refocus_ext.distill import recipe
+from refocus_ext.distill.options import DistillOptions
+from refocus_ext.distill.teacher.geometry import TeacherGeometry
+from refocus_ext.distill.teacher.separate import SeparateTeacher
+from refocus_ext.distill.teacher.shared_weights import Teacher
+from refocus_ext.seeds import derived_seed
+from refocus_ext.storage.upstream_weights import var_state_dict
+from refocus_ext.storage.weights import load_strictly
+from refocus_ext.tokens.trained_tokenizer import Tokenizer
+
+
+class Networks(NamedTuple):
+    """Student and teacher, patched, on their device, in train mode."""
+
+    var: Any
+    teacher: Teacher | SeparateTeacher | None
+
+
+def build_networks(
+    options: DistillOptions,
+    upstream: Upstream,
+    tokenizer: Tokenizer,
+    geometry: TeacherGeometry | None,
+    classes: int,
+    device: torch.device,
+) -> Networks:
+    """The student first: its weights are the same with any teacher and with none."""
+
+    def build(recorded: int) -> Any:
+        torch.manual_seed(derived_seed(options.seed, 2))
+        shared_aln = options.shared_aln == "on"
+        var = upstream.build_var(
+            tokenizer.vae, depth=options.depth, num_classes=classes, shared_aln=shared_aln, device=device
+        )
+        if options.init:
+            load_init(var, options)
+        return _patched(var, options, recorded)
+
+    var, teacher = build(geometry.blocks if geometry else 0), None
+    if geometry:
+        second = build(0) if options.teacher == "separate" else None
+        torch.manual_seed(derived_seed(options.seed, 8))
+        teacher = Teacher(geometry) if second is None else SeparateTeacher(geometry, second)
+        teacher.to(device)
+    return Networks(var.train(), teacher.train() if teacher else None)
+
+
+def _patched(var: Any, options: DistillOptions, recorded: int) -> Any:
+    """For a whole run, so that upstream is checked for drift once and not at every step."""
+    doubled = 0 if options.teacher == "off" else options.teacher_blocks
+    Recording(recorded).apply(var)
+    if options.attention != "dense":
+        BlockCausal(GROUPS if options.attention == "grouped" else None).apply(var)
+    if options.grad_checkpoint:
+        Checkpointed(keep=doubled).apply(var)
+    if options.compile:
+        for block in list(var.blocks)[: len(var.blocks) - doubled]:
+            block.compile()
+    return var
+
+
+def load_init(var: Any, options: DistillOptions) -> None:
+    """Loads VAR weights strictly.
+
+    Raises:
+        UsageError: the file holds none, or those of another geometry.
+    """
+    load_strictly(
+        var,
+        var_state_dict(Path(options.init)),
+        f"--init {options.init} does not fit this student ({{reason}}); the published var_dN.pth need --depth N, 1000 "
+        "classes and a tokenizer of preset vanilla.",
+    )
+
+
+def adamw(module: nn.Module, teacher_lr: float = 1.0) -> torch.optim.AdamW:
+    """VAR's optimizer; fused also on a CPU, where it saves a copy of the gradients.
+
+    Args:
+        teacher_lr: factor on the learning rate of alias modules (`Teacher`, alone or in a `SeparateTeacher`).
+    """
+    parts: list[tuple[nn.Module, float]] = [(module, 1.0)]
+    if isinstance(module, Teacher):
+        parts = [(module, teacher_lr)]
+    elif isinstance(module, SeparateTeacher):
+        parts = [(module.var, 1.0), (module.aliases, teacher_lr)]
+    groups = [
+        group | {"lr_sc": factor}
+        for part, factor in parts
+        for group in recipe.weight_decay_groups(part.named_parameters())
+    ]
+    return torch.optim.AdamW(groups, betas=recipe.BETAS, fused=True)

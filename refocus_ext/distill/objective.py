@@ -1,0 +1,139 @@
+"""What one stage-2 step computes: the student's pass, the teacher's, and eq. 13 over both.
+
+Shapes: B batch, L structure tokens, T alias tokens, C width, V codes, S token scales.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from patches.teacher_block import StudentPass
+from refocus_ext.distill.losses import Terms, distillation_loss_from_hidden, feature_distance
+from refocus_ext.distill.teacher.alias_gate import AliasEmbedding
+from refocus_ext.distill.teacher.separate import SeparateTeacher, random_state
+from refocus_ext.distill.teacher.shared_weights import Teacher, record
+from refocus_ext.tokenizer.alias.tokenizer import AliasTokenizer
+from refocus_ext.tokens.tokenize import split_maps
+
+
+@dataclass(frozen=True)
+class DistillWeights:
+    """lambda_feat and lambda_logit of eq. 13."""
+
+    feat: float = 1.0
+    logit: float = 0.5
+
+
+class TokenEmbedding:
+    """From tokens to what the networks read, by the frozen tokenizers; without gradient and in fp32."""
+
+    def __init__(self, vae: Any, alias: AliasTokenizer | None) -> None:
+        self.vae, self.alias_tokenizer = vae, alias
+        self.sides = vae.quantize.v_patch_nums
+
+    @torch.no_grad()
+    def structure(self, idx_BL: Tensor) -> Tensor:
+        """Teacher-forcing input (B, L - first_l, Cvae) of structure tokens (B,L)."""
+        return self.vae.quantize.idxBl_to_var_input(list(split_maps(idx_BL, self.sides)))
+
+    @torch.no_grad()
+    def alias(self, alias_BT: Tensor) -> list[Tensor]:
+        """Code vectors of alias tokens (B,T), K-1 times (B,l_k,Ca)."""
+        assert self.alias_tokenizer is not None
+        maps = split_maps(alias_BT, self.alias_tokenizer.geometry.grids)
+        return [self.alias_tokenizer.codebook_vectors(idx_Bl) for idx_Bl in maps]
+
+
+class TeacherPass(NamedTuple):
+    """Features of the last M blocks (B,L,C), and the head that turns the last of them into logits (B,l,V)."""
+
+    features: list[Tensor]
+    head: Callable[[Tensor], Tensor]
+
+
+class DistillObjective(nn.Module):
+    """Eq. 13 of a batch of tokens: `forward(label_B, x_BLC, idx_BL, alias_K)` -> (loss, detached terms).
+
+    One module around both networks, so that DistributedDataParallel sees one forward a step. The student's loss reaches
+    the VAR alone and the teacher's own cross-entropy the teacher alone; with both weights 0 the VAR's gradient is that of
+    `teacher=None`, to the bit.
+
+    Args:
+        var: the student, a VAR.
+        teacher: `Teacher`, `SeparateTeacher`, or None for VAR's own training.
+    """
+
+    def __init__(self, var: Any, teacher: Teacher | SeparateTeacher | None, weights: DistillWeights) -> None:
+        super().__init__()
+        self.var: Any = var
+        self.teacher, self.weights = teacher, weights
+
+    def forward(
+        self, label_B: Tensor, x_BLCv_wo_first_l: Tensor, idx_BL: Tensor, alias_K: Sequence[Tensor]
+    ) -> tuple[Tensor, Terms]:
+        """
+        Args:
+            label_B: class labels.
+            x_BLCv_wo_first_l: teacher-forcing input (B, L - first_l, Cvae).
+            idx_BL: structure tokens, the targets.
+            alias_K: code vectors of the alias tokens, K-1 times (B,l_k,Ca); read only by a teacher.
+        """
+        tape, taught = self.passes(label_B, x_BLCv_wo_first_l, alias_K)
+        assert tape.hidden_BLC is not None
+        loss, terms = distillation_loss_from_hidden(
+            tape.hidden_BLC,
+            taught.features[-1] if taught else None,
+            idx_BL,
+            self.var.begin_ends,
+            student_head=self.student_head(tape),
+            teacher_head=taught.head if taught else None,
+            kl_weight=self.weights.logit,
+        )
+        if taught:
+            distance, feature_terms = feature_distance([block.out_BLC for block in tape.blocks], taught.features)
+            terms |= feature_terms
+            if self.weights.feat:  # 0 * gradient would not be no gradient where it overflows
+                loss = loss + self.weights.feat * distance
+        return loss, terms
+
+    @property
+    def alias_embedding(self) -> AliasEmbedding:
+        """E_a of the teacher, whose running mean the training loop moves (`AliasEmbedding.follow`)."""
+        assert self.teacher is not None
+        return (self.teacher.aliases if isinstance(self.teacher, SeparateTeacher) else self.teacher).embed
+
+    def student_head(self, tape: StudentPass) -> Callable[[Tensor], Tensor]:
+        """(B,l,C) -> logits (B,l,V), fp32."""
+        return lambda h_BlC: self.var.get_logits(h_BlC, tape.cond_BD)
+
+    def passes(
+        self, label_B: Tensor, x_BLCv_wo_first_l: Tensor, alias_K: Sequence[Tensor]
+    ) -> tuple[StudentPass, TeacherPass | None]:
+        """Both passes up to their heads."""
+        teacher = self.teacher
+        if teacher is None:
+            return record(self.var, label_B, x_BLCv_wo_first_l, blocks=0, defer_head=True), None
+        if isinstance(teacher, SeparateTeacher):
+            state = random_state(x_BLCv_wo_first_l.device)
+            tape = teacher.aliases.observe(self.var, label_B, x_BLCv_wo_first_l, defer_head=True)
+            return tape, self._separate(teacher, label_B, x_BLCv_wo_first_l, alias_K, state)
+        tape = teacher.observe(self.var, label_B, x_BLCv_wo_first_l, defer_head=True)
+        return tape, self.taught(tape, alias_K)
+
+    def taught(self, tape: StudentPass, alias_K: Sequence[Tensor]) -> TeacherPass:
+        """The shared-weights teacher's pass over a student's; several may look at one student's pass."""
+        teacher = self.teacher
+        assert isinstance(teacher, Teacher)
+        return TeacherPass(teacher.teach(self.var, tape, alias_K), lambda h_BlC: teacher.logits(self.var, tape, h_BlC))
+
+    @staticmethod
+    def _separate(
+        teacher: SeparateTeacher, label_B: Tensor, x_BLC: Tensor, alias_K: Sequence[Tensor], state: list[Tensor]
+    ) -> TeacherPass:
+        features, cond_BD = teacher.teach(label_B, x_BLC, alias_K, state)
+        return TeacherPass(features, lambda h_BlC: teacher.logits(cond_BD, h_BlC))

@@ -1,0 +1,215 @@
+"""What a stage-2 command is about to do: its options completed and checked, sizes of model and files, the plan in words."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from patches import Upstream
+from refocus_ext.distill.options import DistillOptions
+from refocus_ext.distill.teacher.cost import TeacherOverhead, teacher_overhead
+from refocus_ext.distill.teacher.geometry import TeacherGeometry
+from refocus_ext.engine.checks import check_run_options
+from refocus_ext.errors import UsageError
+from refocus_ext.images.folder import ImageList
+from refocus_ext.storage.weights import state_bytes
+from refocus_ext.tokens.trained_tokenizer import Tokenizer
+
+ADAMW_BYTES = 16  # fp32 weight, gradient and two moments of one parameter
+STATE_BYTES = 12  # of them in a checkpoint
+
+
+def complete(options: DistillOptions) -> DistillOptions:
+    """Options whose empty values say "as usual", filled in."""
+    out = options.out or f"runs/distill-d{options.depth}"
+    shared_aln = options.shared_aln if options.shared_aln != "auto" else ("on" if options.depth >= 36 else "off")
+    return dataclasses.replace(options, out=out, shared_aln=shared_aln)
+
+
+def why_preset(options: DistillOptions, tokenizer: Tokenizer) -> str:
+    if options.data:
+        return f"preset {options.preset}: training on {options.data}"
+    where = tokenizer.options["data"] or "the photographs inside scikit-image"
+    return f"preset {options.preset}: training on {where}, as the tokenizer {tokenizer.path} was"
+
+
+def check_options(options: DistillOptions) -> None:
+    """Raises UsageError for what can be told before anything is loaded."""
+    if options.init and not Path(options.init).is_file():
+        raise UsageError(f"--init {options.init} is no file; it takes VAR weights such as var_d{options.depth}.pth.")
+    if options.crops == 0 and options.cache != "off":
+        raise UsageError(
+            "--crops 0 draws a new crop every epoch, which no cache can hold; add --cache off, or give --crops N."
+        )
+    if options.teacher != "off" and options.teacher_blocks > options.depth:
+        raise UsageError(
+            f"--teacher-blocks {options.teacher_blocks} is more than the {options.depth} blocks of --depth {options.depth}; "
+            "choose fewer."
+        )
+
+
+def check_data(options: DistillOptions, images: ImageList, val: ImageList) -> int:
+    """The number of classes of the student's embedding.
+
+    Raises:
+        UsageError: options that do not fit the data or each other, more classes than the embedding has, or nothing to validate on.
+    """
+    check_run_options(options, images)
+    if options.num_classes and len(images.classes) > options.num_classes:
+        raise UsageError(
+            f"the data has {len(images.classes)} classes, more than --num-classes {options.num_classes}; raise it, or give 0."
+        )
+    if min(len(val), options.val_images) < 2:
+        raise UsageError("validation needs at least two images: another image's alias tokens are one of its controls.")
+    return options.num_classes or len(images.classes)
+
+
+def teacher_geometry(options: DistillOptions, tokenizer: Tokenizer) -> TeacherGeometry | None:
+    """The teacher's geometry, None where it is off.
+
+    Raises:
+        UsageError: the tokenizer has no alias tokens, or an option is outside its limits.
+    """
+    if options.teacher == "off":
+        return None
+    if tokenizer.alias is None:
+        raise UsageError(
+            f"--tokenizer {tokenizer.path} was trained without alias tokens (--alias off), which the teacher reads; give another "
+            "tokenizer, or --teacher off."
+        )
+    patch_nums = tuple(tokenizer.options["patch_nums"])
+    try:
+        return TeacherGeometry(
+            width=64 * options.depth,
+            code_dim=tokenizer.alias.geometry.code_dim,
+            grids=tokenizer.alias.geometry.grids,
+            patch_nums=patch_nums,
+            states=tokenizer.pyramid.states_of(patch_nums),
+            blocks=options.teacher_blocks,
+            mask=options.mask,
+            alias_scales=options.alias_scales or None,
+        )
+    except ValueError as error:
+        raise UsageError(f"{error} (--teacher-blocks, --alias-scales).") from None
+
+
+class Sizes(NamedTuple):
+    """Of a run on one process without sharding."""
+
+    cost: TeacherOverhead
+    parameters: int  # that are trained
+    memory: int  # bytes, without activations
+    checkpoint: int  # bytes
+    weights: int  # bytes of all weight files
+
+
+def sizes(
+    upstream: Upstream, options: DistillOptions, geometry: TeacherGeometry | None, tokenizer: Tokenizer, classes: int
+) -> Sizes:
+    """Counted on fake tensors: nothing is allocated."""
+    patch_nums = tuple(tokenizer.options["patch_nums"])
+    plain = TeacherGeometry(
+        64 * options.depth,
+        1,
+        (1,),
+        patch_nums,
+        (1,) * len(patch_nums),
+        blocks=min(options.teacher_blocks, options.depth),
+    )
+    cost = teacher_overhead(
+        upstream,
+        options.depth,
+        geometry or plain,
+        int(tokenizer.options["codebook_size"]),
+        num_classes=classes,
+        shared_aln=options.shared_aln == "on",
+    )
+    teacher = cost.teacher_parameters if geometry else 0
+    if options.teacher == "separate":
+        teacher += cost.var_parameters
+    parameters = cost.var_parameters + teacher
+    vae = state_bytes(tokenizer.vae)
+    return Sizes(cost, parameters, ADAMW_BYTES * parameters, STATE_BYTES * parameters, 4 * parameters + vae)
+
+
+def require_memory(need: int, device: torch.device, options: DistillOptions) -> None:
+    """Raises UsageError where weights, gradients and AdamW's moments alone cannot fit."""
+    free = free_memory(device)
+    if free is None or need <= free:
+        return
+    where = f"{device}" if device.type == "cuda" else "this machine"
+    raise UsageError(
+        f"--depth {options.depth} needs {need / 2**30:.1f} GiB for weights, gradients and AdamW, but {where} has "
+        f"{free / 2**30:.1f} GiB free; choose a smaller --depth"
+        + (", or --parallel fsdp." if device.type == "cuda" else ".")
+    )
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes free for this process; None where the system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        with open("/proc/meminfo") as file:
+            lines = dict(line.split(":", 1) for line in file)
+        return int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return None
+
+
+def print_plan(
+    options: DistillOptions,
+    tokenizer: Tokenizer,
+    geometry: TeacherGeometry | None,
+    images: ImageList,
+    classes: int,
+    size: Sizes,
+    device: torch.device,
+) -> None:
+    """What is about to happen, in a few lines."""
+    patch_nums = tokenizer.options["patch_nums"]
+    count = sum(pn * pn for pn in patch_nums)
+    views = f"{options.crops}" if options.crops else "ever new"
+    print(
+        f"images: {len(images)} in {len(images.classes)} classes, {views} crops of {tokenizer.options['image_size']} px each"
+        + (", mirrored as well" if options.hflip else "")
+    )
+    print(
+        f"student: VAR-d{options.depth}, {size.cost.var_parameters / 1e6:.0f}M parameters, {classes} classes, {count} tokens an "
+        f"image in {len(patch_nums)} scales, {tokenizer.options['codebook_size']} codes"
+    )
+    if geometry:
+        print(
+            f"teacher ({options.teacher}): alias gates in the last {geometry.blocks} blocks, {sum(geometry.tokens)} alias tokens "
+            f"an image, mask {geometry.mask}: +{100 * size.cost.parameters:.1f}% parameters"
+            + (f", +{100 * size.cost.flops:.1f}% FLOPs" if options.teacher == "on" else " and a second VAR")
+        )
+    else:
+        print("teacher: off, VAR's own training")
+    print(
+        f"training: {options.steps} steps of {options.batch_size} images, peak lr {options.lr:g}"
+        + (f" ({options.lr * options.teacher_lr:g} for alias gates)" if geometry else "")
+        + f", on {device}; "
+        f"{size.memory / 2**30:.1f} GiB for weights, gradients and AdamW, {size.checkpoint / 2**30:.1f} GiB a checkpoint"
+    )
+    if options.preset == "demo" and options.depth > 8:
+        print(
+            f"note: --depth {options.depth} is large for two CPU cores (d20 takes some 12 minutes); --depth 8 shows the "
+            "same in two"
+        )
+
+
+def print_cost(size: Sizes, options: DistillOptions, world_size: int) -> None:
+    """FLOPs of a step, for --dry-run."""
+    taught = options.teacher == "on"
+    flops = size.cost.both_flops if taught else size.cost.var_flops
+    times = 2 if options.teacher == "separate" else 1
+    local = options.batch_size // options.accumulate // world_size
+    print(
+        f"a step: {times * flops / 1e9:.1f} GFLOP an image ({size.cost.var_flops / 1e9:.1f} of a vanilla step), {local} images at "
+        f"once on a process; {size.memory / 2**30:.1f} GiB on it before activations"
+        + (f", divided by {world_size} processes (fsdp)" if options.parallel == "fsdp" else "")
+    )

@@ -1,0 +1,93 @@
+"""What the teacher adds to a training step of VAR and to its parameters, counted before anything is built."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from patches.upstream import Upstream
+from refocus_ext.distill.teacher.geometry import TeacherGeometry
+from refocus_ext.distill.teacher.shared_weights import Teacher
+
+
+class TeacherOverhead(NamedTuple):
+    """Counts for one image; a multiply-add is two FLOPs, a step is forward and backward of every loss."""
+
+    var_parameters: int
+    teacher_parameters: int
+    var_flops: int  # of a vanilla training step
+    both_flops: int  # of student and teacher
+
+    @property
+    def flops(self) -> float:
+        """Share added to a vanilla step: 0.1 is 10% more."""
+        return self.both_flops / self.var_flops - 1
+
+    @property
+    def parameters(self) -> float:
+        """Share added to the VAR's parameters."""
+        return self.teacher_parameters / self.var_parameters
+
+
+_SMALL = (torch.arange, torch.linspace, torch.tensor)  # what a constructor computes sizes and drop rates from
+
+
+class _Constructible(TorchFunctionMode):
+    """Under fake tensors: small constants and what is computed from them alone stay real, since constructors read them.
+
+    Of fake values only `trunc_normal_` reads any: it draws again while a value is out of bounds, and its bounds.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        tensors = [arg for arg in args if isinstance(arg, Tensor)]
+        fake = any(isinstance(tensor, FakeTensor) for tensor in tensors)
+        if fake and func in (Tensor.__bool__, Tensor.item):
+            return False
+        if func in _SMALL or (tensors and not fake):
+            with unset_fake_temporarily():
+                return func(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def teacher_overhead(
+    upstream: Upstream,
+    depth: int,
+    geometry: TeacherGeometry | None = None,
+    vocab_size: int = 8192,
+    **options: Any,
+) -> TeacherOverhead:
+    """Counts VAR-d`depth` (width 64 x depth) with and without a teacher; no weights are allocated, nothing is computed.
+
+    Args:
+        geometry: of the teacher, by default that of 256 px, M = 2 and alias stride 8.
+        vocab_size: V.
+        options: further arguments of `Upstream.build_var`, such as num_classes and shared_aln.
+    """
+    geometry = geometry or TeacherGeometry(width=64 * depth)
+    vae = upstream.build_vae(vocab_size=vocab_size, ch=32, patch_nums=geometry.patch_nums)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        with _Constructible():
+            var = upstream.build_var(vae, depth=depth, **options)
+            teacher = Teacher(geometry)
+        label_B = torch.zeros(1, dtype=torch.long)
+        x_BLC = torch.zeros(1, var.L - var.first_l, var.Cvae)
+        alias_K = [torch.zeros(1, tokens, geometry.code_dim) for tokens in geometry.tokens]
+        plain = _flops(lambda: [var(label_B, x_BLC)])
+        both = _flops(lambda: list(teacher(var, label_B, x_BLC, alias_K)[:2]))
+    count = lambda module: sum(parameter.numel() for parameter in module.parameters())  # noqa: E731
+    return TeacherOverhead(count(var), count(teacher), plain, both)
+
+
+def _flops(forward: Any) -> int:
+    """FLOPs of forward and of the backward passes of the outputs; attention by matrix products, which count exactly."""
+    counter = FlopCounterMode(display=False)
+    with counter, sdpa_kernel(SDPBackend.MATH), torch.enable_grad():
+        outputs: list[Tensor] = forward()
+        torch.stack([output.sum() for output in outputs]).sum().backward()
+    return counter.get_total_flops()

@@ -1,0 +1,126 @@
+"""The teacher: the student's own VAR weights, with alias-gate cross-attention (AG-XAttn) in its last M blocks.
+
+Shapes: B batch, L structure tokens in S scales, T alias tokens in K-1 states (l_k = grid_k^2 each), C width of the VAR,
+Ca length of an alias code vector, H heads of c channels, d_h = H c inner width, V codes. Focus states are indexed from
+0, blurriest first; the sharp state K-1 has no alias tokens. `_K` lists have K-1 entries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from patches.instance import patched
+from patches.teacher_block import Recording, StudentPass, attention_half, detached_call, detached_logits, ffn_half
+from patches.upstream import pristine_initializers
+from refocus_ext.distill.teacher.alias_gate import AliasEmbedding, AliasGateCrossAttention
+from refocus_ext.distill.teacher.geometry import TeacherGeometry, alias_visibility
+
+
+class TeacherOutput(NamedTuple):
+    """Both passes of one step; student entries carry gradient for the VAR alone, teacher entries for the teacher alone."""
+
+    student_logits: Tensor  # (B,L,V), fp32
+    teacher_logits: Tensor  # (B,L,V), fp32
+    student_features: list[Tensor]  # M times (B,L,C), outputs of the last M blocks
+    teacher_features: list[Tensor]
+
+
+def record(
+    var: Any,
+    label_B: Tensor,
+    x_BLCv_wo_first_l: Tensor,
+    blocks: int,
+    run: Callable[..., Tensor] | None = None,
+    defer_head: bool = False,
+) -> StudentPass:
+    """VAR's own teacher-forced pass, with what its last `blocks` blocks (0: none) and its head were called with."""
+    tape = StudentPass(defer_head=defer_head)
+    with patched(var, Recording(blocks, tape)):
+        logits_BLV = (run or var)(label_B, x_BLCv_wo_first_l)
+    tape.logits_BLV = None if defer_head else logits_BLV
+    return tape
+
+
+class Teacher(nn.Module):
+    """AG-XAttn modules and E_a; the VAR is passed to each call and never becomes part of the state dict.
+
+    `forward` is `observe` (the student's pass: VAR's own forward, its bits and random numbers) followed by `teach` and
+    `logits`. To look at one student pass with several alias inputs, or to chunk the logits, call the three.
+    """
+
+    visible_LN: Tensor
+
+    def __init__(self, geometry: TeacherGeometry) -> None:
+        super().__init__()
+        self.geometry = geometry
+        with pristine_initializers():
+            self.embed = AliasEmbedding(geometry)
+            self.cross = nn.ModuleList(AliasGateCrossAttention(geometry) for _ in range(geometry.blocks))
+        visible_LT = alias_visibility(geometry)
+        null_L1 = torch.ones(len(visible_LT), 1, dtype=torch.bool)
+        self.register_buffer("visible_LN", torch.cat((null_L1, visible_LT), dim=1), persistent=False)
+
+    def observe(
+        self,
+        var: Any,
+        label_B: Tensor,
+        x_BLCv_wo_first_l: Tensor,
+        run: Callable[..., Tensor] | None = None,
+        defer_head: bool = False,
+    ) -> StudentPass:
+        """Runs the student and records what the teacher's pass shares with it.
+
+        Args:
+            var: the VAR, unwrapped.
+            label_B: class labels (B,).
+            x_BLCv_wo_first_l: teacher-forcing input (B, L - first_l, Cvae).
+            run: what to call in VAR's place, for example DDP around it.
+            defer_head: leave the logits to the caller, who has them from `var.get_logits(hidden, cond)` of the pass.
+        """
+        if tuple(var.patch_nums) != self.geometry.patch_nums or self.geometry.width != var.C or var.prog_si >= 0:
+            raise ValueError(
+                f"this teacher is for a VAR of width {self.geometry.width} and patch_nums {self.geometry.patch_nums} without "
+                f"progressive training; got width {var.C}, {tuple(var.patch_nums)}, prog_si {var.prog_si}"
+            )
+        return record(var, label_B, x_BLCv_wo_first_l, self.geometry.blocks, run, defer_head)
+
+    def teach(self, var: Any, tape: StudentPass, alias_K: Sequence[Tensor]) -> list[Tensor]:
+        """Features of the teacher's pass through the last M blocks, M times (B,L,C).
+
+        Args:
+            alias_K: code vectors of the alias tokens, K-1 times (B,l_k,Ca).
+        """
+        aliases = self.embed(alias_K)
+        x_BLC = tape.blocks[0].mid_BLC  # the first doubled block shares the student's self-attention
+        features: list[Tensor] = []
+        for block, cross, record in zip(var.blocks[-len(self.cross) :], self.cross, tape.blocks, strict=True):
+            if features:
+                x_BLC = detached_call(attention_half, block, x_BLC, record.six, tape.attn_bias, record.drop_attn)
+            x_BLC = cross(x_BLC, aliases, self.visible_LN)
+            x_BLC = detached_call(ffn_half, block, x_BLC, record.six, record.drop_ffn)
+            features.append(x_BLC)
+        return features
+
+    def logits(self, var: Any, tape: StudentPass, feature_BlC: Tensor) -> Tensor:
+        """Logits (B,l,V), fp32, of the last of `teach`'s features, or of some of its tokens."""
+        assert tape.cond_BD is not None, "the tape holds no finished pass"
+        return detached_logits(var, feature_BlC.float(), tape.cond_BD.detach())
+
+    def forward(
+        self,
+        var: Any,
+        label_B: Tensor,
+        x_BLCv_wo_first_l: Tensor,
+        alias_K: Sequence[Tensor],
+        run: Callable[..., Tensor] | None = None,
+    ) -> TeacherOutput:
+        """Student and teacher on one batch; see `observe` and `teach` for the arguments."""
+        tape = self.observe(var, label_B, x_BLCv_wo_first_l, run)
+        features = self.teach(var, tape, alias_K)
+        assert tape.logits_BLV is not None
+        student = [record.out_BLC for record in tape.blocks]
+        return TeacherOutput(tape.logits_BLV, self.logits(var, tape, features[-1]), student, features)

@@ -1,0 +1,259 @@
+"""Stage 2: trains the student, a vanilla VAR on focus tokens, and its alias-gate teacher. `bash run.sh distill`."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from refocus_ext.distill import recipe
+from refocus_ext.distill.losses import Terms, var_report
+from refocus_ext.distill.networks import Networks, adamw
+from refocus_ext.distill.objective import DistillObjective, DistillWeights, TokenEmbedding
+from refocus_ext.distill.options import DistillOptions
+from refocus_ext.distill.picture import draw_samples, sample_classes
+from refocus_ext.distill.validation import DistillReport, ValidationTokens, validate
+from refocus_ext.engine import sharding
+from refocus_ext.engine.devices import autocast_dtype
+from refocus_ext.engine.distributed import World
+from refocus_ext.engine.optimization import finite, gradient_norm
+from refocus_ext.engine.progress import Progress
+from refocus_ext.engine.run_folder import RunFolder
+from refocus_ext.engine.training import Training, TrainingData
+from refocus_ext.images.crops import Sample
+from refocus_ext.images.folder import ImageList
+from refocus_ext.images.order import spread
+from refocus_ext.tokens.tokenize import pick_precision, tokenize, tokenize_images
+from refocus_ext.tokens.trained_tokenizer import Tokenizer
+
+VALIDATION_BATCH = 16
+
+
+class DistillTraining(Training):
+    """Networks, optimizers and tokens of a stage-2 run."""
+
+    progress_values = ("loss", "ce_student", "ce_teacher")
+
+    def __init__(
+        self,
+        options: DistillOptions,
+        here: World,
+        run: RunFolder | None,
+        tokenizer: Tokenizer,
+        networks: Networks,
+        data: TrainingData,
+        val: ImageList,
+        classes: tuple[str, ...],
+    ) -> None:
+        super().__init__(options, here, run, data)
+        self.tokenizer, self.classes = tokenizer, classes
+        self.var, self.teacher = networks
+        self.embed = TokenEmbedding(tokenizer.vae, tokenizer.alias)
+        self.tokens_precision = pick_precision(options.tokens_precision, here.device)
+        self.validation = self._validation_tokens(val)
+        self.report: DistillReport | None = None
+        self.dtype = autocast_dtype(options.precision, here.device)
+        self.scaler = torch.amp.GradScaler(here.device.type, enabled=self.dtype == torch.float16)
+        self.sharded = options.parallel == "fsdp" and here.size > 1
+        if self.sharded:
+            sharding.shard(self.var, here, kept=options.teacher_blocks if self.teacher else 0)
+        self.objective = DistillObjective(
+            self.var, self.teacher, DistillWeights(options.lambda_feat, options.lambda_logit)
+        )
+        self.parallel = self.objective if self.sharded else here.parallel(self.objective)
+        self.modules = {"var": self.var} | ({"teacher": self.teacher} if self.teacher else {})
+        self.optimizers = {name: adamw(module, options.teacher_lr) for name, module in self.modules.items()}
+
+    def _validation_tokens(self, val: ImageList) -> ValidationTokens:
+        """Tokens of centre crops, the same on every process."""
+        options, theirs = self.options, self.tokenizer.options
+        picks = spread(range(len(val)), options.val_images)
+        self.world.say(f"tokenizing {len(picks)} images for validation")
+        tokens = tokenize_images(
+            self.tokenizer,
+            val,
+            picks,
+            theirs["image_size"],
+            options.crop_scale,
+            VALIDATION_BATCH,
+            self.tokens_precision,
+            quiet=not self.world.main,
+        )
+        return ValidationTokens(*tokens)
+
+    # ------------------------------------------------------------------ one step
+
+    def train_step(self, step: int, batches: Sequence[Any]) -> dict[str, float] | None:
+        options = self.options
+        warmup, end = recipe.warmup_steps(options.steps), recipe.final_lr_factor(options.depth)
+        lr = options.lr * recipe.lin0(step, options.steps, warmup, end)
+        decay = recipe.cosine_weight_decay(step, options.steps, end=recipe.final_weight_decay(options.depth))
+        for optimizer in self.optimizers.values():
+            recipe.set_lr_and_decay(optimizer, lr, decay)
+            optimizer.zero_grad(set_to_none=True)
+        total: Terms = {}
+        for number, batch in enumerate(batches):
+            with self._synchronized(number == len(batches) - 1):
+                for name, term in self._backward(batch).items():
+                    total[name] = total.get(name, 0) + term / len(batches)
+        alias_mean_TC = total.pop("alias_mean_TC", None)
+        norms = self._gradient_norms()
+        loss = float(total["loss"])
+        # fp16 overflows now and then: its scaler skips such a step by itself and lowers the scale
+        (bad,) = self.world.any(not finite(loss, *(() if self.scaler.is_enabled() else norms.values())))
+        if not bad:
+            for optimizer in self.optimizers.values():
+                self.scaler.step(optimizer)
+            if alias_mean_TC is not None:
+                self.objective.alias_embedding.follow(self.world.sum(alias_mean_TC) / self.world.size)
+        self.scaler.update()
+        return None if bad else {"lr": lr, **self._logged(step, total), **norms}
+
+    def _backward(self, batch: Any) -> Terms:
+        """Forward and backward of one micro-batch; returns its detached terms."""
+        label_B, idx_BL, alias_BT = self._tokens(batch)
+        x_BLC = self.embed.structure(idx_BL)
+        alias_K = self.embed.alias(alias_BT) if self.teacher else []
+        with self.autocast():
+            loss, terms = self.parallel(label_B, x_BLC, idx_BL, alias_K)
+        self.scaler.scale(loss / self.options.accumulate).backward()
+        if self.teacher:
+            terms["alias_mean_TC"] = self.objective.alias_embedding.mean(alias_K)
+        return {"loss": loss.detach()} | terms
+
+    def _tokens(self, batch: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """Labels (B,), structure tokens (B,L) and alias tokens (B,T) of a batch from the cache, or of images."""
+        device = self.world.device
+        label_B = batch.label.to(device, non_blocking=True)
+        if isinstance(batch, Sample):
+            return label_B, *tokenize(self.tokenizer, batch.image, self.tokens_precision)
+        return (
+            label_B,
+            batch.structure.to(device, non_blocking=True).long(),
+            batch.alias.to(device, non_blocking=True).long(),
+        )
+
+    def autocast(self) -> torch.autocast:
+        """Mixed precision for both networks; losses take fp32 logits."""
+        enabled = self.dtype != torch.float32
+        return torch.autocast(self.world.device.type, dtype=self.dtype if enabled else None, enabled=enabled)
+
+    def _synchronized(self, last: bool) -> contextlib.AbstractContextManager[None]:
+        """Gradients travel between processes with the last micro-batch only."""
+        if self.sharded:
+            self.var.set_requires_gradient_sync(last)
+        elif not last and self.world.size > 1:
+            return self.parallel.no_sync()  # type: ignore[operator]
+        return contextlib.nullcontext()
+
+    def _gradient_norms(self) -> dict[str, float]:
+        """Norms before clipping; the two networks are clipped apart, so that neither feels the other."""
+        norms = {}
+        for name, module in self.modules.items():
+            if self.sharded and name == "teacher":
+                sharding.average_gradients(module, self.world)
+            self.scaler.unscale_(self.optimizers[name])
+            norms["grad_norm" if name == "var" else f"{name}/grad_norm"] = gradient_norm(module, recipe.CLIP)
+        return norms
+
+    def _logged(self, step: int, total: Terms) -> dict[str, float]:
+        """Scalars of a step; every `log_every` steps also VAR's own report and each scale's and block's terms."""
+        values = {name: float(term) for name, term in total.items() if term.ndim == 0}
+        if step == 0 or (step + 1) % self.options.log_every == 0:
+            values |= var_report(total, self.var.patch_nums)
+            vectors = {name: term for name, term in total.items() if term.ndim == 1 and not name.endswith("student_S")}
+            for name, term in vectors.items():
+                kind = {"S": "scale", "M": "block"}[name[-1]]
+                values |= {f"{name[:-2]}_{kind}{i}": value for i, value in enumerate(term.tolist(), start=1)}
+        return values
+
+    # ------------------------------------------------------------------ watching
+
+    def observe(self, progress: Progress) -> None:
+        """Validation on all processes, and samples."""
+        with self.autocast():
+            self.report = report = validate(self.objective, self.validation, self.embed, self.world, VALIDATION_BATCH)
+        if self.run:
+            self.run.log(self.step, report.flat(), "val/")
+        progress.say(f"step {self.step}: {summary(report)}")
+        if self.options.samples and (self.run or self.sharded):
+            with self.autocast():
+                images, labels = sample_classes(
+                    self.var, len(self.classes), self.options.samples, seed=self.options.seed
+                )
+            if self.run:
+                title = f"VAR-d{self.options.depth}, step {self.step} of {self.options.steps}"
+                draw_samples(self.run, images, labels, self.classes, title, self.step)
+
+    def finish(self) -> None:
+        report, options = self.report, self.options
+        assert self.run is not None and report is not None
+        print(f"\ntrained {options.steps} steps; the run is in {self.run.path}:")
+        print(
+            f"  {f'var_d{options.depth}.pth':<14} the student, exactly a vanilla VAR's state dict; vae.pth is its tokenizer"
+        )
+        if self.teacher:
+            print("  teacher.pth    the teacher's own weights")
+        if options.samples:
+            print("  samples.png    drawn by upstream's sampler from the student alone")
+        print("  metrics.jsonl  every step; `tensorboard --logdir` shows the same\n")
+        where = (
+            "held-out images"
+            if options.data or self.tokenizer.options["data"]
+            else "centre crops of its own photographs"
+        )
+        print(f"cross-entropy on {report.images} {where}:")
+        print("\n".join(report.lines(self.var.patch_nums)))
+        if report.has_teacher:
+            print(report.verdict())
+        if options.preset == "demo":
+            print(
+                f"\nThis is a demo: {options.steps} steps on {len(self.data)} photographs. Its samples show that the parts "
+                "work together, not what the method can do."
+            )
+
+    # ------------------------------------------------------------------ saving
+
+    def state_dict(self) -> dict[str, Any]:
+        state: dict[str, Any] = {"scaler": self.scaler.state_dict()}
+        for name, module in self.modules.items():
+            optimizer = self.optimizers[name]
+            if self.sharded and name == "var":
+                state[name], state[f"{name}_optimizer"] = sharding.whole_state(module, optimizer)
+            else:
+                state[name] = module.state_dict()
+                state[f"{name}_optimizer"] = sharding.named_optimizer_state(module, optimizer)
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.scaler.load_state_dict(state["scaler"])
+        for name, module in self.modules.items():
+            optimizer, theirs = self.optimizers[name], state[f"{name}_optimizer"]
+            if self.sharded and name == "var":
+                sharding.load_whole_state(module, optimizer, state[name], theirs)
+            else:
+                module.load_state_dict(state[name], strict=True)
+                sharding.load_named_optimizer_state(module, optimizer, theirs)
+
+    def weights(self) -> dict[str, dict[str, Any]]:
+        """var_dD.pth, exactly upstream's state dict, and teacher.pth apart from it."""
+        states = {
+            name: sharding.whole_weights(module) if self.sharded and name == "var" else module.state_dict()
+            for name, module in self.modules.items()
+        }
+        files = {"var": f"var_d{self.options.depth}.pth", "teacher": "teacher.pth"}
+        return {files[name]: state for name, state in states.items()}
+
+
+def summary(report: DistillReport) -> str:
+    """'cross-entropy 4.211; with alias tokens 4.105 (better by 0.106 +- 0.010; another image's 0.002, constant 0.001)'."""
+    text = f"cross-entropy {report.ce_mean['student']:.3f} on {report.images} images"
+    if not report.has_teacher:
+        return text
+    return (
+        f"{text}; teacher {report.ce_mean['teacher']:.3f}, better by {report.gap():.4f} +- {report.gap_error:.4f} "
+        f"(with another image's alias tokens {report.gap('other'):.4f}, with constant ones {report.gap('constant'):.4f})"
+    )

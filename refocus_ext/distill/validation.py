@@ -1,0 +1,222 @@
+"""Does the teacher learn from alias tokens? Held-out cross-entropy of student and teacher, with two controls.
+
+The teacher is shown an image's own alias tokens, those of another image, and constant ones. Only what it gains from the
+first and not from the others comes from the image's aliases.
+
+Shapes: N images, B batch, L structure tokens, T alias tokens, S token scales.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from refocus_ext.distill.objective import DistillObjective, TeacherPass, TokenEmbedding
+from refocus_ext.distill.teacher.separate import SeparateTeacher
+from refocus_ext.engine.distributed import World
+
+SHOWN = ("teacher", "other", "constant")  # a teacher's alias tokens: the image's own, another image's, constant ones
+
+
+class ValidationTokens(NamedTuple):
+    """Held-out images as tokens, on the CPU."""
+
+    structure_NL: Tensor
+    alias_NT: Tensor
+    label_N: Tensor
+
+
+@dataclass(frozen=True)
+class DistillReport:
+    """Means over images; cross-entropies in nats a token, accuracies as shares of 1, per scale and over all tokens.
+
+    `ce` and `acc` map "student" and, with a teacher, each of `SHOWN` to S values; `ce_mean` to the mean over all tokens.
+    `gap_error` is the standard error over images of CE_student - CE_teacher over all tokens.
+    """
+
+    ce: dict[str, list[float]]
+    acc: dict[str, list[float]]
+    ce_mean: dict[str, float]
+    gap_error: float
+    images: int
+
+    def gap(self, shown: str = "teacher") -> float:
+        """CE_student - CE_teacher over all tokens, nats a token; above 0 the teacher predicts better."""
+        return self.ce_mean["student"] - self.ce_mean[shown]
+
+    def gap_S(self, shown: str = "teacher") -> list[float]:
+        """The same per scale."""
+        return [student - teacher for student, teacher in zip(self.ce["student"], self.ce[shown], strict=True)]
+
+    @property
+    def has_teacher(self) -> bool:
+        return "teacher" in self.ce
+
+    def verdict(self) -> str:
+        """One sentence: whether the image's own alias tokens tell the teacher something that the controls do not."""
+        beyond = self.gap() - max(self.gap("other"), self.gap("constant"))
+        if self.gap() > 2 * self.gap_error and beyond > 2 * self.gap_error:
+            return f"The image's own alias tokens are worth {beyond:.3f} nats a token to the teacher, beyond both controls."
+        return (
+            "The image's own alias tokens give the teacher nothing that shows here: its gap is not two standard errors above 0 and "
+            "above both controls. It needs more steps, and more images than a model can learn by heart."
+        )
+
+    def flat(self) -> dict[str, float]:
+        """As scalars for a log; scales are numbered from 1."""
+        rows = {f"ce_{name}": value for name, value in self.ce_mean.items()}
+        for name, values in (*self.ce.items(), *((f"acc_{name}", shares) for name, shares in self.acc.items())):
+            prefix = name if name.startswith("acc_") else f"ce_{name}"
+            rows |= {f"{prefix}_scale{s}": value for s, value in enumerate(values, start=1)}
+        if self.has_teacher:
+            rows |= {f"gap_{name}": self.gap(name) for name in SHOWN} | {"gap_error": self.gap_error}
+        return rows
+
+    def lines(self, patch_nums: Sequence[int]) -> list[str]:
+        """The table that a run ends with."""
+        if not self.has_teacher:
+            rows = [
+                f"{pn:>3}x{pn:<3} {ce:>8.3f} {100 * acc:>7.1f}%"
+                for pn, ce, acc in zip(patch_nums, self.ce["student"], self.acc["student"], strict=True)
+            ]
+            return ["scale   student accuracy", *rows]
+        head = [
+            "scale   CE student  CE teacher |  gap from alias tokens of: the image  another image  constant  (nats a token)"
+        ]
+        columns = [self.gap_S(name) for name in SHOWN]
+        rows = []
+        for s, pn in enumerate(patch_nums):
+            own, other, constant = (column[s] for column in columns)
+            rows.append(
+                f"{pn:>3}x{pn:<3} {self.ce['student'][s]:>11.3f} {self.ce['teacher'][s]:>11.3f} | {own:>36.4f} {other:>14.4f} "
+                f"{constant:>9.4f}"
+            )
+        total = (
+            f"all     {self.ce_mean['student']:>10.3f} {self.ce_mean['teacher']:>11.3f} | {self.gap():>36.4f} "
+            f"{self.gap('other'):>14.4f} {self.gap('constant'):>9.4f}  (standard error of the first {self.gap_error:.4f})"
+        )
+        return head + rows + [total]
+
+
+@torch.no_grad()
+def validate(
+    objective: DistillObjective, tokens: ValidationTokens, embed: TokenEmbedding, world: World, batch: int
+) -> DistillReport:
+    """Measures both networks in eval mode and without label drop (both restored), each process its share of the images.
+
+    Args:
+        batch: images at once on a process.
+    """
+    shown = constant_and_other(tokens.alias_NT)
+    N = len(tokens.structure_NL)
+    sums: Tensor | None = None
+    with evaluating(objective):
+        for picks, weight_B in shares(N, world, batch):
+            device = world.device
+            idx_BL, label_B = tokens.structure_NL[picks].to(device), tokens.label_N[picks].to(device)
+            aliases = [alias_NT[picks].to(device) for alias_NT in shown] if objective.teacher is not None else []
+            alias_XK = [embed.alias(alias_BT) for alias_BT in aliases]
+            nll_XBL, hit_XBL = _score(objective, label_B, embed.structure(idx_BL), idx_BL, alias_XK)
+            part = _sums(nll_XBL, hit_XBL, weight_B.to(device), objective.var.begin_ends)
+            sums = part if sums is None else sums + part
+    assert sums is not None
+    return _report(world.sum(sums.double()).cpu(), objective)
+
+
+def shares(count: int, world: World, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of image numbers and their weights (0 fills up); every process gets equally many batches."""
+    mine = torch.arange(world.rank, count, world.size)
+    per_process = -(-count // world.size)
+    for begin in range(0, per_process, batch):
+        size = min(batch, per_process - begin)
+        picks = mine[begin : begin + size]
+        weight_B = torch.zeros(size)
+        weight_B[: len(picks)] = 1
+        yield torch.cat((picks, picks.new_zeros(size - len(picks)))), weight_B
+
+
+def constant_and_other(alias_NT: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The alias tokens themselves, those of an image half the set away, and everywhere the most frequent token."""
+    other_NT = alias_NT.roll(max(1, len(alias_NT) // 2), dims=0)
+    frequent = alias_NT.flatten().mode().values if alias_NT.numel() else alias_NT.new_zeros(())
+    return alias_NT, other_NT, frequent.expand_as(alias_NT)
+
+
+@contextmanager
+def evaluating(objective: DistillObjective) -> Iterator[None]:
+    """Eval mode, and no label drop: VAR drops labels in eval mode too."""
+    training, drop = objective.training, objective.var.cond_drop_rate
+    others = [objective.teacher.var] if isinstance(objective.teacher, SeparateTeacher) else []
+    objective.eval()
+    for var in (objective.var, *others):
+        var.cond_drop_rate = 0.0
+    try:
+        yield
+    finally:
+        for var in (objective.var, *others):
+            var.cond_drop_rate = drop
+        objective.train(training)
+
+
+def _score(
+    objective: DistillObjective, label_B: Tensor, x_BLC: Tensor, idx_BL: Tensor, alias_XK: Sequence[Sequence[Tensor]]
+) -> tuple[Tensor, Tensor]:
+    """Negative log-likelihood and hits of every token, (X,B,L), X the student and what teachers were shown."""
+    tape, taught = objective.passes(label_B, x_BLC, alias_XK[0] if alias_XK else [])
+    assert tape.hidden_BLC is not None
+    results = [_tokens(objective.student_head(tape)(tape.hidden_BLC), idx_BL)]
+    for number, alias_K in enumerate(alias_XK):
+        if number:
+            taught = _again(objective, tape, label_B, x_BLC, alias_K)
+        assert taught is not None
+        results.append(_tokens(taught.head(taught.features[-1]), idx_BL))
+    nll, hit = zip(*results, strict=True)
+    return torch.stack(nll), torch.stack(hit)
+
+
+def _again(
+    objective: DistillObjective, tape: Any, label_B: Tensor, x_BLC: Tensor, alias_K: Sequence[Tensor]
+) -> TeacherPass | None:
+    """The teacher's pass with other alias tokens; weights shared with the student save the student's pass."""
+    if isinstance(objective.teacher, SeparateTeacher):
+        return objective.passes(label_B, x_BLC, alias_K)[1]
+    return objective.taught(tape, alias_K)
+
+
+def _tokens(logits_BLV: Tensor, idx_BL: Tensor) -> tuple[Tensor, Tensor]:
+    nll_BL = F.cross_entropy(logits_BLV.flatten(0, 1), idx_BL.flatten(), reduction="none").view_as(idx_BL)
+    return nll_BL, (logits_BLV.argmax(-1) == idx_BL).to(nll_BL.dtype)
+
+
+def _sums(nll_XBL: Tensor, hit_XBL: Tensor, weight_B: Tensor, begin_ends: Sequence[tuple[int, int]]) -> Tensor:
+    """(X, 2 S + 4): per scale sums over images of mean NLL and of hits, then of mean NLL, of the gap, its square, and 1."""
+    columns = [nll_XBL[:, :, a:b].mean(2) @ weight_B for a, b in begin_ends]
+    columns += [hit_XBL[:, :, a:b].mean(2) @ weight_B for a, b in begin_ends]
+    nll_XB = nll_XBL.mean(2)
+    gap_XB = nll_XB[:1] - nll_XB
+    columns += [nll_XB @ weight_B, gap_XB @ weight_B, gap_XB.square() @ weight_B, weight_B.sum().expand(len(nll_XB))]
+    return torch.stack(columns, dim=1)
+
+
+def _report(sums: Tensor, objective: DistillObjective) -> DistillReport:
+    names = ("student", *SHOWN)[: len(sums)]
+    scales = len(objective.var.begin_ends)
+    count = float(sums[0, -1])
+    means = sums[:, :-1] / count
+    gap_error = 0.0
+    if len(sums) > 1 and count > 1:
+        gap, square = means[1, -2], means[1, -1]
+        gap_error = float(((square - gap.square()).clamp_min(0) / (count - 1)).sqrt())
+    return DistillReport(
+        ce={name: row[:scales].tolist() for name, row in zip(names, means, strict=True)},
+        acc={name: row[scales : 2 * scales].tolist() for name, row in zip(names, means, strict=True)},
+        ce_mean={name: float(row[2 * scales]) for name, row in zip(names, means, strict=True)},
+        gap_error=gap_error,
+        images=int(count),
+    )

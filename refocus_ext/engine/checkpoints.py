@@ -1,0 +1,86 @@
+"""Checkpoints to resume from: atomic, checksummed by name, with a fallback to the one before."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from refocus_ext.errors import RunFailed, UsageError
+from refocus_ext.storage.atomic import remove_torn, save_tensors, sha256
+
+_NAME = re.compile(r"step-(\d{8})-([0-9a-f]{16})\.pt$")
+
+
+class Checkpoints:
+    """The folder `checkpoints/` of a run.
+
+    A file's name carries its step and the start of its sha256, so that one rename publishes data and checksum at once:
+    a kill at any moment leaves either the file before or the new one, and a flipped bit is seen before it is loaded.
+    """
+
+    def __init__(self, folder: Path, keep: int = 2) -> None:
+        self.folder, self.keep = folder, keep
+
+    def paths(self) -> list[Path]:
+        """Oldest first."""
+        return sorted(path for path in self.folder.glob("step-*.pt") if _NAME.search(path.name))
+
+    def newest_step(self) -> int | None:
+        """Steps done at the newest checkpoint, by its name; None without one."""
+        steps = [int(match[1]) for path in self.paths() if (match := _NAME.search(path.name))]
+        return max(steps, default=None)
+
+    def save(self, step: int, state: dict[str, Any]) -> Path:
+        """Writes the state reached after `step` steps and drops all but the newest `keep` files.
+
+        Raises:
+            RunFailed: the disk is full or not writable; what was there before is untouched.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        remove_torn(self.folder)
+        draft = self.folder / f".step-{step:08d}.draft.part"
+        try:
+            save_tensors(draft, state | {"step": step})
+            path = self.folder / f"step-{step:08d}-{sha256(draft)[:16]}.pt"
+            os.replace(draft, path)
+        except (OSError, RuntimeError) as error:  # torch's zip writer turns ENOSPC into RuntimeError
+            draft.unlink(missing_ok=True)
+            raise RunFailed(
+                f"the checkpoint of step {step} could not be written to {self.folder} ({error}); the one before is intact."
+            ) from error
+        for old in self.paths()[: -self.keep]:
+            old.unlink(missing_ok=True)
+        return path
+
+    def load_latest(self, say: Callable[[str], None] = print) -> dict[str, Any] | None:
+        """The newest intact state, or None; each damaged file is named and passed over."""
+        for path in reversed(self.paths()):
+            try:
+                return load_checkpoint(path)
+            except UsageError as error:
+                older = path != self.paths()[0]
+                say(
+                    f"{error} "
+                    + ("Falling back to the one before." if older else "None is left: starting from step 0.")
+                )
+        return None
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """The state in a checkpoint file.
+
+    Raises:
+        UsageError: it is missing, is no checkpoint of this project, or its contents do not match its checksum.
+    """
+    match = _NAME.search(path.name)
+    if not path.is_file() or not match:
+        raise UsageError(f"{path} is no checkpoint; give a file checkpoints/step-*.pt of a run.")
+    if sha256(path)[:16] != match[2]:
+        raise UsageError(f"{path} is damaged: its contents do not match the checksum in its name.")
+    # Mapped, not read: a large run's state would otherwise be held twice while it is loaded.
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=True)

@@ -1,0 +1,27 @@
+"""What is checked before a run starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from refocus_ext.errors import UsageError
+from refocus_ext.images.folder import ImageList
+
+
+def check_run_options(options: Any, images: ImageList) -> None:
+    """Raises UsageError where what `Training` reads of the options does not fit itself or the data."""
+    if options.resume not in ("auto", "never") and not Path(options.resume).is_file():
+        raise UsageError(f"--resume {options.resume} is neither auto nor never nor a checkpoint file.")
+    if options.batch_size % options.accumulate:
+        raise UsageError(
+            f"--accumulate {options.accumulate} does not divide --batch-size {options.batch_size}; choose one that does."
+        )
+    if options.batch_size > len(images) and not options.dry_run:
+        hint = (
+            "" if options.data or options.preset == "demo" else f"; --preset {options.preset} is meant for --data DIR"
+        )
+        raise UsageError(
+            f"--batch-size {options.batch_size} is larger than the data set of {len(images)} images; choose at most "
+            f"{len(images)}{hint}."
+        )

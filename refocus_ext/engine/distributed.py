@@ -1,0 +1,122 @@
+"""One process or many: torchrun's variables, a process group that starts or fails for all, and small agreements."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import distributed as dist
+from torch import nn
+
+from refocus_ext.engine.devices import pick_device
+from refocus_ext.errors import RunFailed, UsageError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all of the run. `rank` 0 writes files and talks."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def main(self) -> bool:
+        return self.rank == 0
+
+    def say(self, text: str = "") -> None:
+        """Prints a line, on rank 0."""
+        if self.main:
+            print(text, flush=True)
+
+    def any(self, *flags: bool) -> tuple[bool, ...]:
+        """For each flag, whether it is set on any process: one small all-reduce."""
+        if self.size == 1:
+            return flags
+        votes = torch.tensor([float(flag) for flag in flags], device=self.device)
+        dist.all_reduce(votes, op=dist.ReduceOp.MAX)
+        return tuple(vote > 0 for vote in votes.tolist())
+
+    def mean(self, values: dict[str, float]) -> dict[str, float]:
+        """Averages over processes; every process must hold the same names."""
+        if self.size == 1:
+            return values
+        total = torch.tensor(list(values.values()), dtype=torch.float64 if self.device.type == "cpu" else torch.float32)
+        total = total.to(self.device)
+        dist.all_reduce(total)
+        return dict(zip(values, (total / self.size).tolist(), strict=True))
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Sum over processes, on the tensor's own device."""
+        if self.size == 1:
+            return tensor
+        total = tensor.to(self.device)
+        dist.all_reduce(total)
+        return total.to(tensor.device)
+
+    def gather(self, value: T) -> list[T]:
+        """The (picklable) values of all processes, by rank, on every process."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def broadcast(self, tensor: torch.Tensor) -> torch.Tensor:
+        """In place: rank 0's values on every process."""
+        if self.size > 1:
+            dist.broadcast(tensor, src=0)
+        return tensor
+
+    def barrier(self) -> None:
+        if self.size > 1:
+            dist.barrier()
+
+    def parallel(self, module: nn.Module) -> nn.Module:
+        """The module under DistributedDataParallel where there are several processes."""
+        if self.size == 1:
+            return module
+        ids = [self.device.index] if self.device.type == "cuda" else None
+        with warnings.catch_warnings():  # renamed after torch 2.11, the oldest supported has only this name
+            warnings.simplefilter("ignore", FutureWarning)
+            return nn.parallel.DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False)
+
+
+@contextmanager
+def world(device: str = "auto") -> Iterator[World]:
+    """Joins the process group that torchrun describes (nccl on CUDA, gloo on CPUs), or stands alone without one.
+
+    Raises:
+        RunFailed: the group did not form; no process goes on alone.
+        UsageError: the device is not there.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield World(0, 1, pick_device(device))
+        return
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    chosen = pick_device(device)
+    if chosen.type == "cuda":
+        if local >= torch.cuda.device_count():
+            raise UsageError(
+                f"NPROC asks for process {local + 1} on a machine with {torch.cuda.device_count()} GPUs; lower NPROC."
+            )
+        chosen = torch.device("cuda", local)
+        torch.cuda.set_device(chosen)
+    seconds = float(os.environ.get("REFOCUS_DIST_TIMEOUT", "600"))
+    try:
+        backend = "nccl" if chosen.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=datetime.timedelta(seconds=seconds))
+    except (RuntimeError, ValueError) as error:
+        raise RunFailed(f"the process group did not start on rank {os.environ.get('RANK')}: {error}") from error
+    try:
+        yield World(dist.get_rank(), dist.get_world_size(), chosen)
+    finally:
+        dist.destroy_process_group()

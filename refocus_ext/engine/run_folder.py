@@ -1,0 +1,136 @@
+"""The run folder: configuration, metrics, TensorBoard, checkpoints, picture and finished weights of one run."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from refocus_ext.engine.checkpoints import Checkpoints
+from refocus_ext.errors import UsageError
+from refocus_ext.storage.atomic import remove_torn, save_json, sha256, written_beside
+
+
+class RunFolder:
+    """Opens (or makes) `path` for the run that `config` describes.
+
+    Args:
+        config: JSON-able; its entry "identity" is what must be equal to go on with a run that is already there.
+        fresh: move a run that is already there aside instead of going on with it.
+
+    Raises:
+        UsageError: the folder holds another run or something else, or cannot be written.
+    """
+
+    def __init__(self, path: Path, config: Mapping[str, Any], *, fresh: bool = False) -> None:
+        self.path = path
+        self.moved_to = self._move_aside() if fresh else None
+        self._check(config)
+        self.config = dict(config) | self._weights()
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            remove_torn(path)
+            save_json(path / "config.json", self.config)
+        except OSError as error:
+            raise UsageError(f"cannot write to --out {path} ({error.strerror}); choose another folder.") from None
+        self.checkpoints = Checkpoints(path / "checkpoints")
+        self._metrics: Any = None
+        self._board: Any = None
+
+    def _move_aside(self) -> Path | None:
+        if not (self.path / "config.json").is_file():
+            return None
+        number = next(n for n in range(1, 10_000) if not self.path.with_name(f"{self.path.name}.{n}").exists())
+        return self.path.rename(self.path.with_name(f"{self.path.name}.{number}"))
+
+    def _check(self, config: Mapping[str, Any]) -> None:
+        if self.path.exists() and not self.path.is_dir():
+            raise UsageError(f"--out {self.path} is a file; choose a folder.")
+        file = self.path / "config.json"
+        if not file.is_file():
+            if self.path.is_dir() and any(self.path.iterdir()):
+                raise UsageError(f"--out {self.path} holds files but no run; choose an empty or a new folder.")
+            return
+        try:
+            theirs = json.loads(file.read_text())["identity"]
+        except (ValueError, KeyError, TypeError):
+            raise UsageError(f"{file} is not a run's configuration; choose another --out.") from None
+        ours = json.loads(json.dumps(config["identity"]))
+        if changed := [key for key in sorted(ours.keys() | theirs.keys()) if ours.get(key) != theirs.get(key)]:
+            shown = [f"{key} = {_short(theirs.get(key))}, this one has {_short(ours.get(key))}" for key in changed[:4]]
+            more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
+            why = " (the learning-rate schedule is laid out over the steps)" if changed == ["steps"] else ""
+            raise UsageError(
+                f"--out {self.path} holds a run with {' and '.join(shown)}{more}{why}; choose another --out, or --resume never "
+                "to move that run aside and start afresh."
+            )
+
+    def _weights(self) -> dict[str, Any]:
+        """Checksums of finished weights that an earlier start of this run has written."""
+        file = self.path / "config.json"
+        known = json.loads(file.read_text()).get("weights") if file.is_file() else None
+        return {"weights": known} if known else {}
+
+    def holds(self, *names: str) -> bool:
+        """Whether these weight files are there and are the ones whose checksums config.json has."""
+        known = self.config.get("weights", {})
+        files = {name: self.path / name for name in names}
+        return all(file.is_file() and sha256(file) == known.get(name) for name, file in files.items())
+
+    def record_weights(self, *names: str) -> None:
+        """Puts the sha256 of weight files into config.json, so that they travel with the pyramid they belong to."""
+        self.config["weights"] = self.config.get("weights", {}) | {name: sha256(self.path / name) for name in names}
+        save_json(self.path / "config.json", self.config)
+
+    def require_space(self, need: int) -> None:
+        """Raises UsageError unless `need` bytes are free where the run is written."""
+        if (free := shutil.disk_usage(self.path).free) < need:
+            raise UsageError(
+                f"--out {self.path} has {free / 2**30:.2f} GiB free, but checkpoints and weights of this run take "
+                f"{need / 2**30:.2f} GiB; free some space or choose another --out."
+            )
+
+    # ------------------------------------------------------------------ metrics
+
+    def begin_metrics(self, step: int) -> None:
+        """Opens metrics.jsonl and TensorBoard to go on after `step`; records past it (of a lost stretch) are dropped."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        file = self.path / "metrics.jsonl"
+        if file.is_file():
+            kept = [line for line in file.read_text().splitlines() if _step_of(line) <= step]
+            with written_beside(file) as beside:
+                beside.write_text("".join(line + "\n" for line in kept))
+        self._metrics = open(file, "a", buffering=1)  # noqa: SIM115 - closed in `close`
+        self._board = SummaryWriter(str(self.path / "tensorboard"), purge_step=step + 1)
+
+    def log(self, step: int, values: Mapping[str, float], prefix: str = "") -> None:
+        """One record in metrics.jsonl and one scalar each in TensorBoard."""
+        named = {f"{prefix}{name}": float(value) for name, value in values.items()}
+        self._metrics.write(json.dumps({"step": step, **named}) + "\n")
+        for name, value in named.items():
+            self._board.add_scalar(name, value, step)
+
+    def log_image(self, step: int, name: str, image_HWC: Any) -> None:
+        self._board.add_image(name, image_HWC, step, dataformats="HWC")
+
+    def close(self) -> None:
+        for open_file in (self._metrics, self._board):
+            if open_file is not None:
+                open_file.close()
+
+
+def _short(value: Any) -> str:
+    """A value in a sentence; of checksums (file -> sha256) the first digits."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {str(entry)[:12]}" for name, entry in value.items())
+    return str(value)
+
+
+def _step_of(line: str) -> float:
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        return json.loads(line)["step"]
+    return float("inf")  # the torn last line of a killed process

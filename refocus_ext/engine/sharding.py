@@ -1,0 +1,96 @@
+"""Optimizer states by parameter names, and FSDP2: a VAR spread over the processes, for d30 and d36.
+
+Checkpoints stay what they are without it: whole tensors in one file, so that the number of processes may change and a
+run may go on unsharded.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.checkpoint import state_dict as dcp
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
+from refocus_ext.engine.distributed import World
+
+_WHOLE = dcp.StateDictOptions(full_state_dict=True, cpu_offload=True)
+
+
+def shard(var: Any, world: World, kept: int) -> Any:
+    """Shards a VAR block by block, in place; apply patches before.
+
+    Args:
+        kept: last blocks that stay whole between forward and backward, because the teacher's pass calls their parts and
+            the head with weights that no hook would gather again.
+    """
+    # patched blocks have attributes a deep copy would follow; nothing here copies them
+    mesh = init_device_mesh(world.device.type, (world.size,))
+    first_kept = len(var.blocks) - kept
+    for number, block in enumerate(var.blocks):
+        fully_shard(block, mesh=mesh, reshard_after_forward=number < first_kept)
+    fully_shard(var, mesh=mesh, reshard_after_forward=False)
+    register_fsdp_forward_method(var, "autoregressive_infer_cfg")
+    return var
+
+
+def average_gradients(module: nn.Module, world: World) -> None:
+    """The mean over processes of the gradients of a module that is whole on each."""
+    if world.size == 1:
+        return
+    grads = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+    if not grads:
+        return
+    flat = torch.cat([grad.flatten() for grad in grads])
+    torch.distributed.all_reduce(flat)
+    flat /= world.size
+    for grad, part in zip(grads, flat.split([grad.numel() for grad in grads]), strict=True):
+        grad.copy_(part.view_as(grad))
+
+
+def named_optimizer_state(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """`optimizer.state_dict()` with parameter names in place of numbers, as torch.distributed.checkpoint has it."""
+    state = optimizer.state_dict()
+    names = _names(module, optimizer)
+    groups = [group | {"params": [names[number] for number in group["params"]]} for group in state["param_groups"]]
+    return {"state": {names[number]: value for number, value in state["state"].items()}, "param_groups": groups}
+
+
+def load_named_optimizer_state(module: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Takes back what `named_optimizer_state` or `whole_state` gave."""
+    numbers = {name: number for number, name in enumerate(_names(module, optimizer))}
+    saved = {name: group for group in state["param_groups"] for name in group["params"]}
+    groups = []
+    for group in optimizer.state_dict()["param_groups"]:
+        names = [name for name, number in numbers.items() if number in group["params"]]
+        groups.append(saved[names[0]] | {"params": group["params"]})
+    optimizer.load_state_dict(
+        {"state": {numbers[name]: value for name, value in state["state"].items()}, "param_groups": groups}
+    )
+
+
+def _names(module: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
+    """Names of the optimizer's parameters, in its order."""
+    name_of = {id(parameter): name for name, parameter in module.named_parameters()}
+    return [name_of[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def whole_state(module: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Any], dict[str, Any]]:
+    """State dicts of model and optimizer as whole tensors on the first process; called on all."""
+    model = dcp.get_model_state_dict(module, options=_WHOLE)
+    return model, dcp.get_optimizer_state_dict(module, optimizer, options=_WHOLE)
+
+
+def whole_weights(module: nn.Module) -> dict[str, Any]:
+    """The state dict with whole tensors, on the first process; called on all."""
+    return dcp.get_model_state_dict(module, options=_WHOLE)
+
+
+def load_whole_state(
+    module: nn.Module, optimizer: torch.optim.Optimizer, model: dict[str, Any], state: dict[str, Any]
+) -> None:
+    """Spreads whole tensors, which every process has read, over the processes."""
+    dcp.set_model_state_dict(module, model, options=_WHOLE)
+    dcp.set_optimizer_state_dict(module, optimizer, state, options=_WHOLE)

@@ -1,0 +1,253 @@
+"""The training loop of both stages: steps, agreement between processes, saving, resuming, watching.
+
+A stage derives from `Training` and says what a step is; everything that must survive a kill, a NaN or a change of the
+number of processes is here, once.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch.utils.data import DataLoader
+
+from refocus_ext.engine.checkpoints import Checkpoints, load_checkpoint
+from refocus_ext.engine.distributed import World
+from refocus_ext.engine.interruption import Interruption, from_loader, leave_signals_to_parent
+from refocus_ext.engine.progress import Progress
+from refocus_ext.engine.run_folder import RunFolder
+from refocus_ext.errors import RunFailed
+from refocus_ext.images.folder import ImageList
+from refocus_ext.images.order import StepBatches
+from refocus_ext.seeds import derived_seed
+from refocus_ext.storage.atomic import save_tensors
+
+NON_FINITE_IN_A_ROW = 5
+
+
+class TrainingData(Protocol):
+    """What the loop asks of a data set whose items, by `SampleKey`, have a field `broken`."""
+
+    images: ImageList
+    known_broken: set[int]
+    broken_limit: int
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, key: Any, /) -> Any: ...
+
+
+class Training(ABC):
+    """A run's loop over optimizer steps.
+
+    Args:
+        options: a command's options; the fields seed, steps, batch_size, accumulate, workers, save_every,
+            picture_every, resume are read here.
+        run: the run folder; None on every process but the first.
+    """
+
+    def __init__(self, options: Any, world: World, run: RunFolder | None, data: TrainingData) -> None:
+        self.options, self.world, self.run, self.data = options, world, run, data
+        self.step = 0  # optimizer steps done
+        self.skipped_in_a_row = 0
+        self.saved_at = -1
+
+    # ------------------------------------------------------------------ what a stage says
+
+    @abstractmethod
+    def train_step(self, step: int, batches: Sequence[Any]) -> dict[str, float] | None:
+        """One optimizer step (0-based number) from its micro-batches; None if a value was not finite on this process
+        or another, in which case no process may have changed anything."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """Everything but the step number that the next step depends on; tensors and plain values, on every process."""
+
+    @abstractmethod
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+    @abstractmethod
+    def observe(self, progress: Progress) -> None:
+        """Validation and picture at the current step; called on every process, rank 0 writes."""
+
+    @abstractmethod
+    def weights(self) -> dict[str, dict[str, Any]]:
+        """The finished weights, file name -> state dict, on every process; written at every checkpoint."""
+
+    @abstractmethod
+    def finish(self) -> None:
+        """Closing words, on rank 0 after the last step."""
+
+    progress_values: tuple[str, ...] = ("loss",)
+
+    # ------------------------------------------------------------------ the loop
+
+    def fit(self, interruption: Interruption) -> int:
+        """Trains from where the run stands to the last step; returns the exit code."""
+        self._resume()
+        if self.step >= self.options.steps:
+            return self._already_done()
+        if self.run:
+            self.run.begin_metrics(self.step)
+        progress = Progress(self.step, self.options.steps, self.options.batch_size, quiet=not self.world.main)
+        try:
+            for batches in self._steps():
+                self._one_step(batches, progress)
+                (stop,) = self.world.any(interruption.signal is not None)
+                if stop and self.step < self.options.steps:
+                    self.save()
+                    progress.say(f"saved step {self.step}; the same command continues from here")
+                    return interruption.exit_code
+        finally:
+            progress.close()
+            if self.run:
+                self.run.close()
+        if self.world.main:
+            self.finish()
+        return 0
+
+    def _one_step(self, batches: Sequence[Any], progress: Progress) -> None:
+        torch.manual_seed(derived_seed(self.options.seed, 3, self.step, self.world.rank))
+        values = self.train_step(self.step, batches)
+        self.step += 1
+        self._watch_finiteness(values, progress)
+        values = self.world.mean(values) if values else {"skipped": 1.0}
+        self._watch_broken(batches, values, progress)
+        if self.run:
+            self.run.log(self.step, values, "train/")
+        progress.update(self.step, {name: values[name] for name in self.progress_values if name in values})
+        last = self.step == self.options.steps
+        if last or _due(self.step, self.options.picture_every):
+            self.observe(progress)
+        if last or _due(self.step, self.options.save_every):
+            self.save()
+
+    def _watch_finiteness(self, values: dict[str, float] | None, progress: Progress) -> None:
+        """A non-finite step is skipped on all processes; several in a row stop the run and name the batch."""
+        self.skipped_in_a_row = 0 if values is not None else self.skipped_in_a_row + 1
+        if values is not None:
+            return
+        names = self.batch_names(self.step - 1)
+        progress.say(f"step {self.step} skipped: its loss or gradient is not finite (images {names})")
+        if self.skipped_in_a_row >= NON_FINITE_IN_A_ROW:
+            raise RunFailed(
+                f"the loss or gradient was not finite in {self.skipped_in_a_row} steps in a row; the last batch was {names}. "
+                f"Look at these images, or start again with a lower --lr and --resume never (this run is then moved aside)."
+            )
+
+    def batch_names(self, step: int, most: int = 4) -> str:
+        """The first few image paths of a step's global batch."""
+        (keys,) = StepBatches(
+            len(self.data), self.options.batch_size, start=step, stop=step + 1, seed=self.options.seed
+        )
+        paths = [self.data.images.paths[key.index] for key in keys]
+        return ", ".join(paths[:most]) + (f" and {len(paths) - most} more" if len(paths) > most else "")
+
+    # ------------------------------------------------------------------ data
+
+    def _steps(self) -> Iterable[list[Any]]:
+        """The micro-batches of each step still to do, as lists of `accumulate`."""
+        options = self.options
+        batches = StepBatches(
+            len(self.data),
+            options.batch_size,
+            start=self.step,
+            stop=options.steps,
+            seed=options.seed,
+            rank=self.world.rank,
+            world=self.world.size,
+            accumulate=options.accumulate,
+        )
+        loader: DataLoader[Any] = DataLoader(
+            self.data,  # type: ignore[arg-type]  # what a map-style data set needs, it has
+            batch_sampler=batches,
+            num_workers=options.workers,
+            worker_init_fn=leave_signals_to_parent,
+            pin_memory=self.world.device.type == "cuda",
+            prefetch_factor=4 if options.workers else None,
+        )
+        group: list[Any] = []
+        for batch in _in_own_words(loader):
+            group.append(batch)
+            if len(group) == options.accumulate:
+                yield group
+                group = []
+
+    def _watch_broken(self, batches: Sequence[Any], values: dict[str, float], progress: Progress) -> None:
+        """Images that could not be decoded were replaced; they are named once, counted, and too many stop the run."""
+        new = {
+            int(index) for batch in batches for index in batch.broken.tolist() if index >= 0
+        } - self.data.known_broken
+        for index in sorted(new):
+            print(f"broken image replaced: {self.data.images.paths[index]}", flush=True)
+        self.data.known_broken |= new
+        values["broken_images"] = float(len(self.data.known_broken))
+        (too_many,) = self.world.any(len(self.data.known_broken) > self.data.broken_limit)
+        if too_many:
+            raise RunFailed(
+                f"{len(self.data.known_broken)} images of {len(self.data)} cannot be decoded, more than "
+                f"{self.data.broken_limit}: is this the right folder? Remove them and run the same command again."
+            )
+
+    # ------------------------------------------------------------------ saving and resuming
+
+    def save(self) -> None:
+        """A checkpoint and the finished weights, by rank 0; the others wait for it."""
+        if self.saved_at == self.step:
+            return
+        error = None
+        state, weights = self.state_dict(), self.weights()  # everywhere: sharded tensors are gathered by all processes
+        if self.run:
+            for write in (lambda run: run.checkpoints.save(self.step, state), lambda run: self._write(weights)):
+                try:  # where the disk is too full for a checkpoint, the weights alone may still fit
+                    write(self.run)
+                except RunFailed as failed:
+                    error = error or failed
+        (failed_anywhere,) = self.world.any(error is not None)
+        if failed_anywhere:
+            raise error or RunFailed("rank 0 could not save.")
+        self.saved_at = self.step
+
+    def _write(self, weights: dict[str, dict[str, Any]]) -> None:
+        """The weight files; config.json then holds their checksums."""
+        assert self.run is not None
+        try:
+            for name, state in weights.items():
+                save_tensors(self.run.path / name, state)
+            self.run.record_weights(*weights)
+        except (OSError, RuntimeError) as error:
+            raise RunFailed(f"the weights could not be written to {self.run.path} ({error}).") from error
+
+    def _resume(self) -> None:
+        options = self.options
+        given = options.resume not in ("auto", "never")
+        checkpoints = Checkpoints(Path(options.out) / "checkpoints")
+        state = load_checkpoint(Path(options.resume)) if given else checkpoints.load_latest(self.world.say)
+        if state is None:
+            return
+        self.load_state_dict(state)
+        self.step = self.saved_at = int(state["step"])
+        self.world.say(f"resuming after step {self.step}")
+
+    def _already_done(self) -> int:
+        weights = self.weights()  # everywhere: sharded tensors are gathered by all processes
+        if self.run and not self.run.holds(*weights):
+            self._write(weights)  # a kill between checkpoint and weights is repaired here
+        self.world.say(f"{self.options.out} is already trained for {self.options.steps} steps; nothing to do.")
+        return 0
+
+
+def _in_own_words(loader: Iterable[Any]) -> Iterator[Any]:
+    """The loader's batches; what fails in its processes fails here, without their traceback."""
+    try:
+        yield from loader
+    except RunFailed as error:
+        raise from_loader(error) from None
+
+
+def _due(step: int, every: int) -> bool:
+    """Whether something that happens every so many steps (0: never) happens at `step`."""
+    return every > 0 and step % every == 0

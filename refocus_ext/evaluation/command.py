@@ -1,0 +1,35 @@
+"""`bash run.sh eval`: of samples with --samples, else of a tokenizer."""
+
+from __future__ import annotations
+
+from refocus_ext.errors import UsageError
+from refocus_ext.evaluation.options import EvalOptions
+
+ADM = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches"
+REFERENCE_URL = f"{ADM}/imagenet/256/VIRTUAL_imagenet256_labeled.npz"
+OF_TOKENIZERS = ("tokenizer", "data", "images", "lpips_weights")
+OF_SAMPLES = ("reference", "depth")
+
+
+def main(options: EvalOptions) -> int:
+    """Runs the command; returns its exit code."""
+    check(options)
+    if options.samples:
+        from refocus_ext.evaluation import samples
+
+        return samples.main(options)
+    from refocus_ext.evaluation import tokenizer
+
+    return tokenizer.main(options)
+
+
+def check(options: EvalOptions) -> None:
+    """Raises UsageError where an option would be ignored, or one is lacking."""
+    foreign = OF_TOKENIZERS if options.samples else OF_SAMPLES
+    if typed := [name for name in foreign if getattr(options, name) != getattr(EvalOptions, name)]:
+        flag = "--" + typed[0].replace("_", "-")
+        if options.samples:
+            raise UsageError(f"{flag} goes with a tokenizer, not with --samples; leave one of them out.")
+        raise UsageError(f"{flag} needs --samples NPZ_OR_DIR.")
+    if options.samples and not options.reference:
+        raise UsageError(f"--samples needs --reference NPZ_OR_DIR; ADM's file for ImageNet 256 is {REFERENCE_URL}.")

@@ -1,0 +1,111 @@
+"""Mean and covariance of features in a stream, and the Frechet distance between two of them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+# ------------------------------------------------------------------------------------------------ statistics
+
+
+class Moments(Protocol):
+    """What a Frechet distance needs to know of a distribution."""
+
+    @property
+    def mean(self) -> Tensor: ...  # (D,)
+    @property
+    def covariance(self) -> Tensor: ...  # (D,D)
+
+
+class Gaussian(NamedTuple):
+    """Moments that come from elsewhere, such as `mu` and `sigma` of a reference file."""
+
+    mean: Tensor
+    covariance: Tensor
+
+
+class FeatureStatistics:
+    """Mean and covariance of features, batch by batch in float64; statistics of parts merge to those of the whole.
+
+    Centred sums are kept (Chan et al., 1979), so features far from 0 lose no digits.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._mean = torch.zeros(0, dtype=torch.float64)
+        self._scatter = torch.zeros(0, 0, dtype=torch.float64)  # sum of (x - mean)(x - mean)^T
+
+    def update(self, features_BD: Tensor) -> None:
+        """Takes in a batch of features (B,D); they are moved to the CPU."""
+        features = features_BD.detach().to("cpu", torch.float64)
+        if features.ndim != 2:
+            raise ValueError(f"features must be (B,D), got {tuple(features.shape)}")
+        if len(features):
+            mean = features.mean(0)
+            centred = features - mean
+            self._add(len(features), mean, centred.T @ centred)
+
+    def merge(self, other: FeatureStatistics) -> None:
+        """Takes in all that `other` has seen."""
+        if other.count:
+            self._add(other.count, other._mean, other._scatter)
+
+    def _add(self, count: int, mean: Tensor, scatter: Tensor) -> None:
+        if not self.count:
+            self.count, self._mean, self._scatter = count, mean.clone(), scatter.clone()
+            return
+        if mean.shape != self._mean.shape:
+            raise ValueError(f"features of width {len(mean)} do not go with those of width {len(self._mean)}")
+        total, shift = self.count + count, mean - self._mean
+        self._mean += shift * (count / total)
+        self._scatter += scatter + torch.outer(shift, shift) * (self.count * count / total)
+        self.count = total
+
+    @property
+    def mean(self) -> Tensor:
+        """(D,), float64.
+
+        Raises:
+            ValueError: nothing has been seen.
+        """
+        if not self.count:
+            raise ValueError("no features have been seen")
+        return self._mean
+
+    @property
+    def covariance(self) -> Tensor:
+        """(D,D), float64, over N - 1 as in the reference implementations.
+
+        Raises:
+            ValueError: fewer than two features have been seen.
+        """
+        if self.count < 2:
+            raise ValueError(f"a covariance needs at least 2 images, got {self.count}")
+        return self._scatter / (self.count - 1)
+
+
+def frechet_distance(a: Moments, b: Moments) -> float:
+    """Squared Frechet distance of two Gaussians: |mu_a - mu_b|^2 + tr(A + B - 2 (A B)^(1/2)), in float64.
+
+    Singular covariances (fewer images than features) are fine: no matrix is inverted or offset.
+
+    Raises:
+        ValueError: the widths differ.
+    """
+    if a.mean.shape != b.mean.shape:
+        raise ValueError(f"features of width {len(b.mean)} do not compare with those of width {len(a.mean)}")
+    shift = a.mean.double() - b.mean.double()
+    A, B = a.covariance.double(), b.covariance.double()
+    # tr (A B)^(1/2) is the sum of the singular values of A^(1/2) B^(1/2). Unlike the square roots of the eigenvalues of
+    # A B they do not turn rounding of 1e-16 into 1e-8 each where A or B is singular.
+    cross = torch.linalg.svdvals(_factor(A).T @ _factor(B)).sum()
+    return max(0.0, (shift.square().sum() + A.trace() + B.trace() - 2 * cross).item())
+
+
+def _factor(covariance_DD: Tensor) -> Tensor:
+    """F (D,r) with F F^T = the covariance, r its numerical rank."""
+    values, vectors = torch.linalg.eigh(covariance_DD)
+    kept = values > values[-1] * len(values) * torch.finfo(values.dtype).eps
+    return vectors[:, kept] * values[kept].sqrt()

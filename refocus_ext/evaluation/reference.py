@@ -1,0 +1,60 @@
+"""The reference of an evaluation: images, or ADM's statistics of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from refocus_ext.errors import UsageError
+from refocus_ext.evaluation.frechet import Gaussian
+from refocus_ext.images.npz import NpzImages, _array, has_array
+from refocus_ext.images.readers import FolderImages, ImageSet
+
+STATISTICS = {
+    "pool": ("mu", "sigma", 2048),
+    "spatial": ("mu_s", "sigma_s", 2023),
+}  # names in ADM's files, and their width
+
+
+class Reference(NamedTuple):
+    """What samples are compared with; each part may be absent, but not the images and `pool` both."""
+
+    images: ImageSet | None
+    pool: Gaussian | None
+    spatial: Gaussian | None
+
+
+def open_reference(name: str, like: ImageSet, threads: int) -> Reference:
+    """The statistics and images in `name`; a folder's images are brought to the size of `like`'s.
+
+    Raises:
+        UsageError: it holds neither images nor statistics, or not of the right form.
+    """
+    path = Path(name)
+    if path.is_dir():
+        return Reference(FolderImages(path, "--reference", like.size, threads), None, None)
+    images = NpzImages(path, "--reference") if has_array(path, "--reference", "arr_0") else None
+    pool, spatial = (_stored(path, *names) for names in STATISTICS.values())
+    if images is None and pool is None:
+        raise UsageError(
+            f"--reference {path} holds neither images (arr_0) nor statistics (mu and sigma); give another file."
+        )
+    return Reference(images, pool, spatial)
+
+
+def _stored(path: Path, mean: str, covariance: str, width: int) -> Gaussian | None:
+    """Statistics under these names, where they are there.
+
+    Raises:
+        UsageError: they are of another width.
+    """
+    mu, sigma = _array(path, mean), _array(path, covariance)
+    if mu is None or sigma is None:
+        return None
+    if mu.shape != (width,) or sigma.shape != (width, width):
+        raise UsageError(
+            f"--reference {path} has {mean} of shape {mu.shape}, but these features have {width} values; give another file."
+        )
+    return Gaussian(torch.from_numpy(mu).double(), torch.from_numpy(sigma).double())

@@ -1,0 +1,210 @@
+"""`bash run.sh eval --samples NPZ_OR_DIR --reference NPZ_OR_DIR`: FID, sFID, IS, precision and recall as ADM defines them.
+
+Images pass through Inception in batches, which processes take in turns. pool3 is kept (8 KiB an image), of the spatial
+features only mean and covariance; so batch b and what is made of it do not depend on the number of processes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from refocus_ext.engine.distributed import World, world
+from refocus_ext.engine.progress import Progress
+from refocus_ext.evaluation.frechet import FeatureStatistics, Moments, frechet_distance
+from refocus_ext.evaluation.inception import InceptionFeatures, load_inception
+from refocus_ext.evaluation.options import EvalOptions
+from refocus_ext.evaluation.reference import Reference, open_reference
+from refocus_ext.evaluation.samples_report import SampleReport, table, write_json
+from refocus_ext.evaluation.scores import IS_SPLIT, NEIGHBOURS, fixed_permutation, inception_score, precision_recall
+from refocus_ext.images.readers import ImageSet, open_samples
+
+PAPERS_IMAGES = 50_000
+ORDER_DROP = 0.2  # an Inception Score that loses more than this share to the file's order is told
+CHUNK = 4096  # features at once, where they are in memory already
+
+
+def main(options: EvalOptions) -> int:
+    """Runs the command; returns its exit code."""
+    with world(options.device) as here:
+        threads = 4 if options.workers is None else options.workers
+        samples = open_samples(options.samples, threads)
+        reference = open_reference(options.reference, samples, threads)
+        inception = load_inception(options.inception_weights, here.device)
+        report = evaluate(samples, reference, inception, options.batch_size or 64, here)
+        if report is not None:
+            print("\n" + "\n".join(table(report, options.depth)))
+            if options.json:
+                write_json(Path(options.json), options, report)
+    return 0
+
+
+@dataclass(frozen=True)
+class Features:
+    """Of all images of a set, in its order."""
+
+    pool_ND: Tensor  # (N,2048) fp32, on the CPU
+    spatial: FeatureStatistics
+
+    @property
+    def pool(self) -> FeatureStatistics:
+        """Mean and covariance of pool3."""
+        statistics = FeatureStatistics()
+        for rows in self.pool_ND.split(CHUNK):
+            statistics.update(rows)
+        return statistics
+
+
+def extract(images: ImageSet, inception: InceptionFeatures, batch: int, here: World, spatial: bool = True) -> Features:
+    """The features of a set on every process; each computes its share of the batches.
+
+    Args:
+        spatial: whether their statistics are needed.
+
+    Raises:
+        RunFailed: the images cannot be read.
+    """
+    rounds = math.ceil(images.count / batch / here.size)
+    progress = Progress(0, rounds, batch * here.size, quiet=not here.main, unit="batch")
+    pools: list[Tensor] = []
+    statistics = FeatureStatistics()
+    for done, pixels in enumerate(_on(here.device, images.batches(batch, here.rank, here.size)), start=1):
+        activations = inception.activations(pixels)
+        pools.append(activations.pool_BD.cpu())
+        if spatial:
+            statistics.update(activations.spatial_BS)
+        progress.update(done, {})
+    progress.close()
+    shares = here.gather((pools, statistics))
+    whole = FeatureStatistics()
+    for _, part in shares:
+        whole.merge(part)
+    batches = range(math.ceil(images.count / batch))
+    return Features(torch.cat([shares[b % here.size][0][b // here.size] for b in batches]), whole)
+
+
+def _on(device: torch.device, batches: Iterator[np.ndarray]) -> Iterator[Tensor]:
+    """Batches (B,H,W,3) as tensors (B,3,H,W), uint8."""
+    for batch in batches:
+        yield torch.from_numpy(batch.copy()).to(device).permute(0, 3, 1, 2)
+
+
+def evaluate(
+    samples: ImageSet, reference: Reference, inception: InceptionFeatures, batch: int, here: World
+) -> SampleReport | None:
+    """Measures `samples` against `reference`; every process takes part, rank 0 has the report.
+
+    Raises:
+        RunFailed: images cannot be read.
+    """
+    if here.main:
+        count = "stored statistics" if reference.images is None else f"{reference.images.count} reference images"
+        print(
+            f"Inception features of {samples.count} samples and {count}, on {here.device}" + _processes(here),
+            flush=True,
+        )
+    ours = extract(samples, inception, batch, here)
+    theirs = None
+    if reference.images is not None:
+        needed = reference.pool is None  # with stored statistics the images serve precision and recall only
+        theirs = extract(reference.images, inception, batch, here, spatial=needed)
+    if not here.main:
+        return None
+    missing: dict[str, str] = {}
+    fid, sfid = _distances(ours, theirs, reference, missing)
+    precision, recall = _precision_recall(ours, theirs, here.device, missing)
+    in_order, shuffled = _inception_scores(ours, inception)
+    ordered = _sorted(samples.labels, samples.count) or in_order < (1 - ORDER_DROP) * shuffled
+    return SampleReport(
+        images=samples.count,
+        reference_images=reference.images.count if reference.images else 0,
+        fid=fid,
+        sfid=sfid,
+        inception_score=in_order,
+        inception_score_shuffled=shuffled,
+        precision=precision,
+        recall=recall,
+        ordered_by_class=ordered,
+        not_measured=missing,
+        notes=_notes(samples, reference, inception, ordered),
+    )
+
+
+def _processes(here: World) -> str:
+    return f" x {here.size} processes" if here.size > 1 else ""
+
+
+def _distances(
+    ours: Features, theirs: Features | None, reference: Reference, missing: dict[str, str]
+) -> tuple[float | None, float | None]:
+    """(FID, sFID): against the stored statistics, else against those of the reference's images."""
+    images = 2 if theirs is None else len(theirs.pool_ND)
+    if min(len(ours.pool_ND), images) < 2:
+        missing["fid"] = missing["sfid"] = "a covariance needs at least 2 images."
+        return None, None
+    pool: Moments | None = reference.pool or (theirs.pool if theirs else None)
+    spatial: Moments | None = reference.spatial
+    if spatial is None and reference.pool is None and theirs is not None:
+        spatial = theirs.spatial
+    if spatial is None:
+        missing["sfid"] = "the reference stores mu and sigma but no mu_s and sigma_s."
+    assert pool is not None
+    return frechet_distance(ours.pool, pool), None if spatial is None else frechet_distance(ours.spatial, spatial)
+
+
+def _precision_recall(
+    ours: Features, theirs: Features | None, device: torch.device, missing: dict[str, str]
+) -> tuple[float | None, float | None]:
+    if theirs is None:
+        missing["precision"] = missing["recall"] = "the reference holds statistics but no images."
+        return None, None
+    if min(len(ours.pool_ND), len(theirs.pool_ND)) <= NEIGHBOURS:
+        missing["precision"] = missing["recall"] = f"it needs more than {NEIGHBOURS} images on either side."
+        return None, None
+    return precision_recall(ours.pool_ND.to(device), theirs.pool_ND.to(device))
+
+
+def _inception_scores(ours: Features, inception: InceptionFeatures) -> tuple[float, float]:
+    """In the order of the file, and in another."""
+    logits = torch.cat([inception.class_logits(rows).cpu() for rows in ours.pool_ND.split(CHUNK)])
+    return inception_score(logits, IS_SPLIT), inception_score(logits[fixed_permutation(len(logits))], IS_SPLIT)
+
+
+def _sorted(labels: np.ndarray | None, count: int) -> bool:
+    """Whether the labels are in order and there is more than one split, so that it matters."""
+    if labels is None or count <= IS_SPLIT:
+        return False
+    return bool((labels[1:] >= labels[:-1]).all() and labels[0] != labels[-1])
+
+
+def _notes(samples: ImageSet, reference: Reference, inception: InceptionFeatures, ordered: bool) -> list[str]:
+    """Sentences on what keeps these numbers from being compared with others'."""
+    notes = [samples.note] if samples.note else []
+    if samples.count < PAPERS_IMAGES:
+        notes.append(f"FID is biased upwards on few images: {samples.count} here, {PAPERS_IMAGES} in papers.")
+    if not inception.standard:
+        notes.append("the Inception weights are not the published ones: these numbers compare with nobody's.")
+    if ordered:
+        notes.append(
+            "the samples are ordered by class: the Inception Score is taken on splits of "
+            f"{IS_SPLIT} images in order, each of which then holds few classes (about 62 instead of 280 for VAR-d16); the "
+            "shuffled one compares with papers."
+        )
+    images = reference.images
+    if images is not None:
+        notes += [images.note] if images.note else []
+        if reference.pool is None:
+            notes.append(f"the reference stores no statistics: they are those of its {images.count} images.")
+        if images.size != samples.size:
+            notes.append(f"the samples are {_pixels(samples)}, the images of the reference {_pixels(images)}.")
+    return notes
+
+
+def _pixels(images: ImageSet) -> str:
+    return f"{images.size[1]}x{images.size[0]} px"

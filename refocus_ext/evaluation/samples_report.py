@@ -1,0 +1,91 @@
+"""What `eval --samples` measured, as a table and as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from refocus_ext.errors import RunFailed
+from refocus_ext.evaluation.options import EvalOptions
+from refocus_ext.storage.atomic import save_json
+
+# ------------------------------------------------------------------------------------------------ measuring
+
+
+@dataclass(frozen=True)
+class SampleReport:
+    """All numbers of an evaluation; `not_measured` gives the reason for each that is None.
+
+    `inception_score` is ADM's, over splits of 5000 images in the order of the file, `inception_score_shuffled` that of the
+    same images in another order. `ordered_by_class` says that the first one is not to be compared with anybody's.
+    """
+
+    images: int
+    reference_images: int
+    fid: float | None
+    sfid: float | None
+    inception_score: float
+    inception_score_shuffled: float
+    precision: float | None
+    recall: float | None
+    ordered_by_class: bool
+    not_measured: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+# ------------------------------------------------------------------------------------------------ results
+
+COLUMNS = {
+    "fid": ("FID", ".2f"),
+    "sfid": ("sFID", ".2f"),
+    "is": ("IS", ".1f"),
+    "precision": ("precision", ".2f"),
+    "recall": ("recall", ".2f"),
+}
+# Table 1 of the paper; VAR's IS at d16 is the baseline of its Table 2.
+PUBLISHED: dict[int, dict[str, dict[str, float]]] = {
+    12: {"VAR": {"fid": 5.81}, "ReFocus-VAR": {"fid": 3.95, "is": 238.2, "precision": 0.84, "recall": 0.49}},
+    16: {
+        "VAR": {"fid": 3.55, "is": 280.4},
+        "ReFocus-VAR": {"fid": 2.89, "is": 298.1, "precision": 0.85, "recall": 0.54},
+    },
+    20: {"VAR": {"fid": 2.95}, "ReFocus-VAR": {"fid": 2.25, "is": 312.8, "precision": 0.86, "recall": 0.59}},
+    24: {"VAR": {"fid": 2.33}, "ReFocus-VAR": {"fid": 1.75, "is": 325.8, "precision": 0.84, "recall": 0.61}},
+}
+
+
+def table(report: SampleReport, depth: int | None = None) -> list[str]:
+    """The report as lines: ours, the published numbers (of one depth, or all), and what is to be known of them."""
+    ours = {name: getattr(report, name) for name in ("fid", "sfid", "precision", "recall")}
+    rows = [_row(f"{report.images} samples", ours | {"is": report.inception_score})]
+    if report.ordered_by_class:
+        rows.append(_row("  the same, shuffled", {"is": report.inception_score_shuffled}))
+    depths = [depth] if depth else list(PUBLISHED)
+    published = [_row(f"{name} d{d}", values) for d in depths for name, values in PUBLISHED[d].items()]
+    return [
+        f"{'':<22}" + "".join(f"{label:>11}" for label, _ in COLUMNS.values()),
+        *rows,
+        "published, ImageNet 256 px, 50000 samples (another machine, TensorFlow's Inception):",
+        *published,
+        "",
+        *(f"note: {note}" for note in report.notes),
+        *(f"not measured: {COLUMNS[name][0]}, because {reason}" for name, reason in report.not_measured.items()),
+    ]
+
+
+def _row(name: str, values: dict[str, float | None] | dict[str, float]) -> str:
+    cells = ((values.get(key), form) for key, (_, form) in COLUMNS.items())
+    return f"{name:<22}" + "".join(f"{'-':>11}" if value is None else f"{value:>11{form}}" for value, form in cells)
+
+
+def write_json(path: Path, options: EvalOptions, report: SampleReport) -> None:
+    """The report, and what it is of.
+
+    Raises:
+        RunFailed: the file cannot be written.
+    """
+    try:
+        save_json(path, {"samples": options.samples, "reference": options.reference} | dataclasses.asdict(report))
+    except OSError as error:
+        raise RunFailed(f"--json {path} could not be written ({error.strerror}).") from error

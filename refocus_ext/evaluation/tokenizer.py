@@ -1,0 +1,205 @@
+"""`bash run.sh eval --tokenizer RUN`: what a finished tokenizer keeps of images it has not been trained on.
+
+All numbers are means over images, streamed over batches in eval mode: no noise, nothing random. Images are in [-1,1];
+focus states and token scales are counted from 1 in what is printed or written, as in the paper.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Subset
+from tqdm import tqdm
+
+from patches import load_upstream
+from refocus_ext.engine.checkpoints import Checkpoints
+from refocus_ext.engine.devices import pick_device
+from refocus_ext.errors import UsageError
+from refocus_ext.evaluation.frechet import FeatureStatistics, frechet_distance
+from refocus_ext.evaluation.inception import to_uint8
+from refocus_ext.evaluation.instruments import AliasCoder, Instruments, open_instruments
+from refocus_ext.evaluation.options import EvalOptions
+from refocus_ext.evaluation.tokenizer_report import ScaleHealth, StateQuality, TokenizerReport, table, write_json
+from refocus_ext.images.crops import Crops
+from refocus_ext.images.folder import ImageList, check_images, image_folder
+from refocus_ext.images.order import spread
+from refocus_ext.images.sources import demo_photographs
+from refocus_ext.tokenizer.alias.explained_variance import ExplainedVariance
+from refocus_ext.tokens.trained_tokenizer import Tokenizer, load_tokenizer
+from refocus_ext.vector_quantization import usage_and_perplexity
+
+PAPERS_IMAGES = 50_000  # on which papers report rFID: ImageNet val
+
+
+def main(options: EvalOptions) -> int:
+    """Runs the command; returns its exit code."""
+    if not options.tokenizer:
+        raise UsageError("eval needs --tokenizer RUN, the run folder of `bash run.sh tokenizer`.")
+    print(load_upstream().describe())
+    device = pick_device(options.device)
+    tokenizer = load_tokenizer(Path(options.tokenizer), device)
+    if unfinished := training_left(tokenizer):
+        print(f"note: {unfinished}")
+    images, source = val_images(tokenizer, options.data)
+    tools = open_instruments(options, tokenizer, device)
+    chosen = spread(range(len(images)), options.images or len(images))
+    size = tokenizer.pyramid.image_size
+    print(f"measuring {tokenizer.path} on {len(chosen)} images of {source}, centre crops of {size} px, on {device}")
+    report = evaluate(tokenizer, loader(tokenizer, images, chosen, options), tools, device)
+    print("\n" + "\n".join(table(report)))
+    if options.json:
+        write_json(Path(options.json), tokenizer, source, report)
+    return 0
+
+
+def training_left(tokenizer: Tokenizer) -> str:
+    """A sentence where the newest checkpoint says that the run was interrupted, and the weights are its; else ''."""
+    newest = Checkpoints(tokenizer.path / "checkpoints").newest_step()
+    steps = tokenizer.options.get("steps")
+    if newest is None or steps is None or newest >= steps:
+        return ""
+    return (
+        f"training of {tokenizer.path} is not finished: these are its weights after {newest} of {steps} steps; the command "
+        "that began it, typed again, goes on with it."
+    )
+
+
+def val_images(tokenizer: Tokenizer, data: str) -> tuple[ImageList, str]:
+    """The validation images and their name: of `data`, else of the run's own data, else the demo photographs.
+
+    Raises:
+        UsageError: they are not there, or smaller than the crop where the run refused such.
+    """
+    data = data or tokenizer.options.get("data", "")
+    images = image_folder(data, "val") if data else demo_photographs()
+    note = check_images(images, tokenizer.pyramid.image_size, tokenizer.options.get("small_images", "auto"))
+    if note:
+        print(f"note: {note}")
+    return images, f"{data}/val" if data else "the demo photographs (which the demo also trains on)"
+
+
+def loader(tokenizer: Tokenizer, images: ImageList, chosen: Sequence[int], options: EvalOptions) -> DataLoader[Any]:
+    """Centre crops of the chosen images, resized as the run's validation does."""
+    scale = tokenizer.options.get("crop_scale", 1.125)
+    crops = Crops(images, tokenizer.pyramid.image_size, scale=scale, random=False)
+    workers = tokenizer.options.get("workers", 0) if options.workers is None else options.workers
+    return DataLoader(Subset(crops, chosen), batch_size=options.batch_size or 16, num_workers=workers)
+
+
+def evaluate(tokenizer: Tokenizer, batches: Any, tools: Instruments, device: torch.device) -> TokenizerReport:
+    """Measures the tokenizer on batches of `Sample`."""
+    evaluation, replaced = Evaluation(tokenizer, tools), 0
+    for batch in tqdm(batches, unit="batch", dynamic_ncols=True, disable=not sys.stderr.isatty()):
+        evaluation.update(batch.image.to(device, non_blocking=True))
+        replaced += int((batch.broken >= 0).sum())
+    return evaluation.report(replaced)
+
+
+class Evaluation:
+    """Running sums over batches: `update(x)` for each, then `report()`."""
+
+    def __init__(self, tokenizer: Tokenizer, tools: Instruments) -> None:
+        self.vae, self.pyramid, self.tools = tokenizer.vae, tokenizer.pyramid, tools
+        self.sides: tuple[int, ...] = self.vae.quantize.v_patch_nums
+        last = self.pyramid.last_scale_of_state(self.sides)
+        self.prefixes = [(k, scale) for k, scale in enumerate(last) if scale is not None]
+        self.images = 0
+        self.sums = torch.zeros(len(self.prefixes), 2, len(tools.measures), dtype=torch.float64)  # against F_k and x
+        self.hits_SV = torch.zeros(len(self.sides), self.vae.quantize.vocab_size, dtype=torch.long)
+        self.real, self.fake = FeatureStatistics(), FeatureStatistics()
+        self.explained = ExplainedVariance(self.pyramid.states - 1)
+
+    @torch.no_grad()
+    def update(self, x_B3HW: Tensor) -> None:
+        """Takes in a batch of images in [-1,1]."""
+        f_hat_S, idx_S = self._encode(x_B3HW)
+        for hits_V, idx in zip(self.hits_SV, idx_S, strict=True):
+            hits_V += idx.flatten().bincount(minlength=len(hits_V)).cpu()
+        image = x_B3HW
+        for row, (k, scale) in zip(self.sums, self.prefixes, strict=True):
+            image = self.vae.decode(f_hat_S[scale]).clamp(-1, 1)
+            for total, target in zip(row, (self.pyramid.focused(x_B3HW, k), x_B3HW), strict=True):
+                total += torch.stack(
+                    [m(image, target).sum(dtype=torch.float64) for m in self.tools.measures.values()]
+                ).cpu()
+        if self.tools.inception is not None:  # `image` is now that of all tokens
+            self.real.update(self.tools.inception(to_uint8(x_B3HW)))
+            self.fake.update(self.tools.inception(to_uint8(image)))
+        if self.tools.alias is not None:
+            self._update_alias(self.tools.alias, x_B3HW)
+        self.images += len(x_B3HW)
+
+    def _encode(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Prefixes f_hat and tokens of every scale, encoding each view once."""
+        targets = self.vae.encode_targets(x)
+        q = self.vae.quantize.quantize([targets] * self.pyramid.states if isinstance(targets, Tensor) else targets)
+        return q.f_hat_S, q.idx_S
+
+    def _update_alias(self, alias: AliasCoder, x: Tensor) -> None:
+        alias_K = [self.pyramid.alias(x, k) for k in range(self.pyramid.states - 1)]
+        self.explained.update(alias_K, alias.reconstruct(alias.tokens(alias_K)))
+
+    def report(self, replaced: int = 0) -> TokenizerReport:
+        """The numbers of all images so far.
+
+        Raises:
+            ValueError: there were none.
+        """
+        if not self.images:
+            raise ValueError("no images have been measured")
+        notes: list[str] = []
+        missing = dict(self.tools.not_measured)
+        rfid = self._rfid(notes, missing)
+        if replaced:
+            notes.append(f"{replaced} images cannot be decoded; the ones after them were measured twice instead.")
+        return TokenizerReport(
+            images=self.images,
+            replaced=replaced,
+            states=self._states(),
+            scales=self._scales(),
+            codes=self.hits_SV.shape[1],
+            rfid=rfid,
+            alias_explained=None if self.tools.alias is None else self.explained.compute(),
+            not_measured=missing,
+            notes=notes,
+        )
+
+    def _rfid(self, notes: list[str], missing: dict[str, str]) -> float | None:
+        if self.tools.inception is None:
+            return None
+        if self.images < 2:
+            missing["rfid"] = "a covariance needs at least 2 images."
+            return None
+        if self.images < PAPERS_IMAGES:
+            notes.append(
+                f"rFID is biased upwards on few images: {self.images} here, {PAPERS_IMAGES} (ImageNet val) in papers."
+            )
+        if not self.tools.inception.standard:
+            notes.append("the Inception weights are not the published ones: this rFID compares with nobody's.")
+        return frechet_distance(self.real, self.fake)
+
+    def _states(self) -> list[StateQuality]:
+        names = list(self.tools.measures)
+        means = (self.sums / self.images).tolist()
+        return [
+            StateQuality(
+                state=k + 1,
+                radius=self.pyramid.radii[k] if self.pyramid.refocuses else 0.0,
+                tokens=sum(side * side for side in self.sides[: scale + 1]),
+                focus=dict(zip(names, focus, strict=True)),
+                sharp=dict(zip(names, sharp, strict=True)),
+            )
+            for (k, scale), (focus, sharp) in zip(self.prefixes, means, strict=True)
+        ]
+
+    def _scales(self) -> list[ScaleHealth]:
+        states = self.pyramid.states_of(self.sides)
+        return [
+            ScaleHealth(s, side, k + 1, int(hits_V.sum()), *usage_and_perplexity(hits_V))
+            for s, (side, k, hits_V) in enumerate(zip(self.sides, states, self.hits_SV, strict=True), start=1)
+        ]

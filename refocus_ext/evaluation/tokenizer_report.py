@@ -1,0 +1,128 @@
+"""What `eval --tokenizer` measured, as tables and as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from refocus_ext.errors import RunFailed
+from refocus_ext.storage.atomic import save_json
+from refocus_ext.tokens.trained_tokenizer import Tokenizer
+
+# ------------------------------------------------------------------------------------------------ measuring
+
+
+@dataclass(frozen=True)
+class StateQuality:
+    """The image of a focus state's prefix against its view F_k and against x; each maps a measure to its mean."""
+
+    state: int
+    radius: float  # pixels
+    tokens: int  # of the prefix
+    focus: dict[str, float]
+    sharp: dict[str, float]
+
+
+@dataclass(frozen=True)
+class ScaleHealth:
+    """How a token scale uses the codebook: percent of the codes seen at all, and exp of the entropy of the codes."""
+
+    scale: int
+    side: int  # latent cells
+    state: int
+    tokens: int  # seen in all, an upper bound of both
+    usage: float
+    perplexity: float
+
+
+@dataclass(frozen=True)
+class TokenizerReport:
+    """All numbers of an evaluation. `states` omits focus states that no token scale serves; the last one is the whole
+    reconstruction. `not_measured` gives the reason for each number that is absent."""
+
+    images: int
+    replaced: int  # images that could not be decoded, and the ones after them were measured instead
+    states: list[StateQuality]
+    scales: list[ScaleHealth]
+    codes: int
+    rfid: float | None
+    alias_explained: list[float] | None
+    not_measured: dict[str, str]
+    notes: list[str]
+
+    @property
+    def reconstruction(self) -> dict[str, float]:
+        """The whole reconstruction against x."""
+        return self.states[-1].sharp | ({} if self.rfid is None else {"rfid": self.rfid})
+
+
+# ------------------------------------------------------------------------------------------------ results
+
+LABELS = {"psnr": "PSNR", "ssim": "SSIM", "lpips": "LPIPS", "rfid": "rFID", "alias": "alias explained variance"}
+FORMATS = {"psnr": ".2f", "ssim": ".4f", "lpips": ".4f", "rfid": ".2f"}
+
+
+def table(report: TokenizerReport) -> list[str]:
+    """The report as lines: prefixes per state, codes per scale, the whole reconstruction, and what is missing."""
+    return [
+        *_state_table(report.states),
+        "",
+        *_scale_table(report),
+        "",
+        *_alias_lines(report.alias_explained),
+        f"all tokens against x, {report.images} images: {_numbers(report.reconstruction)}",
+        *(f"note: {note}" for note in report.notes),
+        *(f"not measured: {LABELS[name]}, because {reason}" for name, reason in report.not_measured.items()),
+    ]
+
+
+def _state_table(states: Sequence[StateQuality]) -> list[str]:
+    names = list(states[0].focus)
+    columns = "".join(f"{LABELS[name]:>9}" for name in names)
+    wide = len(columns)
+    lines = [
+        f"{'':<28}{'prefix against F_k':>{wide}}   {'prefix against x':>{wide}}",
+        f"{'focus state':<12}{'blur':>8}{'tokens':>8}{columns}   {columns}",
+    ]
+    for row in states:
+        blur = f"{row.radius:g} px" if row.radius else "none"
+        cells = ["".join(f"{values[name]:>9{FORMATS[name]}}" for name in names) for values in (row.focus, row.sharp)]
+        lines.append(f"{row.state:<12}{blur:>8}{row.tokens:>8}{cells[0]}   {cells[1]}")
+    return lines
+
+
+def _scale_table(report: TokenizerReport) -> list[str]:
+    lines = [f"{'token scale':<12}{'cells':>8}{'state':>8}{'tokens':>12}{'codes used':>14}{'perplexity':>13}"]
+    for row in report.scales:
+        used = f"{round(row.usage * report.codes / 100)} of {report.codes}"
+        cells = f"{row.side}x{row.side}"
+        lines.append(f"{row.scale:<12}{cells:>8}{row.state:>8}{row.tokens:>12}{used:>14}{row.perplexity:>13.1f}")
+    return lines
+
+
+def _alias_lines(explained: Sequence[float] | None) -> list[str]:
+    if explained is None:
+        return []
+    shares = ", ".join(f"state {k} {100 * share:.1f}%" for k, share in enumerate(explained, start=1))
+    return [f"variance of the alias residuals explained by their tokens: {shares}"]
+
+
+def _numbers(values: Mapping[str, float]) -> str:
+    unit = {"psnr": " dB"}
+    return ", ".join(f"{LABELS[name]} {value:{FORMATS[name]}}{unit.get(name, '')}" for name, value in values.items())
+
+
+def write_json(path: Path, tokenizer: Tokenizer, source: str, report: TokenizerReport) -> None:
+    """The report, and what it is of.
+
+    Raises:
+        RunFailed: the file cannot be written.
+    """
+    origin = {"tokenizer": str(tokenizer.path), "weights": tokenizer.config.get("weights", {}), "data": source}
+    pyramid = {"pyramid": tokenizer.pyramid.to_dict()}
+    try:
+        save_json(path, origin | pyramid | {"reconstruction": report.reconstruction} | dataclasses.asdict(report))
+    except OSError as error:
+        raise RunFailed(f"--json {path} could not be written ({error.strerror}).") from error

@@ -1,0 +1,119 @@
+"""`bash run.sh ablate`: Table 2 at any size. Every row is trained by this project's own commands, then measured alike."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from refocus_ext.engine.devices import pick_device
+from refocus_ext.errors import RunFailed, UsageError
+from refocus_ext.evidence.ablation.differences import summarise
+from refocus_ext.evidence.ablation.measure import Measure, measure_run
+from refocus_ext.evidence.ablation.options import AblateOptions
+from refocus_ext.evidence.ablation.report import write_report
+from refocus_ext.evidence.ablation.rows import TABLE, TOKENIZERS
+from refocus_ext.storage.atomic import save_json
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def main(options: AblateOptions) -> int:
+    """Runs the command; returns its exit code."""
+    if options.demo and options.preset != "demo":
+        raise UsageError(f"--demo is the preset demo; leave it out for --preset {options.preset}.")
+    plan = commands(options)
+    if options.dry_run:
+        for words in plan:
+            print("bash run.sh " + shlex.join(words))
+        return 0
+    device = pick_device(options.device)
+    bind(options)
+    for number, words in enumerate(plan, start=1):
+        print(f"\n[{number}/{len(plan)}] bash run.sh {shlex.join(words)}", flush=True)
+        if code := launch(words):
+            if code in (130, 143):
+                print("stopped; the same `ablate` goes on from here")
+                return code
+            raise RunFailed(f"`bash run.sh {shlex.join(words)}` ended with exit code {code}; its words are above.")
+    print("\nmeasuring", flush=True)
+    measure = Measure.of(options, device)
+    results = {
+        name: [measure_run(measure, folder(options, name, seed)) for seed in options.seeds] for name in options.rows
+    }
+    summary = {name: summarise(name, results) for name in results}
+    write_report(options, TABLE, summary, results, [folder(options, name, options.seeds[0]) for name in options.rows])
+    if options.json:
+        save_json(Path(options.json), {"rows": summary, "runs": results, "seeds": list(options.seeds)})
+    return 0
+
+
+def commands(options: AblateOptions) -> list[list[str]]:
+    """Every tokenizer once, then every row's student; each with its own folder, so that all of it resumes."""
+    shared = ["--preset", options.preset] + (["--data", options.data] if options.data else [])
+    plan: list[list[str]] = []
+    for seed in options.seeds:
+        seeded = [*shared, "--seed", str(seed)]
+        for kind in dict.fromkeys(TABLE[name].tokenizer for name in options.rows):
+            out = str(tokenizer_folder(options, kind, seed))
+            words = ["tokenizer", *seeded, *TOKENIZERS[kind], "--steps", str(options.tokenizer_steps), "--out", out]
+            plan.append([*words, *shlex.split(options.tokenizer_options)])
+        every = max(1, options.distill_steps // options.points)
+        watched = ["--save-every", str(every), "--picture-every", str(every), "--keep", str(options.points + 1)]
+        for name in options.rows:
+            row = TABLE[name]
+            words = ["distill", *seeded, "--tokenizer", str(tokenizer_folder(options, row.tokenizer, seed))]
+            words += ["--depth", str(options.depth), "--steps", str(options.distill_steps), *row.teacher, *watched]
+            words += ["--out", str(folder(options, name, seed)), *shlex.split(options.distill_options)]
+            plan.append(words)
+    return plan
+
+
+def folder(options: AblateOptions, row: str, seed: int) -> Path:
+    """The student's run."""
+    return Path(options.out) / f"{row}-seed{seed}"
+
+
+def tokenizer_folder(options: AblateOptions, kind: str, seed: int) -> Path:
+    return Path(options.out) / f"tokenizer-{kind}-seed{seed}"
+
+
+def bind(options: AblateOptions) -> None:
+    """Raises UsageError where --out holds an ablation under another budget."""
+    names = (
+        "preset",
+        "data",
+        "depth",
+        "tokenizer_steps",
+        "distill_steps",
+        "tokenizer_options",
+        "distill_options",
+        "points",
+    )
+    ours = {name: getattr(options, name) for name in names}
+    file = Path(options.out) / "ablate.json"
+    if file.is_file():
+        theirs = json.loads(file.read_text())
+        if changed := [name for name in names if theirs.get(name) != ours[name]]:
+            raise UsageError(
+                f"--out {options.out} holds an ablation with {changed[0]} = {theirs.get(changed[0])}, this one has "
+                f"{ours[changed[0]]}; rows are compared under one budget, so choose another --out."
+            )
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_json(file, ours)
+
+
+def launch(words: Sequence[str]) -> int:
+    """One command in a process of its own, by run.sh, which starts several where there are several GPUs."""
+    environment = os.environ | {"REFOCUS_PYTHON": os.environ.get("REFOCUS_PYTHON", sys.executable)}
+    process = subprocess.Popen(["bash", str(ROOT / "run.sh"), *words], env=environment)
+    while True:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:  # Ctrl-C has reached it too: it saves and leaves with 130
+            continue

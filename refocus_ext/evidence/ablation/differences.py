@@ -1,0 +1,64 @@
+"""Rows compared seed by seed: mean, and a confidence interval from Student's t."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from refocus_ext.evidence.ablation.rows import TABLE
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Of two rows over the same seeds: the mean, and half the width of its 95% confidence interval (Student's t), None for one
+    seed."""
+
+    mean: float
+    margin: float | None
+
+
+def summarise(name: str, results: Mapping[str, Sequence[dict[str, Any]]]) -> dict[str, Any]:
+    """Mean and sample standard deviation over seeds of each number of the last point, and how it differs from other rows.
+
+    "against" maps a row to the differences (this row's number less that one's, seed by seed): of its distances from the
+    full method, and of the cross-entropy from the row that has the same tokens but no teacher.
+    """
+    row, values = TABLE[name], last_numbers(results[name])
+    against: dict[str, dict[str, Any]] = {}
+    if name != "full" and "full" in results:
+        theirs = last_numbers(results["full"])
+        distances = [key for key in values if not key.startswith(("ce_", "gap_"))]
+        against["full"] = {key: dataclasses.asdict(paired(values[key], theirs[key])) for key in distances}
+    for other in results:
+        if other != name and TABLE[other].tokenizer == row.tokenizer and TABLE[other].teacher and not row.teacher:
+            theirs = last_numbers(results[other])
+            against[other] = {"ce_student": dataclasses.asdict(paired(values["ce_student"], theirs["ce_student"]))}
+    return {
+        "title": row.title,
+        "tokenizer": row.tokenizer,
+        "mean": {key: statistics.fmean(entry) for key, entry in values.items()},
+        "spread": {key: statistics.stdev(entry) if len(entry) > 1 else None for key, entry in values.items()},
+        "against": against,
+        "paper": {"fid": row.fid, "is": row.inception_score},
+    }
+
+
+def last_numbers(runs: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
+    """Each number of the last point, one value a seed."""
+    last = [run["points"][-1] | {key: value for key, value in run.items() if key != "points"} for run in runs]
+    return {key: [entry[key] for entry in last] for key in last[0] if isinstance(last[0][key], float)}
+
+
+def paired(ours: Sequence[float], theirs: Sequence[float]) -> Difference:
+    """Seed by seed, so that what the seeds share drops out."""
+    differences = [a - b for a, b in zip(ours, theirs, strict=True)]
+    n = len(differences)
+    margin = None
+    if n > 1:
+        from scipy.stats import t
+
+        margin = float(t.ppf(0.975, n - 1)) * statistics.stdev(differences) / n**0.5
+    return Difference(statistics.fmean(differences), margin)

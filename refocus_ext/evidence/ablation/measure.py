@@ -1,0 +1,170 @@
+"""What every row of an ablation is measured by: distances of its samples to data, at several checkpoints.
+
+Cross-entropies compare only between rows with the same tokens, distances between images always.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from patches import FastSampling, patched
+from refocus_ext.engine.checkpoints import Checkpoints, load_checkpoint
+from refocus_ext.engine.progress import Progress
+from refocus_ext.errors import UsageError
+from refocus_ext.evaluation.frechet import FeatureStatistics, frechet_distance
+from refocus_ext.evaluation.inception import InceptionFeatures, load_inception, to_uint8
+from refocus_ext.evaluation.scores import inception_score
+from refocus_ext.evidence.ablation.options import AblateOptions
+from refocus_ext.images.order import SampleKey, spread
+from refocus_ext.images.sources import find_images
+from refocus_ext.images.views import ViewCrops, ViewPlan
+from refocus_ext.sampling.sampler import FOR_FID, sample_images
+from refocus_ext.sampling.student import Student, load_student
+from refocus_ext.seeds import derived_seed
+from refocus_ext.storage.atomic import save_json
+
+THUMBNAIL = 8  # pixels a side
+FILE = "ablate-measured.json"
+
+
+@dataclass(frozen=True)
+class Measure:
+    """How many images of which data are looked at, and whether by Inception too."""
+
+    inception: InceptionFeatures | None
+    data: str
+    images: int
+    batch: int
+    device: torch.device
+
+    @classmethod
+    def of(cls, options: AblateOptions, device: torch.device) -> Measure:
+        """With Inception where its weights are at hand.
+
+        Raises:
+            UsageError: --inception-weights are not Inception's.
+        """
+        inception = None
+        try:
+            inception = load_inception(options.inception_weights, device)
+        except UsageError as missing:
+            if options.inception_weights:
+                raise
+            print(f"FID and IS are left out: {missing}")
+        return cls(inception, options.data, options.images, options.batch_size, device)
+
+    @property
+    def numbers(self) -> Sequence[str]:
+        """What is measured, by name."""
+        if self.inception is None:
+            return ("thumbnail_fd",)
+        return ("thumbnail_fd", "fid", "is") if self.inception.standard else ("thumbnail_fd", "fid*", "is*")
+
+
+class ImageStatistics:
+    """Of a set of images: the moments of thumbnails and, with Inception, of its features, and its classes."""
+
+    def __init__(self, inception: InceptionFeatures | None) -> None:
+        self.inception = inception
+        self.thumbnails, self.features = FeatureStatistics(), FeatureStatistics()
+        self.logits: list[Tensor] = []
+
+    def update(self, image_B3HW: Tensor) -> None:
+        """Takes images in [-1,1]; what is measured is their 8 bits."""
+        pixels = to_uint8(image_B3HW)
+        self.thumbnails.update(thumbnails(pixels))
+        if self.inception is not None:
+            pool_BD = self.inception(pixels)
+            self.features.update(pool_BD)
+            self.logits.append(self.inception.class_logits(pool_BD).cpu())
+
+    def against(self, reference: ImageStatistics, names: Sequence[str]) -> dict[str, float]:
+        """`Measure.numbers` of these samples."""
+        values = [frechet_distance(self.thumbnails, reference.thumbnails)]
+        if self.inception is not None:
+            values += [frechet_distance(self.features, reference.features), inception_score(torch.cat(self.logits))]
+        return dict(zip(names, values, strict=True))
+
+
+def thumbnails(pixel_B3HW: Tensor) -> Tensor:
+    """(B, 3 * 8 * 8): colours of an 8 x 8 thumbnail of uint8 images, in units of 1/2 of their range."""
+    return F.adaptive_avg_pool2d(pixel_B3HW.float() / 127.5, THUMBNAIL).flatten(1)
+
+
+def measure_run(measure: Measure, run: Path) -> dict[str, Any]:
+    """Numbers at each kept checkpoint, and what the run's own validation said last.
+
+    What has been measured is kept in the run's folder under the checkpoint's checksum.
+    """
+    file = run / FILE
+    known: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+    student = load_student(run, device=measure.device)
+    reference: ImageStatistics | None = None
+    points = []
+    for path in Checkpoints(run / "checkpoints").paths():
+        key = f"{path.name} {measure.images} {','.join(measure.numbers)}"
+        if key not in known:
+            reference = reference or statistics_of(measure, reference_images(measure, student.image_size))
+            state = load_checkpoint(path)
+            student.var.load_state_dict(state["var"], strict=True)
+            print(f"{run.name}, step {state['step']}: {measure.images} samples", flush=True)
+            drawn = statistics_of(measure, _shown(samples(measure, student), measure))
+            known[key] = {"step": int(state["step"]), **drawn.against(reference, measure.numbers)}
+            save_json(file, known)
+        points.append(known[key])
+    return {"points": points, **validation(run)}
+
+
+def statistics_of(measure: Measure, batches: Iterator[Tensor]) -> ImageStatistics:
+    """Of image batches in [-1,1]."""
+    statistics = ImageStatistics(measure.inception)
+    for images in batches:
+        statistics.update(images.to(measure.device))
+    return statistics
+
+
+def _shown(batches: Iterator[Tensor], measure: Measure) -> Iterator[Tensor]:
+    """The same batches, with progress."""
+    progress = Progress(0, -(-measure.images // measure.batch), measure.batch, unit="batch")
+    for number, images in enumerate(batches, start=1):
+        yield images
+        progress.update(number, {})
+    progress.close()
+
+
+def samples(measure: Measure, student: Student) -> Iterator[Tensor]:
+    """Images of classes in turn, in [-1,1]; the same seeds for every row."""
+    classes = len(student.classes) or student.num_classes
+    with patched(student.var, FastSampling()):
+        for first in range(0, measure.images, measure.batch):
+            indices = range(first, min(first + measure.batch, measure.images))
+            labels = [index % classes for index in indices]
+            yield sample_images(student, labels, seed=0, first=first, how=FOR_FID) * 2 - 1
+
+
+def reference_images(measure: Measure, size: int) -> Iterator[Tensor]:
+    """Crops of the validation images: the centre ones of a data set, random ones of the demo's few photographs."""
+    _, val = find_images(measure.data)
+    crops = ViewCrops(val, size, plan=ViewPlan(0, False, derived_seed(0, 31)))
+    rounds = 1 if measure.data else -(-measure.images // len(val))
+    keys = [SampleKey(epoch, index) for epoch in range(rounds) for index in range(len(val))]
+    picks = spread(range(len(keys)), measure.images)
+    for first in range(0, len(picks), measure.batch):
+        yield torch.stack([crops[keys[pick]].image for pick in picks[first : first + measure.batch]])
+
+
+def validation(run: Path) -> dict[str, float]:
+    """The last validation in metrics.jsonl: cross-entropy of the student, and the teacher's gap with its controls."""
+    last: dict[str, float] = {}
+    for line in (run / "metrics.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        last |= {name[4:]: value for name, value in record.items() if name.startswith("val/")}
+    return {name: last[name] for name in ("ce_student", "gap_teacher", "gap_other", "gap_constant") if name in last}

@@ -1,0 +1,186 @@
+"""report.md of an ablation: Table 2 with the paper's numbers beside, figure 5, and samples of every row from the same seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from refocus_ext.evidence.ablation.options import AblateOptions
+from refocus_ext.images.order import spread
+from refocus_ext.images.picture import grid, save_png
+from refocus_ext.sampling.pictures import shorten
+from refocus_ext.sampling.sampler import FOR_FID, sample_images
+from refocus_ext.sampling.student import load_student
+from refocus_ext.storage.atomic import written_beside
+
+COLUMNS, SIDE = 8, 96
+NAMES = {"thumbnail_fd": "thumbnail distance", "fid": "FID", "is": "IS", "fid*": "FID*", "is*": "IS*"}
+_OTHER = "with Inception weights that are not the published ones, so it compares with nobody's"
+EXPLAINED = {
+    "thumbnail_fd": "Frechet distance of 8 x 8 thumbnails (192 numbers an image) to data; lower is nearer, and detail is not seen",
+    "fid": "on Inception's features, against as many images of the data at most; lower is nearer, and few images bias it upwards",
+    "is": "Inception Score of the samples, on splits of 5000; higher is clearer and more varied",
+    "fid*": f"FID {_OTHER}",
+    "is*": f"Inception Score {_OTHER}",
+}
+
+
+def write_report(
+    options: AblateOptions,
+    table: Mapping[str, Any],
+    summary: Mapping[str, dict[str, Any]],
+    results: Mapping[str, Sequence[dict[str, Any]]],
+    runs: Sequence[Path],
+) -> Path:
+    """Writes report.md, convergence.png and samples.png into --out and prints the table; returns the report's path."""
+    out = Path(options.out)
+    distances = [name for name in NAMES if name in next(iter(summary.values()))["mean"]]
+    drawn = next(name for name in ("fid", "fid*", "thumbnail_fd") if name in distances)
+    lines = table_lines(summary, distances)
+    if differences := difference_lines(summary, drawn):
+        lines += ["", "Differences, seed by seed, with 95% confidence intervals:", "", *differences]
+    print("\n" + "\n".join(lines))
+    draw_convergence(out / "convergence.png", table, results, drawn)
+    draw_samples(out / "samples.png", [table[name].title for name in options.rows], runs)
+    text = [
+        "# Ablation: the rows of Table 2",
+        "",
+        f"Preset {options.preset}, d{options.depth}, {options.tokenizer_steps} tokenizer steps and {options.distill_steps} student "
+        f"steps each, {options.images} samples a measurement (cfg 1.5, top-k 900, top-p 0.96), data: "
+        f"{Path(options.data).name or 'the photographs inside scikit-image'}, seeds {', '.join(map(str, options.seeds))}. "
+        f"Written by `bash run.sh ablate`.",
+        "",
+        *lines,
+        "",
+        *caveats(options, distances),
+        "",
+        f"![convergence](convergence.png)\n\n*{NAMES[drawn]} against steps (figure 5).*",
+        "",
+        "![samples](samples.png)\n\n*Every row from the same seeds and classes.*",
+        "",
+    ]
+    report = out / "report.md"
+    with written_beside(report) as beside:
+        beside.write_text("\n".join(text))
+    print(f"\n{report}, convergence.png and samples.png are in {out}")
+    return report
+
+
+def table_lines(summary: Mapping[str, dict[str, Any]], distances: Sequence[str]) -> list[str]:
+    """A Markdown table; a spread is the sample standard deviation over seeds."""
+    heads = [NAMES[name] for name in distances] + [
+        "student's cross-entropy (tokens)",
+        "gap of the teacher (another image's alias)",
+        "paper's FID, d16",
+        "paper's IS",
+    ]
+    lines = ["| row | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
+    for row in summary.values():
+        cells = [_cell(row, name, "{:.3f}") for name in distances]
+        cells.append(f"{_cell(row, 'ce_student', '{:.3f}')} ({row['tokenizer']})")
+        gap = (
+            f"{_cell(row, 'gap_teacher', '{:.4f}')} ({_cell(row, 'gap_other', '{:.4f}')})"
+            if "gap_teacher" in row["mean"]
+            else "-"
+        )
+        lines.append(
+            f"| {row['title']} | " + " | ".join([*cells, gap, f"{row['paper']['fid']}", f"{row['paper']['is']}"]) + " |"
+        )
+    return lines
+
+
+def difference_lines(summary: Mapping[str, dict[str, Any]], name: str) -> list[str]:
+    """Rows less others; of several seeds also whether 0 lies outside the 95% confidence interval."""
+    lines = []
+    for row in summary.values():
+        for other, differences in row["against"].items():
+            title = summary[other]["title"]
+            if name in differences:
+                lines.append(f"{row['title']} less {title}, {NAMES[name]}: {_difference(differences[name])}")
+            if "ce_student" in differences:
+                lines.append(
+                    f"{row['title']} less {title}, cross-entropy on the same tokens: {_difference(differences['ce_student'])}"
+                )
+    return [f"- {line}" for line in lines]
+
+
+def _difference(value: Mapping[str, float | None]) -> str:
+    mean, margin = value["mean"], value["margin"]
+    assert mean is not None
+    if margin is None:
+        return f"{mean:+.3f} (one seed)"
+    verdict = "a difference" if abs(mean) > margin else "no difference that these seeds show"
+    return f"{mean:+.3f} +- {margin:.3f}, {verdict}"
+
+
+def _cell(row: dict[str, Any], name: str, form: str) -> str:
+    mean, spread_ = row["mean"][name], row["spread"][name]
+    return form.format(mean) + (f" +- {form.format(spread_)}" if spread_ is not None else "")
+
+
+def caveats(options: AblateOptions, distances: Sequence[str]) -> list[str]:
+    """What these numbers can and cannot say."""
+    lines = [f"- {NAMES[name]}: {EXPLAINED[name]}." for name in distances]
+    seeds = len(options.seeds)
+    lines.append(
+        f"- {seeds} seed{'s' * (seeds > 1)}: "
+        + (
+            "no row can be called better than another from this; `--seeds 0,1,2,..` gives a spread."
+            if seeds < 3
+            else "+- in the table is the standard deviation of a row over its seeds, each with a tokenizer of its own."
+        )
+    )
+    if options.preset == "demo":
+        lines.append(
+            "- A demo: students of a few million parameters memorize crops of a handful of photographs in a few hundred "
+            "steps. It shows that every row trains, samples and is measured alike. It cannot show which row generates "
+            "better: that takes ImageNet, d16 and FID on 50,000 samples."
+        )
+    lines.append(
+        "- The paper's columns are its own, from ImageNet 256 x 256 at d16; they are not comparable to the others."
+    )
+    lines.append(
+        "- Cross-entropies (nats a token) compare only between rows with the same tokens: others predict other targets."
+    )
+    return lines
+
+
+def draw_convergence(
+    path: Path, table: Mapping[str, Any], results: Mapping[str, Sequence[dict[str, Any]]], name: str
+) -> None:
+    """Figure 5: the distance at every measured checkpoint, mean over seeds with their range."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4.2), dpi=120, layout="constrained")
+    for row, runs in results.items():
+        steps = [point["step"] for point in runs[0]["points"]]
+        values = torch.tensor([[point[name] for point in run["points"]] for run in runs])
+        (line,) = axes.plot(steps, values.mean(0).tolist(), marker="o", markersize=3, label=table[row].title)
+        if len(runs) > 1:
+            low, high = values.min(0).values.tolist(), values.max(0).values.tolist()
+            axes.fill_between(steps, low, high, alpha=0.15, color=line.get_color())
+    axes.set_xlabel("student steps")
+    axes.set_ylabel(f"{NAMES[name]} (lower is better)")
+    axes.legend(fontsize=8)
+    axes.grid(alpha=0.3)
+    with written_beside(path) as beside:
+        figure.savefig(beside, format="png")
+    pyplot.close(figure)
+
+
+def draw_samples(path: Path, titles: Sequence[str], runs: Sequence[Path]) -> None:
+    """One line of samples for each row."""
+    rows, headers = [], [""]
+    for run in runs:
+        student = load_student(run)
+        classes = len(student.classes) or student.num_classes
+        labels = (spread(range(classes), COLUMNS) * COLUMNS)[:COLUMNS]
+        headers = [shorten(student.class_name(label), SIDE) for label in labels]
+        rows.append(list(sample_images(student, labels, seed=0, how=FOR_FID) * 2 - 1))
+    save_png(path, grid(rows, headers, names=list(titles), side=SIDE))

@@ -1,0 +1,100 @@
+"""`bash run.sh bench`: what this project's parts cost beside upstream's, as ratios measured in one process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from patches import Upstream, load_upstream
+from refocus_ext.engine.devices import pick_device
+from refocus_ext.errors import UsageError
+from refocus_ext.evidence.bench import distill, sampling
+from refocus_ext.evidence.bench.options import BenchOptions
+from refocus_ext.evidence.bench.tokenizer import measure, table
+from refocus_ext.optics.pyramid import FocusPyramid
+from refocus_ext.storage.atomic import save_json
+
+
+def main(options: BenchOptions) -> int:
+    """Runs the command; returns its exit code."""
+    upstream = load_upstream()
+    print(upstream.describe())
+    device = pick_device(options.device)
+    try:
+        pyramid = FocusPyramid(image_size=options.image_size, states=options.focus_states, rho_max=options.rho_max)
+        pyramid.states_of(options.patch_nums)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    print(
+        f"{options.batch_size} images of {options.image_size} px, {pyramid.states} focus states, {options.codebook_size} codes, on "
+        f"{device}; medians of {options.repeats}, interleaved"
+    )
+    report: dict[str, Any] = {
+        "torch": torch.__version__,
+        "upstream": upstream.describe(),
+        "device": str(device),
+        "threads": torch.get_num_threads(),
+    }
+    for name in SECTIONS if options.section == "all" else (options.section,):
+        print(f"\n{name}\n")
+        report[name], lines = SECTIONS[name](options, upstream, pyramid, device)
+        print("\n".join(lines))
+    if options.json:
+        save_json(Path(options.json), report)
+    return 0
+
+
+def _tokenizer(
+    options: BenchOptions, upstream: Upstream, pyramid: FocusPyramid, device: torch.device
+) -> tuple[dict[str, Any], list[str]]:
+    """What the focus pyramid adds to a tokenizer's work."""
+    vae = upstream.build_vae(
+        vocab_size=options.codebook_size, ch=options.ch, patch_nums=options.patch_nums, device=device
+    )
+    x = torch.rand(options.batch_size, 3, options.image_size, options.image_size, device=device) * 2 - 1
+    report = measure(vae, pyramid, x, options.repeats)
+    return report, table(report)
+
+
+def _distill(
+    options: BenchOptions, upstream: Upstream, pyramid: FocusPyramid, device: torch.device
+) -> tuple[dict[str, Any], list[str]]:
+    """A step of distillation beside upstream's, and the teacher's counted overhead."""
+    report = distill.measure(
+        upstream,
+        pyramid,
+        options.patch_nums,
+        options.codebook_size,
+        options.depth,
+        options.batch_size,
+        options.repeats,
+        device,
+    )
+    rows = distill.overhead_rows(upstream)
+    return report | {"overhead": rows}, [*distill.table(report), "", *distill.overhead_table(rows)]
+
+
+def _sampling(
+    options: BenchOptions, upstream: Upstream, _: FocusPyramid, device: torch.device
+) -> tuple[dict[str, Any], list[str]]:
+    """Sampling beside upstream's, with the same images."""
+    report = sampling.measure(
+        upstream,
+        options.patch_nums,
+        options.codebook_size,
+        options.repeats,
+        device,
+        images=options.batch_size,
+        depth=options.depth,
+    )
+    return report, sampling.table(report)
+
+
+SECTIONS: dict[str, Callable[..., tuple[dict[str, Any], list[str]]]] = {
+    "tokenizer": _tokenizer,
+    "distill": _distill,
+    "sampling": _sampling,
+}

@@ -1,0 +1,120 @@
+"""`bash run.sh export`: a student and its VAE as plain upstream files, proven to be vanilla VAR, and on the Hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from patches.upstream import load_upstream, submodule_present
+from refocus_ext.errors import RunFailed, UsageError
+from refocus_ext.export import hub
+from refocus_ext.export.builder_arguments import builder_obstacle, changes_for_notebook
+from refocus_ext.export.folder import CARD, RECORD, Export, check_folder
+from refocus_ext.export.model_card import model_card
+from refocus_ext.export.options import ExportOptions
+from refocus_ext.export.verify import Verdict, lines, verify
+from refocus_ext.sampling.student import Student, load_student
+from refocus_ext.storage.atomic import save_json, written_beside
+
+
+def main(options: ExportOptions) -> int:
+    """Runs the command; returns its exit code."""
+    student = check_options(options)
+    print(load_upstream().describe())
+    print(student.describe())
+    export = Export.of(student)
+    if options.dry_run:
+        return show(export, options)
+    folder = Path(options.to)
+    export.write(folder)
+    exported = load_student(folder)  # as the files are, not as the networks were
+    verdict, reason = prove(exported, options)
+    finish(export, exported, verdict, reason)
+    if verdict and not verdict.equal:
+        return 1
+    if options.push:
+        hub.push(options.push, folder, uploads(export, verdict), private=options.private)
+    return 0
+
+
+def check_options(options: ExportOptions) -> Student:
+    """The student that is to be exported.
+
+    Raises:
+        UsageError: something is missing, or the student is none that upstream's builder makes.
+    """
+    for name, value, way_out in (
+        ("run", options.run, "the folder of a `bash run.sh distill`"),
+        ("to", options.to, "the folder that the files go to"),
+    ):
+        if not value:
+            raise UsageError(f"export needs --{name}, {way_out}.")
+    if options.private and not options.push:
+        raise UsageError("--private belongs to --push OWNER/NAME, which is missing.")
+    if options.push:
+        hub.check_target(options.push, dry_run=options.dry_run)
+    check_folder(Path(options.to), of_export=True)
+    try:
+        student = load_student(options.run, vae=options.vae or None)
+    except UsageError as error:
+        raise UsageError(str(error).replace("--student", "--run")) from None
+    if student.files.var.parent.resolve() == Path(options.to).resolve():
+        raise UsageError(f"--to {options.to} is where --run {options.run} reads from; choose another folder.")
+    if obstacle := builder_obstacle(student):
+        raise UsageError(f"--run {options.run} has {obstacle}, which upstream's build_vae_var cannot build.")
+    return student
+
+
+def prove(exported: Student, options: ExportOptions) -> tuple[Verdict | None, str]:
+    """The verdict, or None and the reason why there is none."""
+    if options.no_verify:
+        return None, "it was exported with --no-verify"
+    if not submodule_present():
+        return None, "the submodule var_upstream was missing where it was exported"
+    load_upstream("submodule")  # refuses another revision
+    print("verifying with upstream alone, on the CPU ...", flush=True)
+    return verify(exported), ""
+
+
+def finish(export: Export, exported: Student, verdict: Verdict | None, reason: str) -> None:
+    """Writes the record and the model card, and says what there is."""
+    folder, record = exported.path, None
+    if verdict and verdict.equal:
+        record = verdict.record(exported)
+    elif verdict:
+        reason = "upstream alone made other bytes of these files"
+    write_record(folder, record)
+    with written_beside(folder / CARD) as beside:
+        beside.write_text(model_card(export.geometry, record, reason))
+    print(f"\n{folder}:")
+    for name in [*export.names, *([RECORD] if record else [])]:
+        print(f"  {name:<34}{hub.shown_size((folder / name).stat().st_size)}")
+    print()
+    print("\n".join(lines(verdict)) if verdict else f"not verified: {reason}")
+    if changes := changes_for_notebook(export.geometry["build_vae_var"]):
+        print(f"upstream's demo_sample.ipynb needs {', '.join(changes)} for this geometry; README.md says so")
+
+
+def write_record(folder: Path, record: dict[str, Any] | None) -> None:
+    """verified.json, or none at all."""
+    try:
+        if record:
+            save_json(folder / RECORD, record)
+        else:
+            (folder / RECORD).unlink(missing_ok=True)
+    except OSError as error:
+        raise RunFailed(f"{folder / RECORD} could not be written ({error.strerror}).") from error
+
+
+def uploads(export: Export, verdict: Verdict | None) -> list[str]:
+    return [*export.names, *([RECORD] if verdict else [])]
+
+
+def show(export: Export, options: ExportOptions) -> int:
+    """What would be written and uploaded."""
+    target = f" and uploaded to {hub.address(options.push)}" if options.push else ""
+    print(f"dry run: this would be written to {options.to}{target}")
+    for name in [*export.names, *([] if options.no_verify else [f"{RECORD} (if it is verified)"])]:
+        size = export.size(name)
+        print(f"  {name:<34}{hub.shown_size(size) if size else 'small'}")
+    return 0

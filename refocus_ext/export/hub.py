@@ -1,0 +1,170 @@
+"""The Hugging Face Hub: an export goes there with `export --push`, and `bash run.sh pull` brings it back."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from refocus_ext.errors import RunFailed, UsageError
+from refocus_ext.export.folder import check_folder, is_ours
+from refocus_ext.export.options import PullOptions
+from refocus_ext.sampling.student_files import GEOMETRY_FILE
+from refocus_ext.storage.atomic import sha256, written_beside
+
+
+def address(repository: str) -> str:
+    from huggingface_hub import constants
+
+    return f"{constants.ENDPOINT}/{repository}"
+
+
+def shown_size(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB" if size >= 1000 else f"{size} bytes"
+
+
+def check_target(repository: str, *, dry_run: bool = False) -> None:
+    """Raises UsageError unless it can be uploaded to, as far as that can be told without the network."""
+    from huggingface_hub import constants, get_token
+
+    _check_name(repository, "--push ")
+    if dry_run:
+        return
+    if constants.HF_HUB_OFFLINE:
+        raise UsageError(
+            f"--push {repository} needs the network, but HF_HUB_OFFLINE is set; unset it, or leave --push out."
+        )
+    if not get_token():
+        raise UsageError(f"--push {repository} needs a token; set HF_TOKEN, or log in with `hf auth login`.")
+
+
+def _check_name(repository: str, option: str = "") -> None:
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(repository)
+        valid = repository.count("/") == 1
+    except HFValidationError:
+        valid = False
+    if not valid:
+        raise UsageError(f"{option}{repository or 'nothing'} names no repository of the Hub; write OWNER/NAME.")
+
+
+def push(repository: str, folder: Path, names: Sequence[str], *, private: bool = False) -> None:
+    """Uploads those files of a folder in one commit; the repository is made if it is not there.
+
+    Raises:
+        RunFailed: the Hub refuses or cannot be reached; the folder stays, and the command can be typed again.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    total = sum((folder / name).stat().st_size for name in names)
+    print(f"uploading {len(names)} files, {shown_size(total)}, to {address(repository)} ...", flush=True)
+    try:
+        api.create_repo(repository, private=private or None, exist_ok=True)
+        api.upload_folder(
+            repo_id=repository,
+            folder_path=folder,
+            allow_patterns=list(names),
+            commit_message=f"{names[0]} from ReFocus-VAR",
+        )
+    except Exception as error:  # httpx, the Hub's own and the system's: none is ours to tell apart
+        raise RunFailed(
+            f"--push {repository} failed ({_reason(error)}); {folder} is complete, push it again."
+        ) from error
+    print(f"uploaded; `bash run.sh pull {repository} --to DIR` brings it back")
+
+
+# ------------------------------------------------------------------------------------------------ pull
+
+
+def main(options: PullOptions) -> int:
+    """Runs `pull`; returns its exit code."""
+    if not options.repository or not options.to:
+        raise UsageError("pull needs a repository and a folder: `bash run.sh pull OWNER/NAME --to DIR`.")
+    _check_name(options.repository)
+    folder = Path(options.to)
+    check_folder(folder, of_export=False)
+    snapshot = download(options.repository, options.revision or None, patterns(options.depth))
+    names = sorted(path.name for path in snapshot.iterdir() if is_ours(path.name) and path.is_file())
+    if options.depth:  # the cache may hold more than was asked for
+        names = [name for name in names if not name.startswith("var_") or name.startswith(f"var_d{options.depth}.")]
+    if not any(name.startswith("var_d") for name in names):
+        raise RunFailed(f"{options.repository} holds no VAR in upstream's files (var_dN.pth); pull another repository.")
+    copy(snapshot, folder, names)
+    print(f"{folder}:\n" + "\n".join(f"  {name:<34}{shown_size((folder / name).stat().st_size)}" for name in names))
+    check_sums(folder)
+    return 0
+
+
+def patterns(depth: int | None) -> list[str]:
+    """What is downloaded of a repository."""
+    return [f"var_d{depth or '*'}.pth", f"var_d{depth or '*'}.safetensors", "vae_ch*", "*.json", "README.md"]
+
+
+def download(repository: str, revision: str | None, wanted: Sequence[str]) -> Path:
+    """The folder in the Hub's cache that holds the files; with HF_HUB_OFFLINE nothing is asked of the network.
+
+    Raises:
+        UsageError: there is no such repository or revision.
+        RunFailed: it is not in the cache and the Hub cannot be reached.
+    """
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+
+    at = f" at {revision}" if revision else ""
+    try:
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=list(wanted)))
+    except LocalEntryNotFoundError as error:
+        if constants.HF_HUB_OFFLINE:
+            raise RunFailed(
+                f"{repository}{at} is not in the Hub's cache {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE forbids to fetch it; "
+                "unset that, or pull it where there is a network."
+            ) from error
+        raise RunFailed(
+            f"{repository}{at} is not in the cache and the Hub cannot be reached ({_reason(error)})."
+        ) from error
+    except RepositoryNotFoundError:
+        raise UsageError(f"{address(repository)} is not there, or is private and HF_TOKEN does not open it.") from None
+    except RevisionNotFoundError:
+        raise UsageError(f"{address(repository)} has no revision {revision}; name a branch, tag or commit.") from None
+    except Exception as error:
+        raise RunFailed(f"{repository}{at} could not be fetched ({_reason(error)}); type the command again.") from error
+
+
+def copy(snapshot: Path, folder: Path, names: Sequence[str]) -> None:
+    """Copies out of the cache, whose files are links that it may prune."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in names:
+            with written_beside(folder / name) as beside:
+                shutil.copyfile(snapshot / name, beside)
+    except OSError as error:
+        raise RunFailed(f"--to {folder} could not be written ({error.strerror}).") from error
+
+
+def check_sums(folder: Path) -> None:
+    """Compares the files with the checksums in an export's geometry.json, where there is one.
+
+    Raises:
+        RunFailed: a file is another one.
+    """
+    file = folder / GEOMETRY_FILE
+    try:
+        sums = json.loads(file.read_text())["weights"] if file.is_file() else {}
+    except (ValueError, KeyError, TypeError):
+        sums = {}
+    there = [name for name in sums if (folder / name).is_file()]
+    for name in there:
+        if sha256(folder / name) != sums[name]:
+            raise RunFailed(f"{folder / name} is not the file that was exported (its sha256 differs); pull it again.")
+    if there:
+        print(f"the sha256 of all {len(there)} files of weights is that of {GEOMETRY_FILE}")
+    print(f"`bash run.sh verify {folder}` proves that they are vanilla VAR")
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].strip().rstrip(".:") if lines else type(error).__name__

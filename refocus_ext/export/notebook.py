@@ -1,0 +1,130 @@
+"""`bash run.sh notebook`: upstream's demo notebook, its code cells as they stand, on exported files."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from PIL import Image
+
+from patches.upstream import SUBMODULE, load_upstream, submodule_present
+from refocus_ext.errors import RunFailed, UsageError
+from refocus_ext.export.builder_arguments import NOTEBOOK, build_arguments, changes_for_notebook, vae_file_name
+from refocus_ext.export.options import NotebookOptions
+from refocus_ext.export.run_cells import code_cells
+from refocus_ext.sampling.student import Student, load_student
+from refocus_ext.storage.atomic import written_beside
+from refocus_ext.storage.upstream_weights import is_plain
+
+SCRIPT = Path(__file__).with_name("run_cells.py")
+DEMO = SUBMODULE / "demo_sample.ipynb"
+
+
+def main(options: NotebookOptions) -> int:
+    """Runs the command; returns its exit code."""
+    if not submodule_present() or not DEMO.is_file():
+        raise RunFailed(
+            "the submodule var_upstream, which holds the notebook, is not populated; fetch it with `git submodule update --init` "
+            "where GitHub can be reached."
+        )
+    print(load_upstream("submodule").describe())
+    files = notebook_files(options)
+    cells = code_cells(str(DEMO))
+    print(f"{DEMO.name}: {len(cells)} code cells executed as they stand, sha256 {cells_digest(cells)}")
+    print("8 images of d16 take some minutes on a CPU and seconds on a GPU ...", flush=True)
+    began = time.monotonic()
+    picture = run_notebook(DEMO, files, Path(options.out), options.device)
+    print(f"{options.out}: {picture[0]} x {picture[1]} pixels, {time.monotonic() - began:.0f} s")
+    return 0
+
+
+def notebook_files(options: NotebookOptions) -> dict[str, Path]:
+    """The files by the names that the notebook looks for.
+
+    Raises:
+        UsageError: they are missing, or of a geometry that the notebook is not written for.
+    """
+    if not options.weights:
+        raise UsageError("notebook needs --weights, a folder that `bash run.sh export` wrote.")
+    folder = Path(options.weights)
+    one_of_several = folder / f"var_d{options.depth}.pth"
+    try:
+        student = load_student(one_of_several if one_of_several.is_file() else folder)
+    except UsageError as error:
+        raise UsageError(str(error).replace("--student", "--weights").replace(" with --vae FILE", "")) from None
+    check_geometry(student)
+    return names_in_notebook(student)
+
+
+def check_geometry(student: Student) -> None:
+    """Raises UsageError, with what to change in the notebook, unless it is written for this geometry."""
+    if changes := changes_for_notebook(build_arguments(student)):
+        if (name := vae_file_name(build_arguments(student))) != vae_file_name(NOTEBOOK):
+            changes.append(f"vae_ckpt='{name}'")
+        raise UsageError(
+            f"{DEMO.name} as it stands cannot load {student.files.var}; in a copy of it change {', '.join(changes)}."
+        )
+
+
+def names_in_notebook(student: Student) -> dict[str, Path]:
+    """The student's files by upstream's names; the notebook calls torch.load on them itself.
+
+    Raises:
+        UsageError: a file is no plain state dict.
+    """
+    for path in (student.files.var, student.files.vae):
+        if not is_plain(path):
+            raise UsageError(
+                f"{path} is not a plain .pth file, which the notebook takes; `bash run.sh export` writes one."
+            )
+    names = (f"var_d{student.geometry.depth}.pth", vae_file_name(build_arguments(student)))
+    return dict(zip(names, (student.files.var, student.files.vae), strict=True))
+
+
+def cells_digest(cells: list[str]) -> str:
+    """sha256 of the cells' sources, each ended by a zero byte."""
+    return hashlib.sha256(b"".join(cell.encode() + b"\0" for cell in cells)).hexdigest()
+
+
+def run_notebook(notebook: Path, files: Mapping[str, Path], out: Path, device: str = "auto") -> tuple[int, int]:
+    """Executes a notebook in a fresh interpreter whose folder holds links to `files`; the last picture shown goes to `out`.
+
+    Returns:
+        Width and height of the picture, pixels.
+
+    Raises:
+        RunFailed: a cell raises, or none shows a picture.
+    """
+    environment = os.environ | ({"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {})
+    with tempfile.TemporaryDirectory() as folder:
+        for name, path in files.items():
+            Path(folder, name).symlink_to(path.resolve())
+        run = subprocess.run(
+            [sys.executable, "-I", str(SCRIPT), str(notebook.resolve()), str(SUBMODULE)],
+            cwd=folder, env=environment, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        if run.returncode:
+            print(run.stderr, file=sys.stderr, end="")
+            raise RunFailed(f"{notebook.name} failed ({(run.stderr.strip().splitlines() or ['it said nothing'])[-1]}).")
+        shown = sorted(Path(folder).glob("shown-*.png"))
+        if not shown:
+            raise RunFailed(f"{notebook.name} ran, but showed no picture.")
+        return _keep(shown[-1], out)
+
+
+def _keep(picture: Path, out: Path) -> tuple[int, int]:
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with written_beside(out) as beside:
+            shutil.copyfile(picture, beside)
+    except OSError as error:
+        raise RunFailed(f"--out {out} could not be written ({error.strerror}).") from error
+    with Image.open(out) as image:
+        return image.size

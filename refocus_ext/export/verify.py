@@ -1,0 +1,190 @@
+"""`bash run.sh verify DIR`: a clean process that imports only upstream makes the same bytes of the files as we do."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from patches.upstream import PINNED_REVISION, SUBMODULE, load_upstream, submodule_present
+from refocus_ext.errors import RunFailed, UsageError
+from refocus_ext.export.builder_arguments import build_arguments, builder_obstacle
+from refocus_ext.export.options import VerifyOptions
+from refocus_ext.sampling.sampler import Guidance, sample_as_upstream
+from refocus_ext.sampling.student import Student, load_student
+from refocus_ext.storage.atomic import save_json, sha256
+
+SCRIPT = Path(__file__).with_name("clean_upstream.py")
+RECORD = "verified.json"
+SEED = 0
+MISSING = (
+    "the submodule var_upstream is not populated, and without upstream nothing can be proven; fetch it with "
+    "`git submodule update --init` where GitHub can be reached"
+)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Digests (sha256 of float32 bytes) by what was made: "images" and "decoded", theirs and ours."""
+
+    upstream: Mapping[str, str]
+    ours: Mapping[str, str]
+    labels: list[int]
+
+    @property
+    def equal(self) -> bool:
+        return self.upstream == self.ours
+
+    @property
+    def digest(self) -> str:
+        """That of the sampled images."""
+        return self.upstream["images"]
+
+    def record(self, student: Student) -> dict[str, Any]:
+        """What verified.json holds."""
+        return {
+            "upstream": f"github.com/FoundationVision/VAR {PINNED_REVISION}",
+            "sha256": dict(self.upstream),
+            "sampled": {"labels": self.labels, "seed": SEED} | _guidance(student),
+            "files": {path.name: sha256(path) for path in (student.files.var, student.files.vae)},
+            "torch": torch.__version__,
+            "processor": platform.machine(),
+            "threads": torch.get_num_threads(),
+        }
+
+
+def main(options: VerifyOptions) -> int:
+    """Runs the command; returns its exit code."""
+    if not options.folder:
+        raise UsageError("verify needs a folder: `bash run.sh verify DIR`, with a DIR that `bash run.sh export` wrote.")
+    require_upstream()
+    try:
+        student = load_student(options.folder, vae=options.vae or None)
+    except UsageError as error:
+        raise UsageError(
+            str(error).replace("--student ", "").replace("give another .", "give another folder.")
+        ) from None
+    print(student.describe())
+    verdict = verify(student)
+    print("\n".join(lines(verdict)))
+    keep_record(student.files.var.parent, student, verdict)
+    return 0 if verdict.equal else 1
+
+
+def require_upstream() -> None:
+    """Raises RunFailed if the submodule is missing, UpstreamError if it is not the pinned revision."""
+    if not submodule_present():
+        raise RunFailed(MISSING + ".")
+    load_upstream("submodule")
+
+
+def verify(student: Student) -> Verdict:
+    """Samples and decodes in a clean process and in this one. The student must be on the CPU.
+
+    Raises:
+        UsageError: the geometry is none that upstream's builder makes, or the files are none that it loads.
+        RunFailed: the clean process failed.
+    """
+    _check(student)
+    shape = student.geometry
+    labels = [0, shape.num_classes - 1]
+    tokens = student.tokens(_picture(student.image_size))
+    job = {
+        "upstream": str(SUBMODULE),
+        "var": str(student.files.var.resolve()),
+        "vae": str(student.files.vae.resolve()),
+        "build": build_arguments(student),
+        "labels": labels,
+        "sampling": {"B": len(labels), "g_seed": SEED} | _guidance(student),
+        "tokens": [idx.tolist() for idx in tokens],
+        "threads": torch.get_num_threads(),
+    }
+    theirs = _in_clean_process(job)
+    with torch.no_grad():
+        decoded = student.vae.idxBl_to_img(tokens, same_shape=True, last_one=True)
+    images = sample_as_upstream(student.var, labels, seed=SEED, how=Guidance())
+    ours = {name: hashlib.sha256(_bytes(made)).hexdigest() for name, made in (("images", images), ("decoded", decoded))}
+    return Verdict(theirs, ours, labels)
+
+
+def _check(student: Student) -> None:
+    if obstacle := builder_obstacle(student):
+        raise UsageError(f"{student.files.var} has {obstacle}, which upstream's build_vae_var cannot build.")
+    for path in (student.files.var, student.files.vae):
+        if path.suffix == ".safetensors":
+            raise UsageError(f"{path} is a safetensors file, which upstream does not read; verify the .pth beside it.")
+
+
+def _guidance(student: Student) -> dict[str, Any]:
+    how = Guidance().for_codes(student.geometry.vocab_size)
+    return {"cfg": how.cfg, "top_k": how.top_k, "top_p": how.top_p}
+
+
+def _picture(size: int) -> Tensor:
+    """A smooth random image (1,3,size,size) in [-1,1], always the same."""
+    coarse = torch.randn(1, 3, 9, 9, generator=torch.Generator().manual_seed(SEED))
+    return torch.nn.functional.interpolate(coarse, size=(size, size), mode="bicubic").clamp(-1, 1)
+
+
+def _bytes(image: Tensor) -> bytes:
+    return image.float().contiguous().numpy().tobytes()
+
+
+def _in_clean_process(job: Mapping[str, Any]) -> dict[str, str]:
+    """Digests of what `clean_upstream.py` made of the job."""
+    with tempfile.TemporaryDirectory() as folder:
+        made = {name: Path(folder, name) for name in ("images", "decoded")}
+        file = Path(folder, "job.json")
+        file.write_text(json.dumps({**job, **{name: str(path) for name, path in made.items()}}))
+        # -I: neither PYTHONPATH nor the working directory; no GPU, because bits are promised on a CPU.
+        run = subprocess.run(
+            [sys.executable, "-I", str(SCRIPT), str(file)],
+            capture_output=True, text=True, cwd=folder, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+        )  # fmt: skip
+        if run.returncode:
+            reason = (run.stderr.strip().splitlines() or ["it said nothing"])[-1].strip().rstrip(".")
+            raise RunFailed(f"the clean process with upstream alone failed ({reason}).")
+        return {name: sha256(path) for name, path in made.items()}
+
+
+def lines(verdict: Verdict) -> list[str]:
+    """The verdict for the user."""
+    revision = PINNED_REVISION[:7]
+    if not verdict.equal:
+        return [
+            f"NOT equal: VAR at {revision} in a process of its own makes other bytes of these files than this project",
+            *(
+                f"  {name:<8} upstream {verdict.upstream[name]}\n           ours     {verdict.ours[name]}"
+                for name in verdict.ours
+                if verdict.upstream[name] != verdict.ours[name]
+            ),
+        ]
+    return [
+        f"verified: VAR at {revision} in a process that imported nothing else loads the files strictly and makes our bytes",
+        f"  2 images, seed {SEED}   sha256 {verdict.digest}",
+        f"  decoded tokens     sha256 {verdict.upstream['decoded']}",
+    ]
+
+
+def keep_record(folder: Path, student: Student, verdict: Verdict) -> None:
+    """Writes verified.json into a folder; removes one that no longer holds."""
+    file = folder / RECORD
+    try:
+        if verdict.equal:
+            save_json(file, verdict.record(student))
+            print(f"  written to {file}; the digest depends on the machine and on torch, the equality does not")
+        else:
+            file.unlink(missing_ok=True)
+    except OSError as error:
+        print(f"note: {file} could not be written ({error.strerror})")

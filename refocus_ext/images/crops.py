@@ -1,0 +1,131 @@
+"""One image as training sees it: resized, cropped, mirrored; a broken one is replaced."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from refocus_ext.errors import RunFailed
+from refocus_ext.images.folder import ImageList
+from refocus_ext.images.order import SampleKey
+from refocus_ext.seeds import derived_seed
+
+
+class BrokenImage(Exception):
+    """A file whose header may be fine but whose pixels cannot be read."""
+
+
+class Sample(NamedTuple):
+    """One image, or a batch of them after collation."""
+
+    image: Tensor  # (3,H,W) or (B,3,H,W), in [-1,1]
+    label: Any  # int, or (B,) int64
+    broken: Any  # index of an image that could not be decoded and was replaced, else -1
+
+
+class Crops(Dataset[Sample]):
+    """Random crops for training, centre crops for validation; the crop depends only on (seed, epoch, index).
+
+    An image that cannot be decoded is replaced by the next one that can, always the same, and reported in the sample.
+
+    Args:
+        scale: the shorter side is first resized to `scale * size`.
+        random: random crop and flip (keys are `SampleKey`) or centre crop (keys are indices).
+    """
+
+    def __init__(
+        self,
+        images: ImageList,
+        size: int,
+        *,
+        scale: float = 1.125,
+        hflip: bool = False,
+        random: bool = True,
+        seed: int = 0,
+    ) -> None:
+        self.images, self.size, self.hflip, self.random, self.seed = images, size, hflip, random, seed
+        self.shorter = max(size, round(scale * size))
+        self._cache: dict[int, Image.Image] = {}
+        self.known_broken: set[int] = set()
+        self.broken_limit = broken_limit(images)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, key: SampleKey | int) -> Sample:
+        index = key.index if isinstance(key, SampleKey) else key
+        other, image = self.decodable(index)
+        return self._sample(key, other, image, index if other != index else -1)
+
+    def decodable(self, index: int) -> tuple[int, Image.Image]:
+        """The image, resized, and its index; of the next one that can be decoded where it cannot.
+
+        Raises:
+            RunFailed: none of the next 50 can.
+        """
+        for offset in range(min(50, len(self.images))):
+            other = (index + offset) % len(self.images)
+            with contextlib.suppress(BrokenImage):
+                return other, self._resized(other)
+        raise RunFailed(
+            f"{self.images.paths[index]} and the images after it cannot be decoded; is this the right folder?"
+        )
+
+    def _sample(self, key: SampleKey | int, index: int, image: Image.Image, broken: int) -> Sample:
+        free = [side - self.size for side in image.size]
+        left, top, flip = free[0] // 2, free[1] // 2, False
+        if self.random:
+            assert isinstance(key, SampleKey)
+            rng = np.random.default_rng(derived_seed(self.seed, 1, key.epoch, index))
+            left, top = int(rng.integers(free[0] + 1)), int(rng.integers(free[1] + 1))
+            flip = self.hflip and bool(rng.integers(2))
+        crop = image.crop((left, top, left + self.size, top + self.size))
+        if flip:
+            crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return Sample(to_tensor(crop), self.images.labels[index], broken)
+
+    def _resized(self, index: int) -> Image.Image:
+        if len(self.images) > 64:
+            return self._load(index)
+        if index not in self._cache:  # the demo's few photographs are decoded once
+            self._cache[index] = self._load(index)
+        return self._cache[index]
+
+    def _load(self, index: int) -> Image.Image:
+        path = self.images.paths[index]
+        try:
+            return load_resized(path, self.shorter, self.images.square)
+        except (OSError, SyntaxError, ValueError) as error:
+            raise BrokenImage(path) from error
+
+
+def load_resized(path: str, shorter: int, square: bool = False) -> Image.Image:
+    """RGB image whose shorter side is `shorter` pixels (Lanczos, as VAR), of its central square if asked."""
+    with Image.open(path) as file:
+        image = file.convert("RGB")
+    if square:
+        side = min(image.size)
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        image = image.crop((left, top, left + side, top + side))
+    width, height = image.size
+    scale = shorter / min(width, height)
+    return image.resize(
+        (max(shorter, round(width * scale)), max(shorter, round(height * scale))), Image.Resampling.LANCZOS
+    )
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """PIL image -> (3,H,W) in [-1,1]."""
+    array = torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1)
+    return array.to(torch.float32).div_(127.5).sub_(1)
+
+
+def broken_limit(images: ImageList) -> int:
+    """Images that may turn out to be broken before a command stops."""
+    return max(3, len(images) // 100)

@@ -1,0 +1,51 @@
+"""Photographs from anywhere: folders at any depth and single files, for commands that need pictures but no classes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from refocus_ext.errors import UsageError
+from refocus_ext.images.crops import load_resized, to_tensor
+from refocus_ext.images.folder import EXTENSIONS, ImageList
+from refocus_ext.images.order import spread
+
+
+def find_photographs(words: Sequence[str], at_most: int | None = None, option: str = "--data") -> ImageList:
+    """The images in these folders (all in them, sorted) and files, one class for all.
+
+    Raises:
+        UsageError: a word that is neither, or a folder without images.
+    """
+    paths = [path for word in words for path in _images_of(Path(word), option)]
+    chosen = [paths[i] for i in spread(range(len(paths)), at_most or len(paths))]
+    return ImageList(tuple(chosen), (0,) * len(chosen), ("photographs",))
+
+
+def _images_of(word: Path, option: str) -> list[str]:
+    if word.is_file():
+        return [str(word)]
+    if not word.is_dir():
+        raise UsageError(f"{option} {word} is neither a folder nor an image; give one that is there.")
+    found = [Path(root) / name for root, _, names in os.walk(word) for name in names]
+    images = [str(path) for path in sorted(found) if path.suffix.lower() in EXTENSIONS and path.name[0] != "."]
+    if not images:
+        raise UsageError(f"{option} {word} holds no images ({', '.join(EXTENSIONS)}); give a folder that does.")
+    return images
+
+
+def load_square(path: str, size: int) -> Tensor:
+    """The central square of an image, resized to (3, size, size) (Lanczos), in [-1, 1].
+
+    Raises:
+        UsageError: it is no image that can be read.
+    """
+    if not Path(path).is_file():
+        raise UsageError(f"there is no image {path}; give the path of a photograph, or --chart NAME.")
+    try:
+        return to_tensor(load_resized(path, size, square=True))
+    except (OSError, SyntaxError, ValueError):
+        raise UsageError(f"{path} is not an image that can be read; give another one.") from None

@@ -1,0 +1,112 @@
+"""Sets of images to be measured: ADM's npz or a folder, read in batches; what a reference file stores beside them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from refocus_ext.errors import RunFailed, UsageError
+from refocus_ext.images.folder import EXTENSIONS
+from refocus_ext.images.npz import NpzImages, has_array
+
+
+class ImageSet(Protocol):
+    """Images of one size in a fixed order; `labels` (N,) where they are known, `note` is a sentence for the user."""
+
+    count: int
+    size: tuple[int, int]  # H, W in pixels
+    labels: np.ndarray | None
+    note: str
+
+    def batches(self, size: int, rank: int = 0, processes: int = 1) -> Iterator[np.ndarray]:
+        """Batches (B,H,W,3) uint8 number rank, rank + processes, ... of the whole."""
+        ...
+
+
+def open_samples(name: str, threads: int) -> ImageSet:
+    """The images in `name`.
+
+    Raises:
+        UsageError: there are none, or they are not RGB images of one size.
+    """
+    path = Path(name)
+    if path.is_dir():
+        return FolderImages(path, "--samples", None, threads)
+    if not has_array(path, "--samples", "arr_0"):
+        raise UsageError(
+            f"--samples {path} holds no images (no arr_0); `bash run.sh sample --npz FILE` writes such a file."
+        )
+    return NpzImages(path, "--samples")
+
+
+# ------------------------------------------------------------------------------------------------ folder
+
+
+class FolderImages:
+    """The images in a folder and its subfolders, by name.
+
+    Args:
+        size: (H,W) that images of another size are cropped (to the centre) and resized to; None insists on one size.
+        threads: that decode.
+
+    Raises:
+        UsageError: there are none, one is no image, or without `size` they differ in size.
+    """
+
+    def __init__(self, folder: Path, flag: str, size: tuple[int, int] | None, threads: int) -> None:
+        found = (Path(root) / name for root, _, names in os.walk(folder) for name in names)
+        self.paths = sorted(path for path in found if path.suffix.lower() in EXTENSIONS and path.name[0] != ".")
+        if not self.paths:
+            raise UsageError(
+                f"{flag} {folder} holds no images ({', '.join(EXTENSIONS)}); give another folder, or an npz."
+            )
+        self.count, self.threads = len(self.paths), max(1, threads)
+        self.labels: np.ndarray | None = None
+        with ThreadPoolExecutor(self.threads) as pool:
+            sizes = list(pool.map(_size_of, self.paths))
+        self.size = size or sizes[0]
+        others = [(path, found) for path, found in zip(self.paths, sizes, strict=True) if found != self.size]
+        if others and size is None:
+            path, (height, width) = others[0]
+            raise UsageError(
+                f"{path} is {width}x{height} pixels and {self.paths[0].name} {self.size[1]}x{self.size[0]}; {flag} "
+                "takes images of one size."
+            )
+        shown = f"{self.size[1]}x{self.size[0]} px (centre crop, Lanczos)"
+        self.note = f"{len(others)} of {self.count} images in {folder} were brought to {shown}." if others else ""
+
+    def batches(self, size: int, rank: int = 0, processes: int = 1) -> Iterator[np.ndarray]:
+        """See `ImageSet`.
+
+        Raises:
+            RunFailed: a file cannot be decoded.
+        """
+        with ThreadPoolExecutor(self.threads) as pool:
+            for first in range(rank * size, self.count, processes * size):
+                yield np.stack(list(pool.map(self._load, self.paths[first : first + size])))
+
+    def _load(self, path: Path) -> np.ndarray:
+        height, width = self.size
+        try:
+            with Image.open(path) as file:
+                image = file.convert("RGB")
+        except (OSError, SyntaxError, ValueError) as error:
+            raise RunFailed(f"{path} cannot be decoded; replace or remove it.") from error
+        if image.size != (width, height):
+            image = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
+        return np.asarray(image)
+
+
+def _size_of(path: Path) -> tuple[int, int]:
+    """(H,W)."""
+    try:
+        with Image.open(path) as image:
+            return image.height, image.width
+    except OSError:
+        raise UsageError(f"{path} is not an image that can be opened; remove it or replace it.") from None

@@ -1,0 +1,102 @@
+"""`bash run.sh sample`: images of a student as a grid, a strip, a comparison, an edit, or a set for FID."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from patches import load_upstream
+from refocus_ext.engine.distributed import World, world
+from refocus_ext.errors import UsageError
+from refocus_ext.sampling.jobs import (
+    compare,
+    describe_how,
+    drawer,
+    edit_image,
+    grid,
+    guidance,
+    open_student,
+    ready,
+    set_plan,
+    strip,
+)
+from refocus_ext.sampling.options import SampleOptions
+from refocus_ext.sampling.sample_set import write_npz_set, write_png_set
+
+JOBS = ("npz", "folder", "steps_strip", "compare", "edit")
+
+
+def main(options: SampleOptions) -> int:
+    """Runs the command; returns its exit code."""
+    job = check_options(options)
+    with world(options.device) as here:
+        if job not in ("npz", "folder") and not here.main:
+            return 0  # pictures are drawn by one process
+        if here.main:
+            print(load_upstream().describe())
+        return run(options, job, here)
+
+
+def check_options(options: SampleOptions) -> str:
+    """Which job it is: one of JOBS, or 'grid'.
+
+    Raises:
+        UsageError: options that do not go together.
+    """
+    jobs = [name for name in JOBS if getattr(options, name)]
+    if options.edit:
+        jobs = [name for name in jobs if name != "folder"]
+    if len(jobs) > 1:
+        first, second = ("--" + name.replace("_", "-") for name in jobs[:2])
+        raise UsageError(f"{first} and {second} are two jobs; give one of them at a time.")
+    job = jobs[0] if jobs else "grid"
+    if options.edit and not options.mask:
+        raise UsageError("--edit needs --mask X0,Y0,X1,Y1, the box to repaint, such as 0.25,0.25,0.75,0.75.")
+    if (options.mask or options.outside) and not options.edit:
+        raise UsageError("--mask and --outside belong to --edit IMAGE, which is missing.")
+    if options.per_class and (job not in ("npz", "folder") or options.count):
+        raise UsageError("--per-class goes with --npz or --folder and without --count.")
+    if options.out and job in ("npz", "folder", "steps_strip"):
+        raise UsageError(f"--out is for pictures; --{job.replace('_', '-')} names its own file.")
+    if options.rng == "batch" and job not in ("grid", "compare"):
+        raise UsageError("--rng batch draws one batch as upstream does; it goes with a grid or --compare alone.")
+    if options.compare and options.student:
+        raise UsageError("--compare A B names both students; leave --student out.")
+    return job
+
+
+def run(options: SampleOptions, job: str, here: World) -> int:
+    """Loads the student and does the job."""
+    if job == "compare":
+        return compare(options, here)
+    student = open_student(options, options.student or newest_run(here), here)
+    if job in ("npz", "folder"):
+        here.say(describe_how(guidance(student, options, for_set=True), options))
+    with ready(student, options):
+        if job == "npz":
+            plan = set_plan(student, options)
+            return write_npz_set(Path(options.npz), plan, drawer(student, options), here)
+        if job == "folder":
+            return write_png_set(Path(options.folder), set_plan(student, options), drawer(student, options), here)
+        if job == "edit":
+            return edit_image(student, options)
+        return strip(student, options) if job == "steps_strip" else grid(student, options)
+
+
+# ------------------------------------------------------------------------------------------------ the student
+
+
+def newest_run(here: World) -> str:
+    """The newest distill run under runs/.
+
+    Raises:
+        UsageError: there is none.
+    """
+    found = sorted(Path("runs").glob("distill-*/config.json"), key=lambda file: (file.stat().st_mtime, str(file)))
+    if not found:
+        raise UsageError(
+            "there is no runs/distill-* here; train a student with `bash run.sh distill`, or give --student RUN, or a "
+            "folder with upstream's var_d16.pth and vae_ch160v4096z32.pth."
+        )
+    if here.main and len(found) > 1:
+        print(f"--student {found[-1].parent}, the newest of {len(found)} runs; name another to choose it")
+    return str(found[-1].parent)

@@ -1,0 +1,222 @@
+"""The jobs of `sample`: grid, strip, comparison, edit, set."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from patches import FastSampling, patched
+from refocus_ext.engine.distributed import World
+from refocus_ext.errors import RunFailed, UsageError
+from refocus_ext.images.order import spread
+from refocus_ext.images.picture import image_bytes, save_png
+from refocus_ext.sampling.editing import edit, kept_region, load_square, parse_box
+from refocus_ext.sampling.options import SampleOptions
+from refocus_ext.sampling.pictures import draw_comparison, draw_edit, draw_grid, draw_strip
+from refocus_ext.sampling.sample_set import Plan
+from refocus_ext.sampling.sampler import FOR_FID, Guidance, Prefixes, sample_as_upstream, sample_images
+from refocus_ext.sampling.student import Student, load_student
+from refocus_ext.storage.atomic import sha256
+
+PER_CLASS = 50
+
+
+def open_student(options: SampleOptions, source: str, here: World) -> Student:
+    """Loads a student and says which."""
+    student = load_student(source, here.device, vae=options.vae or None, class_names=options.class_names or None)
+    if here.main:
+        print(student.describe() + f", on {here.device}")
+        codes = student.geometry.vocab_size
+        if options.top_k > codes:
+            print(f"note: --top-k {options.top_k} is lowered to the {codes} codes there are, which keeps all")
+    return student
+
+
+@contextlib.contextmanager
+def ready(student: Student, options: SampleOptions) -> Iterator[None]:
+    """Inside, the student samples as the speed options say."""
+    with contextlib.ExitStack() as stack:
+        if not options.stock:
+            stack.enter_context(patched(student.var, FastSampling()))
+        if options.compile:
+            for network in (*(block.ffn for block in student.var.blocks), student.vae.decoder):
+                network.compile(dynamic=True)
+        yield
+
+
+@contextlib.contextmanager
+def precision(student: Student, options: SampleOptions) -> Iterator[None]:
+    """Around each batch: autocast for bf16."""
+    if options.precision == "fp32":
+        yield
+        return
+    with torch.autocast(student.device.type, dtype=torch.bfloat16):
+        yield
+
+
+# ------------------------------------------------------------------------------------------------ what is drawn
+
+
+def guidance(student: Student, options: SampleOptions, *, for_set: bool = False) -> Guidance:
+    """The options' guidance; what is not given depends on whether it is for FID or for pictures."""
+    default = FOR_FID if for_set else Guidance()
+    return Guidance(
+        cfg=default.cfg if options.cfg is None else options.cfg,
+        top_k=options.top_k,
+        top_p=default.top_p if options.top_p is None else options.top_p,
+        smooth=options.smooth,
+    ).for_codes(student.geometry.vocab_size)
+
+
+def named_labels(student: Student) -> list[int]:
+    """The classes a student was trained on: those with names, or all where none has."""
+    return list(range(len(student.classes) or student.num_classes))
+
+
+def picture_labels(student: Student, options: SampleOptions, count: int) -> list[int]:
+    """Labels of a picture's images: the given classes or an even spread, equal ones side by side."""
+    if options.classes:
+        classes = student.labels(options.classes)
+        total = options.count or max(count, len(classes))
+    else:
+        total = options.count or count
+        classes = spread(named_labels(student), total)
+    if total < len(classes):
+        raise UsageError(f"--count {total} is less than the {len(classes)} classes given; raise it or name fewer.")
+    return [classes[i * len(classes) // total] for i in range(total)]
+
+
+def set_plan(student: Student, options: SampleOptions) -> Plan:
+    """The plan of a set: classes take turns, so that any number of them is as even as it can be."""
+    classes = student.labels(options.classes) if options.classes else named_labels(student)
+    total = options.count or (options.per_class or PER_CLASS) * len(classes)
+    how = guidance(student, options, for_set=True)
+    identity = {
+        "weights": {path.name: sha256(path) for path in (student.files.var, student.files.vae)},
+        "images": total,
+        "classes": classes,
+        "seed": options.seed,
+        "cfg": how.cfg,
+        "top_k": how.top_k,
+        "top_p": how.top_p,
+        "smooth": how.smooth,
+        "batch_size": options.batch_size,
+        "precision": options.precision,
+        "compile": options.compile,
+    }
+    labels = [classes[i % len(classes)] for i in range(total)]
+    return Plan(labels, options.batch_size, student.image_size, options.seed, identity)
+
+
+def drawer(student: Student, options: SampleOptions) -> Any:
+    """The function that draws a batch of a set."""
+    how = guidance(student, options, for_set=True)
+
+    def draw(first: int, labels: Sequence[int]) -> np.ndarray:
+        with precision(student, options):
+            return image_bytes(sample_images(student, labels, seed=options.seed, first=first, how=how))
+
+    return draw
+
+
+def draw_images(student: Student, options: SampleOptions, labels: Sequence[int], how: Guidance) -> Tensor:
+    """Images of a picture, in batches; as one batch of upstream's with --rng batch."""
+    with precision(student, options):
+        if options.rng == "batch":
+            return sample_as_upstream(student.var, labels, seed=options.seed, how=how).cpu()
+        starts = range(0, len(labels), options.batch_size)
+        batches = [labels[first : first + options.batch_size] for first in starts]
+        return torch.cat(
+            [
+                sample_images(student, batch, seed=options.seed, first=first, how=how).cpu()
+                for first, batch in zip(starts, batches, strict=True)
+            ]
+        )
+
+
+def describe_how(how: Guidance, options: SampleOptions) -> str:
+    """'seed 0, cfg 4, top-k 900, top-p 0.95'."""
+    smooth = ", smooth" * how.smooth + ", bf16" * (options.precision == "bf16")
+    return f"seed {options.seed}, cfg {how.cfg:g}, top-k {how.top_k}, top-p {how.top_p:g}{smooth}"
+
+
+# ------------------------------------------------------------------------------------------------ pictures
+
+
+def grid(student: Student, options: SampleOptions) -> int:
+    """A grid of images with their classes."""
+    labels, how = picture_labels(student, options, 8), guidance(student, options)
+    images = draw_images(student, options, labels, how)
+    return save(options.out or "samples.png", draw_grid(student, images, labels, title_of(student, how, options)))
+
+
+def strip(student: Student, options: SampleOptions) -> int:
+    """Images coming into focus."""
+    labels, how = picture_labels(student, options, 4), guidance(student, options)
+    prefixes = Prefixes(student)
+    with precision(student, options):
+        sample_images(student, labels, seed=options.seed, how=how, watch=prefixes)
+    picture = draw_strip(student, prefixes.images, labels, title_of(student, how, options))
+    return save(options.steps_strip, picture)
+
+
+def compare(options: SampleOptions, here: World) -> int:
+    """Two students, one row each, from the same seeds and classes."""
+    students = [open_student(options, source, here) for source in options.compare]
+    counts = [student.num_classes for student in students]
+    if counts[0] != counts[1]:
+        raise UsageError(f"--compare: {counts[0]} and {counts[1]} classes; two students must share their classes.")
+    labels = picture_labels(students[0], options, 8)
+    images = []
+    for student in students:
+        with ready(student, options):
+            images.append(draw_images(student, options, labels, guidance(student, options)))
+    names = [Path(source).name for source in options.compare]
+    title = describe_how(guidance(students[0], options), options)
+    return save(options.out or "compare.png", draw_comparison(students, names, images, labels, title))
+
+
+def edit_image(student: Student, options: SampleOptions) -> int:
+    """An image with a part repainted."""
+    box, unit = parse_box(options.mask, student.image_size)
+    kept = kept_region(box, student.geometry.patch_nums[-1], options.outside)
+    x = load_square(Path(options.edit), student.image_size)
+    classes = student.labels(options.classes or "none")
+    total = options.count or max(2, len(classes))
+    labels = [classes[i * len(classes) // total] for i in range(total)]
+    print(f"--mask in {unit}: {'keeps' if options.outside else 'repaints'} {box.pixels()} of {student.image_size}")
+    how = guidance(student, options)
+    with precision(student, options):
+        result = edit(student, x, kept, labels, options.seed, how)
+    for number, image in enumerate(image_bytes(result.edited_B3HW) if options.folder else ()):
+        path = Path(options.folder) / f"edit-{number:03d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save(str(path), Image.fromarray(image))
+    return save(options.out or "edit.png", draw_edit(student, result, labels, title_of(student, how, options)))
+
+
+def title_of(student: Student, how: Guidance, options: SampleOptions) -> str:
+    return f"{student.path.name}  {describe_how(how, options)}"
+
+
+def save(name: str, picture: Image.Image) -> int:
+    """Writes a picture and says so.
+
+    Raises:
+        RunFailed: it cannot be written.
+    """
+    path = Path(name)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_png(path, picture)
+    except OSError as error:
+        raise RunFailed(f"{path} could not be written ({error.strerror}).") from error
+    print(f"{path}: {picture.width} x {picture.height} pixels")
+    return 0

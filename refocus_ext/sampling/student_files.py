@@ -1,0 +1,143 @@
+"""The files that make up a student: of a run, of an export, or upstream's own."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from refocus_ext.errors import UsageError
+from refocus_ext.storage.atomic import sha256
+from refocus_ext.storage.upstream_weights import vae_state_dict
+
+GEOMETRY_FILE = "geometry.json"  # what `bash run.sh export` leaves beside its files
+
+
+@dataclass(frozen=True)
+class Files:
+    """Where a student's parts are. `config` is a distill run's config.json or an export's geometry.json, else empty."""
+
+    path: Path
+    var: Path
+    vae: Path
+    config: dict[str, Any] = field(default_factory=dict)
+
+
+# ------------------------------------------------------------------------------------------------ finding the files
+
+
+def find_files(source: Path, vae: Path | None = None) -> Files:
+    """The files a student is made of; see `load_student`.
+
+    Raises:
+        UsageError: one is missing, or several could be meant.
+    """
+    if source.is_dir():
+        config = _read_config(source)
+        if config:
+            return _run_files(source, config, vae)
+        config = _read_export(source)
+        var = _only(source, "var_d*.pth", "VAR weights", "give the file itself")
+    elif source.is_file():
+        var, config = source, {}
+        if (source.parent / "config.json").is_file() and (ours := _read_config(source.parent)):
+            config = ours if ours["student"]["file"] == source.name else {}
+        elif source.name in (export := _read_export(source.parent)).get("weights", {}):
+            config = export
+    else:
+        raise UsageError(
+            f"--student {source} is not there; it takes the run folder of `bash run.sh distill`, a folder with var_dN.pth "
+            "and its VAE, or a var_dN.pth."
+        )
+    return Files(source, var, vae or _vae_beside(var), config)
+
+
+def _run_files(run: Path, config: dict[str, Any], vae: Path | None) -> Files:
+    var = run / config["student"]["file"]
+    if not var.is_file():
+        raise UsageError(
+            f"--student {run} has no {var.name} yet: its training is not finished; the command that began it, typed again, "
+            "goes on with it."
+        )
+    own = run / "vae.pth"
+    if not vae and not own.is_file():
+        raise UsageError(f"--student {run} lacks its vae.pth; restore it, or name the VAE with --vae FILE.")
+    return Files(run, var, vae or own, config)
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    """config.json of a distill run; empty where the folder has none.
+
+    Raises:
+        UsageError: it is another command's, or unreadable.
+    """
+    file = folder / "config.json"
+    if not file.is_file():
+        return {}
+    try:
+        config = json.loads(file.read_text())
+        command = config["command"]
+        if command == "distill" and isinstance(config["student"]["file"], str):
+            return config
+    except (OSError, ValueError, KeyError, TypeError):
+        command = None
+    if command and command != "distill":
+        raise UsageError(
+            f"--student {folder} is a run of `{command}`, which has no student; give one of `bash run.sh distill`."
+        )
+    raise UsageError(f"{file} is not the configuration of a distill run; give another --student.")
+
+
+def _read_export(folder: Path) -> dict[str, Any]:
+    """geometry.json of an export; empty where the folder has none.
+
+    Raises:
+        UsageError: the export was interrupted, or the file is unreadable.
+    """
+    file = folder / GEOMETRY_FILE
+    if not file.is_file():
+        return {}
+    try:
+        geometry = json.loads(file.read_text())
+        unfinished = geometry["command"] == "export" and geometry.get("unfinished")
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UsageError(f"{file} is not what an export writes; restore it, or remove it.") from None
+    if unfinished:
+        raise UsageError(f"the export to {folder} was interrupted; the same command, typed again, makes it whole.")
+    return geometry
+
+
+def _only(folder: Path, pattern: str, what: str, way_out: str) -> Path:
+    found = sorted(folder.glob(pattern))
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise UsageError(f"{folder} holds several files of {what} ({', '.join(p.name for p in found)}); {way_out}.")
+    raise UsageError(f"{folder} holds no {what} ({pattern}); {way_out}.")
+
+
+def _vae_beside(var: Path) -> Path:
+    """The VAE's file in the folder of `var`; a training checkpoint holds its own."""
+    if not re.fullmatch(r"var_d\d+\.pth", var.name) and not list(var.parent.glob("vae*.pth")):
+        with contextlib.suppress(UsageError):
+            vae_state_dict(var)
+            return var
+    return _only(var.parent, "vae*.pth", "VAE weights", "name the VAE with --vae FILE")
+
+
+# ------------------------------------------------------------------------------------------------ checks
+
+
+def _check_sums(files: Files, own_vae: bool) -> None:
+    """Raises UsageError unless the files are the ones whose sha256 the run or the export recorded."""
+    expected: Mapping[str, str] = files.config.get("weights", {})
+    for path in (files.var, *([files.vae] if own_vae else [])):
+        if path.name in expected and sha256(path) != expected[path.name]:
+            raise UsageError(
+                f"{path} is not the file that its run wrote (its sha256 differs from the one recorded); restore the file, "
+                "or train or export the run again."
+            )

@@ -1,0 +1,48 @@
+"""Where a command's results go: checked before any work, written with a clear error if the disk then refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from refocus_ext.errors import RunFailed, UsageError
+from refocus_ext.storage.atomic import save_json
+
+
+def results_folder(option: str, word: str) -> Path:
+    """The folder, made if it is not there.
+
+    Raises:
+        UsageError: it is a file, or cannot be made.
+    """
+    path = Path(word)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{option} {path} cannot be a folder ({error.strerror}); choose another one.") from None
+    return path
+
+
+def results_file(option: str, word: str) -> Path:
+    """A file in a folder that is there or could be made.
+
+    Raises:
+        UsageError: it is a folder, or its folder cannot be made.
+    """
+    path = Path(word)
+    if path.is_dir():
+        raise UsageError(f"{option} {path} is a folder; give the name of a file.")
+    results_folder(option, str(path.parent))
+    return path
+
+
+def write_numbers(path: Path, numbers: Any) -> None:
+    """JSON, whole or not at all.
+
+    Raises:
+        RunFailed: the file cannot be written.
+    """
+    try:
+        save_json(path, numbers)
+    except OSError as error:
+        raise RunFailed(f"--json {path} could not be written ({error.strerror}).") from error

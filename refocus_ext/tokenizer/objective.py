@@ -1,0 +1,157 @@
+"""The structure tokenizer's training objective (DESIGN 2): what one step computes, and what a validation measures.
+
+Shapes: x_B3HW images in [-1,1]; K focus states, index k = 0 the most blurred; S token scales.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as tdist
+from torch.nn import functional as F
+
+from refocus_ext.optics.pyramid import alias_views
+from refocus_ext.tokenizer.alias.tokenizer import AliasOutput, AliasTokenizer
+from refocus_ext.vector_quantization import straight_through
+
+
+@dataclass(frozen=True)
+class StructureWeights:
+    """Weights of the terms; `commitment` is beta of the VQ loss."""
+
+    l1: float = 1.0
+    l2: float = 1.0
+    commitment: float = 0.25
+    prefix: float = 1.0
+    anchor: float = 1.0
+
+
+@dataclass
+class StructureOutput:
+    """Loss of a step and what the loop looks at: terms (detached), tokens per scale, pooled residuals per scale."""
+
+    loss: Tensor
+    recon: Tensor  # its pixel loss on the sharp image, with gradient: what an adversarial loss is weighed against
+    image: Tensor  # the sharp reconstruction, with gradient: what LPIPS and the discriminator see
+    terms: dict[str, Tensor]
+    idx_S: list[Tensor]
+    residual_S: list[Tensor]
+
+
+class StructureObjective(nn.Module):
+    """One training step of a focus-patched VQVAE: `forward(x, state, quantize)` -> StructureOutput.
+
+    Args:
+        vae: a VQVAE patched with `patches.Focus`, in train mode.
+    """
+
+    def __init__(self, vae: Any, weights: StructureWeights) -> None:
+        super().__init__()
+        self.vae: Any = vae
+        self.weights, self.pyramid = weights, vae.focus_pyramid
+        self.last_scale = self.pyramid.last_scale_of_state(vae.quantize.v_patch_nums)
+
+    def forward(self, x_B3HW: Tensor, state: int, quantize: bool = True) -> StructureOutput:
+        """
+        Args:
+            state: the focus state whose prefix and anchor this step decodes.
+            quantize: False for the autoencoder warm-up: the unquantized anchors alone.
+        """
+        return self._quantized(x_B3HW, state) if quantize else self._autoencoder(x_B3HW, state)
+
+    def pixel_loss(self, image: Tensor, target: Tensor) -> Tensor:
+        """l1 |.| + l2 |.|^2, means over everything."""
+        return self.weights.l1 * F.l1_loss(image, target) + self.weights.l2 * F.mse_loss(image, target)
+
+    def _autoencoder(self, x: Tensor, state: int) -> StructureOutput:
+        sharp = len(self.last_scale) - 1
+        views = self.pyramid.structure_views(x, training=self.training)
+        terms, image = {}, x
+        for name, k in (("recon", sharp), ("anchor", state)):
+            if name == "recon" or (k != sharp and self.pyramid.refocuses):
+                latent = self.vae.encode_view(views[k])
+                decoded = self.vae.decode(latent).float()
+                terms[name] = self.pixel_loss(decoded, self.pyramid.focused(x, k))
+                image = decoded if name == "recon" else image
+        loss = torch.stack(list(terms.values())).sum()
+        return StructureOutput(
+            loss + self._all_take_part(),
+            terms["recon"],
+            image,
+            {name: term.detach() for name, term in terms.items()},
+            [],
+            [],
+        )
+
+    def _quantized(self, x: Tensor, state: int) -> StructureOutput:
+        targets = self.vae.encode_targets(x)
+        T_K = [targets.float()] * self.pyramid.states if isinstance(targets, Tensor) else [T.float() for T in targets]
+        q = self.vae.quantize.quantize(T_K)
+        decoded = self.vae.decode(straight_through(q.f_hat_S[-1], T_K[-1])).float()
+        commitment, codebook = torch.stack(q.commitment_S), torch.stack(q.codebook_S)
+        terms = {"recon": self.pixel_loss(decoded, x)}
+        if self.pyramid.refocuses:  # plain VAR trains neither
+            terms |= self._focus_terms(x, T_K[state], q.f_hat_S, state)
+        loss = terms["recon"] + (self.weights.commitment * commitment + codebook).mean()
+        loss = loss + self.weights.prefix * terms.get("prefix", 0) + self.weights.anchor * terms.get("anchor", 0)
+        loss = loss + self._all_take_part()
+        terms |= {"commitment": commitment.mean(), "codebook": codebook.mean()}
+        return StructureOutput(
+            loss, terms["recon"], decoded, {name: term.detach() for name, term in terms.items()}, q.idx_S, q.residual_S
+        )
+
+    def _all_take_part(self) -> Tensor | float:
+        """Zero; DistributedDataParallel wants a gradient of every parameter, and few scales leave some phi unused."""
+        if not (tdist.is_available() and tdist.is_initialized()):
+            return 0.0
+        return 0 * torch.stack([parameter.sum() for parameter in self.vae.quantize.parameters()]).sum()
+
+    def _focus_terms(self, x: Tensor, T: Tensor, f_hat_S: Sequence[Tensor], state: int) -> dict[str, Tensor]:
+        """Prefix: what the state's tokens say of F_k. Anchor: D(T_k) against F_k, or commitment rewards a constant T_k."""
+        focused = self.pyramid.focused(x, state)
+        terms = {"anchor": self.pixel_loss(self.vae.decode(T).float(), focused)}
+        scale = self.last_scale[state]
+        if scale is not None and scale != len(f_hat_S) - 1:  # the sharp state's prefix is the reconstruction itself
+            pn = self.vae.quantize.v_patch_nums[scale]
+            prefix = straight_through(f_hat_S[scale], T, pn)
+            terms["prefix"] = self.pixel_loss(self.vae.decode(prefix).float(), focused)
+        return terms
+
+
+class TokenizerObjective(nn.Module):
+    """Both tokenizers in one module, so that DistributedDataParallel sees one forward a step.
+
+    The two share nothing but the image (and, in the ablation, the codebook): the structure tokenizer's bits are the same
+    with and without the other.
+    """
+
+    def __init__(self, structure: StructureObjective, alias: AliasTokenizer | None) -> None:
+        super().__init__()
+        self.structure, self.alias = structure, alias
+
+    def forward(
+        self, x_B3HW: Tensor, state: int, *, quantize: bool, train_alias: bool
+    ) -> tuple[StructureOutput, AliasOutput | None]:
+        """
+        Args:
+            state: the focus state whose prefix and anchor this step decodes.
+            quantize: False during the autoencoder warm-up.
+            train_alias: False while a shared codebook is not there yet.
+        """
+        out = self.structure(x_B3HW, state, quantize)
+        if self.alias is None:
+            return out, None
+        if not train_alias:
+            out.loss = out.loss + self._take_part()
+            return out, None
+        return out, self.alias(alias_views(self.structure.pyramid, x_B3HW))
+
+    def _take_part(self) -> Tensor | float:
+        """Zero; under DistributedDataParallel every parameter must get a gradient."""
+        if self.alias is None or not (tdist.is_available() and tdist.is_initialized()):
+            return 0.0
+        return 0 * torch.stack([parameter.sum() for parameter in self.alias.parameters()]).sum()

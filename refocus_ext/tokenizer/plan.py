@@ -1,0 +1,171 @@
+"""What a stage-1 command is about to do: checks of options and data, the model, and the plan in a few lines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from patches import Focus, Upstream
+from patches.vae_init import init_vae_weights
+from refocus_ext.engine.checks import check_run_options
+from refocus_ext.errors import UsageError
+from refocus_ext.images.folder import ImageList
+from refocus_ext.optics.pyramid import FocusPyramid
+from refocus_ext.storage.upstream_weights import vae_state_dict
+from refocus_ext.storage.weights import load_strictly
+from refocus_ext.tokenizer.alias.geometry import AliasGeometry
+from refocus_ext.tokenizer.cost import memory_bytes, step_cost
+from refocus_ext.tokenizer.options import TokenizerOptions
+
+
+def why_preset(options: TokenizerOptions) -> str:
+    if options.preset == "demo" and not options.data:
+        return "preset demo: a small model on the photographs inside scikit-image, because no --data was given"
+    return f"preset {options.preset}" + (f": training on {options.data}" if options.data else "")
+
+
+def make_pyramid(options: TokenizerOptions) -> FocusPyramid:
+    """The focus pyramid of the options; its complaints are usage errors."""
+    try:
+        return FocusPyramid(
+            image_size=options.image_size,
+            states=options.focus_states,
+            rho_max=options.rho_max,
+            blur=options.blur,
+            noise_min=options.noise_min,
+            noise_max=options.noise_max,
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def check_plan(options: TokenizerOptions, pyramid: FocusPyramid, images: ImageList) -> None:
+    """Raises UsageError where the options do not fit each other or the data."""
+    if list(options.patch_nums) != sorted(set(options.patch_nums)) or options.patch_nums[-1] != pyramid.latent_size:
+        raise UsageError(
+            f"the token maps {','.join(map(str, options.patch_nums))} (preset {options.preset}'s unless you gave them) must rise "
+            f"and end at image size / 16 = {pyramid.latent_size}; give --patch-nums."
+        )
+    if len(options.patch_nums) < 2:
+        raise UsageError("--patch-nums needs at least two token maps.")
+    if options.ch % 32:
+        raise UsageError(f"--ch {options.ch} is no multiple of 32, the groups of the VQVAE's normalization.")
+    check_run_options(options, images)
+    if options.init and not Path(options.init).is_file():
+        raise UsageError(f"--init {options.init} is no file; it takes VQVAE weights such as vae_ch160v4096z32.pth.")
+    if options.warm_autoencoder >= options.steps:
+        raise UsageError(
+            f"--warm-autoencoder {options.warm_autoencoder} leaves no step of --steps {options.steps} with quantization; lower it."
+        )
+
+
+def build_vae(upstream: Upstream, options: TokenizerOptions, pyramid: FocusPyramid, device: torch.device) -> Any:
+    """A trainable VQVAE of the options' geometry, patched with the focus pyramid."""
+    vae = upstream.build_vae(
+        vocab_size=options.codebook_size,
+        z_channels=options.latent_channels,
+        ch=options.ch,
+        patch_nums=options.patch_nums,
+        beta=options.commitment,
+        test_mode=False,
+        device=device,
+    )
+    init_vae_weights(vae)
+    if options.init:
+        load_published(vae, Path(options.init))
+    Focus(pyramid).apply(vae)
+    return vae.train()
+
+
+def load_published(vae: Any, path: Path) -> None:
+    """Loads VQVAE weights strictly, from a plain state dict or from upstream's training checkpoint.
+
+    Raises:
+        UsageError: the file holds no VQVAE, or one of another geometry.
+    """
+    try:
+        state = vae_state_dict(path)
+    except UsageError as error:
+        raise UsageError(f"--init {error}") from None
+    load_strictly(
+        vae,
+        state,
+        f"--init {path} does not fit this tokenizer ({{reason}}); the published vae_ch160v4096z32.pth needs --preset vanilla.",
+    )
+
+
+def print_plan(
+    options: TokenizerOptions,
+    pyramid: FocusPyramid,
+    vae: Any,
+    alias: AliasGeometry | None,
+    images: ImageList,
+    device: torch.device,
+) -> None:
+    """What is about to happen, in a few lines."""
+    parameters = sum(p.numel() for p in vae.parameters())
+    states = ", ".join(
+        f"{k + 1}: {radius:g} px -> maps {_maps(options, pyramid, k)}" for k, radius in enumerate(pyramid.radii)
+    )
+    print(f"images: {len(images)} in {len(images.classes)} classes, crops of {options.image_size} px")
+    print(
+        f"tokenizer: {parameters / 1e6:.1f}M parameters, {options.codebook_size} codes of {options.latent_channels}, "
+        f"{sum(pn * pn for pn in options.patch_nums)} tokens an image"
+    )
+    print(f"focus states ({pyramid.blur}): {states}")
+    if alias:
+        print(
+            f"alias tokenizer: {alias.codes} codes{' of the structure tokenizer' * (alias.codebook == 'shared')}, "
+            f"{' + '.join(f'{grid}x{grid}' for grid in alias.grids)} = {alias.tokens} tokens an image"
+        )
+    print(
+        f"training: {options.steps} steps of {options.batch_size} images ({options.warm_autoencoder} of them without "
+        f"quantization), peak lr {options.lr:g}, on {device}"
+    )
+
+
+def print_cost(
+    options: TokenizerOptions, pyramid: FocusPyramid, vae: Any, device: torch.device, world_size: int
+) -> None:
+    """FLOPs of a step and a process's memory, for --dry-run."""
+    parameters = sum(p.numel() for p in vae.parameters())
+    cost = step_cost(vae, options.image_size, options.focus_states, pyramid.refocuses)
+    half = options.precision in ("bf16", "fp16") or (options.precision == "auto" and device.type == "cuda")
+    images_at_once = max(1, options.batch_size // options.accumulate // world_size)
+    memory = memory_bytes(parameters, cost, images_at_once, half, options.ema > 0)
+    print(
+        f"a step: {cost.flops / 1e9:.0f} GFLOP an image (encoder {cost.encodes} x {cost.encoder.flops / 1e9:.1f}, decoder "
+        f"{cost.decodes:.2g} x {cost.decoder.flops / 1e9:.1f}, times 3 with the backward pass); about "
+        f"{memory / 2**30:.1f} GiB for {images_at_once} images at once on a process, losses with networks not counted"
+    )
+
+
+def _maps(options: TokenizerOptions, pyramid: FocusPyramid, state: int) -> str:
+    own = [
+        str(pn) for pn, k in zip(options.patch_nums, pyramid.states_of(options.patch_nums), strict=True) if k == state
+    ]
+    return ",".join(own) or "none"
+
+
+def alias_geometry(options: TokenizerOptions, pyramid: FocusPyramid) -> AliasGeometry | None:
+    """The alias tokenizer's geometry, None where it is off or the pyramid has no alias state.
+
+    Raises:
+        UsageError: a stride that does not fit the alias views.
+    """
+    if options.alias == "off" or pyramid.states < 2:
+        return None
+    shared = options.alias_codebook == "shared"
+    try:
+        return AliasGeometry.of(
+            pyramid,
+            stride=options.alias_stride,
+            codes=options.codebook_size if shared else options.alias_codes,
+            code_dim=options.latent_channels if shared else 32,
+            width=options.alias_width,
+            codebook=options.alias_codebook,
+        )
+    except ValueError as error:
+        raise UsageError(f"{error} (--alias-stride, or --alias off).") from None

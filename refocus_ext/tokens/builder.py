@@ -1,0 +1,171 @@
+"""Makes the shards of a token cache, on one process or many, a batch at a time.
+
+Shapes: B images of a batch, V views of an image. A batch is a fixed run of images of one shard with all their views, so
+that the tokens do not depend on how many processes share the shards, or on where an interrupted build went on.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from refocus_ext.engine.distributed import World
+from refocus_ext.engine.interruption import Interruption, from_loader, leave_signals_to_parent
+from refocus_ext.engine.progress import Progress
+from refocus_ext.errors import RunFailed
+from refocus_ext.images.views import ViewCrops
+from refocus_ext.tokens.shards import Layout, write_shard
+from refocus_ext.tokens.tokenize import tokenize
+from refocus_ext.tokens.trained_tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Built:
+    """What a build has done, on all processes together."""
+
+    exit_code: int  # 0 complete, 130 or 143 interrupted
+    images: int
+    tokens: int
+    seconds: float
+    broken: int  # images of the whole cache that could not be decoded
+
+
+class _Views(Dataset[tuple[Tensor, int]]):
+    """All views of an image, by its index."""
+
+    def __init__(self, crops: ViewCrops) -> None:
+        self.crops = crops
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.crops.all_views(index)
+
+
+class CacheBuilder:
+    """Makes the missing shards of a cache.
+
+    Args:
+        crops: the images and their views.
+        batch_size: views encoded at once.
+        workers: loader processes of each process.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        tokenizer: Tokenizer,
+        crops: ViewCrops,
+        layout: Layout,
+        world: World,
+        *,
+        precision: str,
+        batch_size: int,
+        workers: int,
+    ) -> None:
+        self.folder, self.tokenizer, self.crops, self.layout, self.world = folder, tokenizer, crops, layout, world
+        self.precision, self.batch_size, self.workers = precision, batch_size, workers
+        self.done = 0  # images, on this process
+
+    def build(self, missing: Sequence[int], broken: int, interruption: Interruption) -> Built:
+        """Makes the shards `missing`; every process takes its share and all stop together.
+
+        Args:
+            broken: images of the shards that are there that could not be decoded.
+
+        Raises:
+            RunFailed: a shard cannot be written, or too many images cannot be decoded.
+        """
+        shares = [missing[rank :: self.world.size] for rank in range(self.world.size)]
+        rounds = max(sum(len(self._batches(shard)) for shard in share) for share in shares)
+        images = sum(len(self.layout.images_of(shard)) for shard in missing)
+        work, began, done = self._work(shares[self.world.rank]), time.monotonic(), 0
+        progress = Progress(0, rounds, images / rounds, quiet=not self.world.main, unit="batch")
+        try:
+            for number in range(1, rounds + 1):
+                error = self._advance(work)
+                code, failed, all_broken, done = self._agree(interruption, error)
+                if failed:
+                    raise error or RunFailed("another process could not go on; it says why above.")
+                self._limit_broken(broken + all_broken)
+                progress.update(number, {"tokens/s": self._tokens(done) / (time.monotonic() - began)})
+                if code and number < rounds:
+                    return Built(code, done, self._tokens(done), time.monotonic() - began, broken + all_broken)
+        finally:
+            progress.close()
+            work.close()
+        return Built(0, done, self._tokens(done), time.monotonic() - began, broken + all_broken)
+
+    def _batches(self, shard: int) -> list[list[int]]:
+        """The images of a shard in the batches they are loaded in."""
+        indices = list(self.layout.images_of(shard))
+        size = max(1, self.batch_size // self.layout.views)
+        return [indices[first : first + size] for first in range(0, len(indices), size)]
+
+    def _work(self, shards: Sequence[int]) -> Generator[int, None, None]:
+        """One batch at a time, each yielding how many images it had; a shard is written with its last batch."""
+        loader = DataLoader(
+            _Views(self.crops),
+            batch_sampler=[batch for shard in shards for batch in self._batches(shard)],
+            num_workers=self.workers,
+            worker_init_fn=leave_signals_to_parent,
+            pin_memory=self.world.device.type == "cuda",
+        )
+        batches = iter(loader)
+        for shard in shards:
+            rows, filled = np.empty(self.layout.shape(shard), dtype=np.uint16), 0
+            for indices in self._batches(shard):
+                views_BV3HW, further_B = next(batches)
+                rows[filled : filled + len(indices)] = self._rows(views_BV3HW, further_B)
+                self._name_broken(indices, further_B)
+                filled += len(indices)
+                if filled == len(rows):
+                    write_shard(self.folder, shard, rows)
+                yield len(indices)
+
+    def _rows(self, views_BV3HW: Tensor, further_B: Tensor) -> np.ndarray:
+        """(B, V, L+T+1): a batch as it stands in a shard."""
+        B, V = views_BV3HW.shape[:2]
+        parts = [
+            torch.cat(tokenize(self.tokenizer, views, self.precision), dim=1)
+            for views in views_BV3HW.flatten(0, 1).split(self.batch_size)
+        ]
+        tokens = torch.cat(parts).unflatten(0, (B, V)).cpu()
+        return torch.cat([tokens, further_B[:, None, None].expand(B, V, 1)], dim=2).numpy()
+
+    def _name_broken(self, indices: Sequence[int], further_B: Tensor) -> None:
+        for index in (indices[row] for row in further_B.nonzero().flatten().tolist()):
+            self.crops.known_broken.add(index)
+            print(f"broken image replaced: {self.crops.images.paths[index]}", flush=True)
+
+    def _advance(self, work: Iterator[int]) -> RunFailed | None:
+        """One batch, if this process has one left; what made it fail."""
+        try:
+            self.done += next(work, 0)
+        except RunFailed as error:
+            error.with_traceback(None)  # its frames would keep the loader processes alive
+            return from_loader(error)
+        return None
+
+    def _agree(self, interruption: Interruption, error: RunFailed | None) -> tuple[int, bool, int, int]:
+        """Over all processes: the exit code of an interruption or 0, whether one failed, broken images, images done."""
+        number = interruption.signal or 0
+        mine = [number == 2, number == 15, error is not None, len(self.crops.known_broken), self.done]
+        total = self.world.sum(torch.tensor(mine, dtype=torch.float64)).tolist()
+        ctrl_c, terminated, failed, broken, done = (round(value) for value in total)
+        return 130 if ctrl_c else 143 if terminated else 0, bool(failed), broken, done
+
+    def _limit_broken(self, broken: int) -> None:
+        if broken > self.crops.broken_limit:
+            raise RunFailed(
+                f"{broken} images of {len(self.crops)} cannot be decoded, more than {self.crops.broken_limit}: is this the "
+                "right folder? Remove them and run the same command again."
+            )
+
+    def _tokens(self, images: int) -> int:
+        return images * self.layout.views * (self.layout.structure + self.layout.alias)

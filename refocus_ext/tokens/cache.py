@@ -1,0 +1,206 @@
+"""The token cache of stage 2: a folder of token shards, bound to what they were made from, and the data set on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from refocus_ext.engine.distributed import World
+from refocus_ext.engine.interruption import Interruption
+from refocus_ext.engine.progress import duration
+from refocus_ext.errors import UsageError
+from refocus_ext.images.crops import broken_limit
+from refocus_ext.images.folder import ImageList
+from refocus_ext.images.order import SampleKey
+from refocus_ext.images.views import ViewCrops, ViewPlan
+from refocus_ext.tokens.builder import Built, CacheBuilder
+from refocus_ext.tokens.identity import CacheIdentity
+from refocus_ext.tokens.index import inspect, read_index, require_space, size_text, write_index
+from refocus_ext.tokens.shards import Layout, find_shards, layout_of, open_shard
+from refocus_ext.tokens.tokenize import prepare
+from refocus_ext.tokens.trained_tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class CacheSource:
+    """What a token cache is made from: every view of `plan` of the images, resized to `scale` crops, by a tokenizer whose
+    encoders compute in `precision`."""
+
+    tokenizer: Tokenizer
+    images: ImageList
+    plan: ViewPlan
+    scale: float
+    precision: str
+
+    def identity(self) -> CacheIdentity:
+        return CacheIdentity.of(self.tokenizer, self.images, self.plan, scale=self.scale, precision=self.precision)
+
+    def layout(self, shard_images: int | None = None) -> Layout:
+        return layout_of(self.tokenizer, len(self.images), self.plan.views, shard_images)
+
+    def crops(self) -> ViewCrops:
+        """The views as images."""
+        return ViewCrops(self.images, self.tokenizer.pyramid.image_size, scale=self.scale, plan=self.plan)
+
+
+class TokenSample(NamedTuple):
+    """One view of an image as tokens, or a batch of them after collation; labels and `broken` as of `data.Sample`."""
+
+    structure: Tensor  # (L,) or (B,L) int64
+    alias: Tensor  # (T,) or (B,T) int64
+    label: Any  # int, or (B,) int64
+    broken: Any  # index of an image that could not be decoded and was replaced, else -1
+
+
+class TokenCache(Dataset[TokenSample]):
+    """The cached views by `SampleKey`; `open_cache` makes one.
+
+    Picklable: the shards are memory-mapped by each process when it first needs them.
+    """
+
+    def __init__(self, images: ImageList, plan: ViewPlan, layout: Layout, paths: dict[int, Path]) -> None:
+        self.images, self.plan, self.layout, self.paths = images, plan, layout, paths
+        self.known_broken: set[int] = set()
+        self.broken_limit = broken_limit(images)
+        self._open: dict[int, np.ndarray] = {}
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, key: SampleKey) -> TokenSample:
+        return self.read(key.index, self.plan.view_of(key))
+
+    def read(self, index: int, view: int) -> TokenSample:
+        """One view of an image."""
+        shard, row = divmod(index, self.layout.shard_images)
+        if shard not in self._open:
+            self._open[shard] = open_shard(self.paths[shard])
+        tokens = torch.from_numpy(self._open[shard][row, view].astype(np.int64))
+        structure, alias, further = tokens.split([self.layout.structure, self.layout.alias, 1])
+        label = self.images.labels[(index + int(further)) % len(self.images)]
+        return TokenSample(structure, alias, label, index if further else -1)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_open": {}}
+
+
+def open_cache(
+    folder: Path, source: CacheSource, world: World, *, flag: str = "--cache", verify: bool = True
+) -> TokenCache:
+    """The complete token cache in `folder`, every shard checked, each process its share.
+
+    Args:
+        flag: the command's option that names the folder, for the sentences.
+        verify: False right after `build_cache`, which has just checked or written every shard.
+
+    Raises:
+        UsageError: there is no cache, it is another's, it is not complete, or a shard is damaged.
+    """
+    layout = read_index(folder, source.identity(), flag)
+    if layout is None:
+        raise UsageError(f"there is no token cache in {folder}; `bash run.sh tokens` makes one.")
+    if verify and (damaged := inspect(folder, layout, world).damaged):
+        names = " and ".join(path.name for path in damaged.values())
+        raise UsageError(
+            f"the token cache {folder} is damaged ({names}: the contents do not match the checksum in the name); the "
+            "`bash run.sh tokens` that made it, typed again, makes them anew."
+        )
+    paths = find_shards(folder, layout)
+    if len(paths) < layout.shards:
+        raise UsageError(
+            f"the token cache {folder} is not finished: it has {len(paths)} of {layout.shards} shards; the "
+            "`bash run.sh tokens` that began it, typed again, goes on with it."
+        )
+    return TokenCache(source.images, source.plan, layout, paths)
+
+
+def build_cache(
+    folder: Path,
+    source: CacheSource,
+    world: World,
+    *,
+    interruption: Interruption,
+    batch_size: int = 16,
+    workers: int = 0,
+    shard_images: int | None = None,
+    flag: str = "--cache",
+) -> Built:
+    """Makes what is missing of the cache in `folder`, after checking what is there.
+
+    The result's exit code is 0 when the cache is complete, 130 or 143 after an interruption; the same call goes on.
+
+    Args:
+        shard_images: images in a shard of a new cache; None decides by their number.
+        flag: the command's option that names the folder, for the sentences.
+
+    Raises:
+        UsageError: the folder holds something else, or has too little space; a codebook beyond 16 bits.
+        RunFailed: a shard cannot be written, or too many images cannot be decoded.
+    """
+    if not source.plan.crops:
+        raise UsageError("a token cache holds a fixed number of crops; give --crops of at least 1.")
+    identity, wanted = source.identity(), source.layout(shard_images)
+    layout = read_index(folder, identity, flag)
+    world.barrier()  # everybody has looked before rank 0 writes
+    if layout is None and world.main:
+        require_space(folder, wanted.bytes)
+        write_index(folder, identity, wanted)
+    layout = layout or wanted
+    world.barrier()
+    missing, broken = _missing(folder, layout, world)
+    if not missing:
+        return Built(0, 0, 0, 0.0, broken)
+    builder = CacheBuilder(
+        folder,
+        prepare(source.tokenizer),
+        source.crops(),
+        layout,
+        world,
+        precision=source.precision,
+        batch_size=batch_size,
+        workers=workers,
+    )
+    built = builder.build(missing, broken, interruption)
+    if built.exit_code:
+        there = len(find_shards(folder, layout))
+        world.say(f"stopped with {there} of {layout.shards} shards finished; the same command continues from here")
+    return built
+
+
+def _missing(folder: Path, layout: Layout, world: World) -> tuple[list[int], int]:
+    """The shards still to be made, and the broken images of those that are there; damaged ones are removed."""
+    found = inspect(folder, layout, world)
+    for path in found.damaged.values():
+        world.say(f"{path} is damaged: its contents do not match the checksum in its name; it is made anew")
+        if world.main:
+            path.unlink()
+    missing = [number for number in range(layout.shards) if number not in found.intact]
+    if missing and found.intact:
+        world.say(f"{len(found.intact)} of {layout.shards} shards are there and intact; making the others")
+    if missing and world.main:
+        images = sum(len(layout.images_of(number)) for number in missing)
+        require_space(folder, layout.bytes * images // layout.images)
+    world.barrier()
+    return missing, found.broken
+
+
+def summary(folder: Path, layout: Layout, built: Built) -> str:
+    """What a complete cache holds, and how fast this build was."""
+    whole = "" if built.tokens == layout.tokens else f"{built.tokens:,} of them "
+    pace = f"{whole}made in {duration(built.seconds)} ({built.tokens / max(built.seconds, 1e-9):,.0f} tokens/s)"
+    replaced = f"; {built.broken} images cannot be decoded and were replaced" if built.broken else ""
+    return (
+        f"{folder}: {layout.images:,} images, {layout.images * layout.views:,} views, {layout.tokens:,} tokens, "
+        f"{size_text(layout.bytes)}; {pace if built.tokens else 'complete and verified, nothing to do'}{replaced}"
+    )
+
+
+def default_folder(tokenizer: Tokenizer) -> Path:
+    """Where the cache of a tokenizer's run is unless it is told otherwise."""
+    return tokenizer.path / "tokens"

@@ -1,0 +1,80 @@
+"""`bash run.sh tokens --tokenizer RUN`: tokenizes the training images once, for `distill` to read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from patches import load_upstream
+from refocus_ext.engine.distributed import World, world
+from refocus_ext.engine.interruption import Interruption
+from refocus_ext.images.folder import ImageList, check_images, image_folder
+from refocus_ext.images.sources import demo_photographs
+from refocus_ext.images.views import ViewPlan
+from refocus_ext.tokens.cache import CacheSource, build_cache, default_folder, summary
+from refocus_ext.tokens.index import size_text
+from refocus_ext.tokens.options import TokensOptions
+from refocus_ext.tokens.shards import Layout
+from refocus_ext.tokens.tokenize import pick_precision
+from refocus_ext.tokens.trained_tokenizer import Tokenizer, load_tokenizer
+
+
+def main(options: TokensOptions) -> int:
+    """Runs the command; returns its exit code."""
+    with world(options.device) as here:
+        return _run(options, here)
+
+
+def _run(options: TokensOptions, here: World) -> int:
+    here.say(load_upstream().describe())
+    precision = pick_precision(options.precision, here.device)
+    tokenizer = load_tokenizer(Path(options.tokenizer), here.device)
+    images, name = train_images(tokenizer, options.data)
+    small = options.small_images or tokenizer.options.get("small_images", "auto")
+    if note := check_images(images, tokenizer.pyramid.image_size, small):
+        here.say(f"note: {note}")
+    plan = ViewPlan(options.crops, options.hflip, options.seed)
+    source = CacheSource(tokenizer, images, plan, options.crop_scale, precision)
+    layout = source.layout()
+    folder = Path(options.out) if options.out else default_folder(tokenizer)
+    for line in plan_lines(tokenizer, name, plan, layout):
+        here.say(line)
+    processes = f", {here.size} processes" if here.size > 1 else ""
+    here.say(f"cache: {folder}, encoded in {precision} on {here.device}{processes}")
+    if options.dry_run:
+        return 0
+    workers = tokenizer.options.get("workers", 0) if options.workers is None else options.workers
+    with Interruption("stopping after this batch; finished shards stay") as interruption:
+        built = build_cache(
+            folder,
+            source,
+            here,
+            interruption=interruption,
+            batch_size=options.batch_size,
+            workers=workers,
+            flag="--out",
+        )
+    if not built.exit_code:
+        here.say(summary(folder, layout, built))
+    return built.exit_code
+
+
+def train_images(tokenizer: Tokenizer, data: str) -> tuple[ImageList, str]:
+    """The training images and their name: of `data`, else of the tokenizer's own data, else the demo photographs.
+
+    Raises:
+        UsageError: they are not there.
+    """
+    data = data or tokenizer.options.get("data", "")
+    return (image_folder(data, "train"), f"{data}/train") if data else (demo_photographs(), "the demo photographs")
+
+
+def plan_lines(tokenizer: Tokenizer, name: str, plan: ViewPlan, layout: Layout) -> list[str]:
+    """What the cache will hold."""
+    size = tokenizer.pyramid.image_size
+    mirrored = ", each mirrored as well" if plan.hflip else ""
+    return [
+        f"tokenizer: {tokenizer.path}, crops of {size} px",
+        f"images: {layout.images:,} of {name}, {plan.views} views of each ({plan.crops} random crops{mirrored})",
+        f"tokens: {layout.structure} structure + {layout.alias} alias a view, {layout.tokens:,} in all, "
+        f"{size_text(layout.bytes)} in {layout.shards} shard{'s' * (layout.shards > 1)}",
+    ]

@@ -1,0 +1,114 @@
+"""What a token cache was made from and how: a cache serves only a run that would make the same tokens."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from refocus_ext.images.folder import SMALL_DATA_SET, ImageList
+from refocus_ext.images.order import spread
+from refocus_ext.images.views import ViewPlan
+from refocus_ext.tokens.trained_tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class CacheIdentity:
+    """Everything that decides the tokens in a cache, as JSON-able values."""
+
+    weights: dict[str, str]  # file -> sha256
+    pyramid: dict[str, Any]
+    alias: dict[str, Any] | None
+    patch_nums: list[int]
+    image_size: int
+    crop_scale: float
+    crops: int
+    hflip: bool
+    seed: int
+    precision: str
+    data: dict[str, Any]
+
+    @classmethod
+    def of(
+        cls, tokenizer: Tokenizer, images: ImageList, plan: ViewPlan, *, scale: float, precision: str
+    ) -> CacheIdentity:
+        return cls(
+            weights=tokenizer.checksums(),
+            pyramid=tokenizer.pyramid.to_dict(),
+            alias=tokenizer.alias.geometry.to_dict() if tokenizer.alias is not None else None,
+            patch_nums=list(tokenizer.vae.quantize.v_patch_nums),
+            image_size=tokenizer.pyramid.image_size,
+            crop_scale=scale,
+            crops=plan.crops,
+            hflip=plan.hflip,
+            seed=plan.seed,
+            precision=precision,
+            data=data_identity(images),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def differences(self, theirs: Mapping[str, Any]) -> list[str]:
+        """What a cache of the identity `theirs` has otherwise, as ends of the sentence "it was made with ..."."""
+        ours, found = self.to_dict(), []
+        if weights := _differing(ours["weights"], theirs.get("weights")):
+            found.append(f"another tokenizer ({_named(weights)})")
+        if ours["data"] != theirs.get("data"):
+            found.append(f"another data set ({_data_difference(ours['data'], theirs.get('data'))})")
+        if (ours["alias"] is None) != (theirs.get("alias") is None):
+            found.append(
+                f"{'no' if ours['alias'] else 'an'} alias tokenizer (this run has {'one' if ours['alias'] else 'none'})"
+            )
+            ours["alias"] = theirs.get("alias")
+        for name in (name for name in ours if name not in ("weights", "data")):
+            for field, (our, their) in _differing(ours[name], theirs.get(name), name).items():
+                found.append(f"{field} = {_show(their)} (this run wants {_show(our)})")
+        return found
+
+
+def data_identity(images: ImageList) -> dict[str, Any]:
+    """Counts, and a digest of class names, file names in their order, labels, and the sizes of a sample of the files.
+
+    The folder itself is not part of it: a data set may move.
+    """
+    folder = len(os.path.commonpath([os.path.dirname(path) for path in (min(images.paths), max(images.paths))]))
+    digest = hashlib.sha256(json.dumps([images.classes, images.square]).encode())
+    for path, label in zip(images.paths, images.labels, strict=True):
+        digest.update(f"{path[folder:]}\n{label}\n".encode())
+    for index in spread(range(len(images)), SMALL_DATA_SET):
+        digest.update(f"{os.path.getsize(images.paths[index])}\n".encode())
+    return {"images": len(images), "classes": len(images.classes), "digest": digest.hexdigest()}
+
+
+def _differing(ours: Any, theirs: Any, name: str = "") -> dict[str, tuple[Any, Any]]:
+    """Fields with unequal values, ours and theirs; those of a mapping one by one."""
+    if not (isinstance(ours, dict) and isinstance(theirs, dict)):
+        return {} if ours == theirs else {name: (ours, theirs)}
+    prefix = f"{name}." if name else ""
+    keys = [*ours, *(key for key in theirs if key not in ours)]
+    pairs = {f"{prefix}{key}": (ours.get(key), theirs.get(key)) for key in keys}
+    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def _named(weights: Mapping[str, tuple[Any, Any]]) -> str:
+    return ", ".join(
+        f"{name} {their[:12]}, not {our[:12]}" if our and their else f"{'without' if our else 'with'} {name}"
+        for name, (our, their) in weights.items()
+    )
+
+
+def _data_difference(ours: Mapping[str, Any], theirs: Any) -> str:
+    if not isinstance(theirs, dict) or all(ours[name] == theirs.get(name) for name in ("images", "classes")):
+        return "as many images, but other files, names or labels"
+    return (
+        f"{theirs.get('images')} images in {theirs.get('classes')} classes, not {ours['images']} in {ours['classes']}"
+    )
+
+
+def _show(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)

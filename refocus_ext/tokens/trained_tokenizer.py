@@ -1,0 +1,137 @@
+"""A finished stage-1 run, loaded: what every later command starts from."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from patches import Focus, load_upstream
+from refocus_ext.errors import UsageError
+from refocus_ext.optics.pyramid import FocusPyramid
+from refocus_ext.storage.atomic import sha256
+from refocus_ext.storage.weights import load_strictly, read_state_dict
+from refocus_ext.tokenizer.alias.geometry import AliasGeometry
+from refocus_ext.tokenizer.alias.tokenizer import AliasTokenizer, build_alias
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """The tokenizer of a run, with the pyramid that it was trained with and no other.
+
+    `vae` is a VQVAE patched with `patches.Focus`, `alias` the alias tokenizer or None where the run trained none; both
+    are frozen and in eval mode. `config` is the run's config.json.
+    """
+
+    vae: Any
+    alias: AliasTokenizer | None
+    pyramid: FocusPyramid
+    config: dict[str, Any]
+    path: Path
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options the run was trained with."""
+        return self.config["options"]
+
+    def checksums(self) -> dict[str, str]:
+        """sha256 of each weights file, as the run recorded it, or else of the file as it is."""
+        names = ["vae.pth"] + (["alias.pth"] if self.alias is not None else [])
+        known = self.config.get("weights", {})
+        return {name: known.get(name) or sha256(self.path / name) for name in names}
+
+
+def load_tokenizer(run: Path, device: torch.device | str = "cpu") -> Tokenizer:
+    """The tokenizer in a run folder of `bash run.sh tokenizer`.
+
+    Raises:
+        UsageError: there is no such run, it is not finished, or its weights are not the ones of its configuration.
+    """
+    config = read_config(run)
+    weights = run / "vae.pth"
+    if not weights.is_file():
+        raise UsageError(
+            f"--tokenizer {run} has no vae.pth yet: its training is not finished; the command that began it, typed again, "
+            "goes on with it."
+        )
+    check_weights(run, config, weights.name)
+    pyramid, vae = _build(run, config, device)
+    state = read_state_dict(weights, "train the run again, or copy it anew")
+    load_strictly(vae, state, f"{weights} does not fit the geometry in {run / 'config.json'} ({{reason}}).")
+    Focus(pyramid).apply(vae)
+    vae.requires_grad_(False).eval()
+    return Tokenizer(vae, _load_alias(run, config, vae, device), pyramid, config, run)
+
+
+def _load_alias(run: Path, config: dict[str, Any], vae: Any, device: torch.device | str) -> AliasTokenizer | None:
+    """The alias tokenizer that the configuration describes."""
+    if not config.get("alias"):
+        return None
+    weights = run / "alias.pth"
+    if not weights.is_file():
+        raise UsageError(
+            f"{run} trained an alias tokenizer but its alias.pth is missing; restore it, or train the run again."
+        )
+    check_weights(run, config, weights.name)
+    state = read_state_dict(weights, "train the run again, or copy it anew")
+    try:
+        alias = build_alias(AliasGeometry.from_dict(config["alias"]), vae, device)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise UsageError(f"{run / 'config.json'} describes no alias tokenizer that can be built ({error}).") from None
+    load_strictly(alias, state, f"{weights} does not fit the geometry in {run / 'config.json'} ({{reason}}).")
+    return alias.requires_grad_(False).eval()
+
+
+def read_config(run: Path) -> dict[str, Any]:
+    """config.json of a tokenizer's run folder.
+
+    Raises:
+        UsageError: no folder, no configuration, or one of another command.
+    """
+    if not run.is_dir():
+        raise UsageError(
+            f"--tokenizer {run} is no folder; it takes the run folder of `bash run.sh tokenizer`, which comes first."
+        )
+    file = run / "config.json"
+    if not file.is_file():
+        raise UsageError(f"--tokenizer {run} has no config.json; it takes the run folder of `bash run.sh tokenizer`.")
+    try:
+        config = json.loads(file.read_text())
+        ours = config["command"] == "tokenizer" and isinstance(config["options"], dict) and "pyramid" in config
+    except (OSError, ValueError, KeyError, TypeError):
+        ours = False
+    if not ours:
+        raise UsageError(f"{file} is not the configuration of a tokenizer's run; give another --tokenizer.")
+    return config
+
+
+def check_weights(run: Path, config: dict[str, Any], name: str) -> None:
+    """Raises UsageError unless the file `name` is the one whose sha256 the configuration holds (if it holds one)."""
+    expected = config.get("weights", {}).get(name)
+    if expected and sha256(run / name) != expected:
+        raise UsageError(
+            f"{run / name} is not the file that this run wrote (its sha256 differs from config.json's), so the weights are "
+            "not the ones its pyramid was trained with; restore the file, or train the run again."
+        )
+
+
+def _build(run: Path, config: dict[str, Any], device: torch.device | str) -> tuple[FocusPyramid, Any]:
+    """The pyramid and an unpatched VQVAE of the configured geometry."""
+    options = config["options"]
+    try:
+        pyramid = FocusPyramid.from_dict(config["pyramid"])
+        vae = load_upstream().build_vae(
+            vocab_size=options["codebook_size"],
+            z_channels=options["latent_channels"],
+            ch=options["ch"],
+            patch_nums=options["patch_nums"],
+            beta=options["commitment"],
+            device=device,
+        )
+        pyramid.states_of(options["patch_nums"])
+    except (KeyError, TypeError, ValueError, AssertionError) as error:
+        raise UsageError(f"{run / 'config.json'} describes no tokenizer that can be built ({error!r}).") from None
+    return pyramid, vae

@@ -1,0 +1,82 @@
+"""What the structure and the alias quantizer share: code search, straight-through, k-means, use of a codebook."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+SEARCH = 2**24  # distances held at once by the codebook search
+
+
+def prefix_projection(f_BChw: Tensor, pn: int) -> Tensor:
+    """P: what a token map of pn x pn cells can follow of a latent: area-average down, bicubic back up (identity at n)."""
+    size = f_BChw.shape[-2:]
+    if tuple(size) == (pn, pn):
+        return f_BChw
+    return F.interpolate(F.interpolate(f_BChw, size=(pn, pn), mode="area"), size=size, mode="bicubic")
+
+
+def straight_through(f_hat_BChw: Tensor, target_BChw: Tensor, pn: int | None = None) -> Tensor:
+    """f_hat in value; in gradient P(target), with P of `prefix_projection` at `pn` (None: the identity).
+
+    A coarse prefix holds few tokens and can follow only the part of a gradient that survives P; passing the whole of
+    it would move the encoder where the tokens cannot go. Codebook and phi get nothing.
+    """
+    followed = target_BChw if pn is None else prefix_projection(target_BChw, pn)
+    # upstream's order of operations, (f_hat - sg f) + f, to the bit
+    return (f_hat_BChw.detach() - followed.detach()).add_(followed)
+
+
+@contextmanager
+def full_precision_matmul() -> Iterator[None]:
+    """Inside, fp32 products are fp32: TF32 and a CPU's bf16 shortcut flip some of the nearest codes."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def nearest_code(z_NC: Tensor, table_VC: Tensor) -> Tensor:
+    """Index (N,) of the nearest row of the table, by ||e||^2 - 2 z.e in chunks; ties to the lowest index."""
+    norm_V = table_VC.square().sum(1)
+    rows = max(1, SEARCH // len(table_VC))
+    with full_precision_matmul():
+        return torch.cat([torch.addmm(norm_V, z, table_VC.T, alpha=-2).argmin(1) for z in z_NC.split(rows)])
+
+
+@torch.no_grad()
+def kmeans(points_NC: Tensor, codes: int, generator: torch.Generator, iterations: int = 10) -> Tensor:
+    """Lloyd's algorithm from random points, (codes, C); points are repeated with jitter where there are too few."""
+    N, _ = points_NC.shape
+    picks = torch.randperm(N, generator=generator)[:codes]
+    centres = points_NC[picks.to(points_NC.device)].clone()
+    if codes > N:
+        extra = points_NC[torch.randint(N, (codes - N,), generator=generator).to(points_NC.device)]
+        jitter = 0.1 * points_NC.std() * torch.randn(extra.shape, generator=generator).to(extra)
+        return torch.cat([centres, extra + jitter])
+    for _ in range(iterations):
+        nearest = torch.cdist(points_NC, centres).argmin(1)
+        count = nearest.bincount(minlength=codes).unsqueeze(1)
+        total = torch.zeros_like(centres).index_add_(0, nearest, points_NC)
+        centres = torch.where(count > 0, total / count.clamp_min(1), centres)
+    return centres
+
+
+def usage_and_perplexity(hits_V: Tensor) -> tuple[float, float]:
+    """(percent of codes seen, exp of the entropy in nats) of how often each code was seen."""
+    share = hits_V.double() / hits_V.sum()
+    return 100 * (hits_V > 0).double().mean().item(), math.exp(torch.special.entr(share).sum().item())
+
+
+def code_health(idx: Tensor, vocab_size: int) -> tuple[float, float]:
+    """(percent of codes seen, perplexity) of a set of tokens."""
+    share = idx.bincount(minlength=vocab_size).float() / idx.numel()
+    entropy = -(share * share.clamp_min(1e-12).log()).sum().item()
+    return 100 * (share > 0).float().mean().item(), math.exp(entropy)

@@ -1,0 +1,186 @@
+"""The objective and its validation: a teacher that can learn from alias tokens does, and the controls show that it did."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from conftest import PATCH_NUMS, small_vae
+from torch import Tensor
+
+from patches import Upstream, patched
+from patches.checkpointed_block import Checkpointed
+from refocus_ext.distill.objective import DistillObjective, DistillWeights
+from refocus_ext.distill.teacher.geometry import TeacherGeometry
+from refocus_ext.distill.teacher.separate import SeparateTeacher, random_state, rewound
+from refocus_ext.distill.teacher.shared_weights import Teacher
+from refocus_ext.distill.validation import SHOWN, ValidationTokens, constant_and_other, evaluating, shares, validate
+from refocus_ext.engine.distributed import World
+
+CODES = 6
+CLASSES = CODES + 1
+ALONE = World(0, 1, torch.device("cpu"))
+GEOMETRY = TeacherGeometry(width=64, code_dim=4, grids=(1, 2), patch_nums=PATCH_NUMS, states=(0, 1, 1, 2), blocks=2)
+
+
+class Embedding:
+    """Random but fixed tables in place of trained tokenizers."""
+
+    def __init__(self) -> None:
+        generator = torch.Generator().manual_seed(5)
+        self.table_VC = torch.randn(64, 8, generator=generator)
+        self.codes_AC = torch.randn(CODES, 4, generator=generator)
+
+    def structure(self, idx_BL: Tensor) -> Tensor:
+        return self.table_VC[idx_BL[:, 1:]] * 0.1
+
+    def alias(self, alias_BT: Tensor) -> list[Tensor]:
+        return list(self.codes_AC[alias_BT].split([1, 4], dim=1))
+
+
+def tokens(count: int, seed: int, told: float = 0.0) -> ValidationTokens:
+    """Structure tokens of scales 2 to 4 that the alias token of state 1 tells, code a -> token 7 a, and for a share
+    `told` of the images the class as well: a -> class a, where the others are all of the last class."""
+    generator = torch.Generator().manual_seed(seed)
+    alias_NT = torch.randint(CODES, (count, 5), generator=generator)
+    structure_NL = (7 * alias_NT[:, :1]).expand(-1, 30).clone()
+    structure_NL[:, 0] = 3
+    label_N = torch.where(torch.rand(count, generator=generator) < told, alias_NT[:, 0], CODES)
+    return ValidationTokens(structure_NL, alias_NT, label_N)
+
+
+def build(upstream: Upstream, kind: str = "on", weights: DistillWeights | None = None) -> DistillObjective:
+    def var() -> Any:
+        torch.manual_seed(0)
+        return upstream.build_var(small_vae(upstream), depth=3, embed_dim=64, num_heads=2, num_classes=CLASSES)
+
+    student = var()
+    torch.manual_seed(1)
+    teacher: Teacher | SeparateTeacher | None = None
+    if kind != "off":
+        teacher = Teacher(GEOMETRY) if kind == "on" else SeparateTeacher(GEOMETRY, var())
+    return DistillObjective(student, teacher, weights or DistillWeights())
+
+
+@pytest.mark.parametrize("kind", ["on", "separate"])
+def test_the_gap_comes_from_the_images_own_alias_tokens(upstream: Upstream, kind: str) -> None:
+    objective, embed, train = build(upstream, kind, DistillWeights(0, 0)), Embedding(), tokens(64, seed=1, told=0.6)
+    objective.var.word_embed.weight.data.zero_()  # the student sees no earlier token: only aliases could tell
+    objective.var.word_embed.requires_grad_(False)
+    if isinstance(objective.teacher, SeparateTeacher):
+        objective.teacher.var.word_embed.weight.data.zero_()
+        objective.teacher.var.word_embed.requires_grad_(False)
+    parameters = [p for p in objective.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=3e-3)
+    for step in range(80):
+        torch.manual_seed(step)
+        loss, _ = objective(
+            train.label_N, embed.structure(train.structure_NL), train.structure_NL, embed.alias(train.alias_NT)
+        )
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    held_out = tokens(33, seed=2)
+    report = validate(objective, held_out, embed, ALONE, batch=8)  # type: ignore[arg-type]
+    assert report.gap() > 0.5 and report.gap() > 10 * report.gap_error
+    assert report.gap("other") < 0.1 and report.gap("constant") < 0.1, "no capacity of its own helps"
+    assert report.gap_S()[0] == pytest.approx(0, abs=0.05), "the first scale sees no alias"
+    assert len(report.lines(PATCH_NUMS)) == 6 and "beyond both controls" in report.verdict()
+    assert "nothing that shows here" in validate(build(upstream, kind), held_out, embed, ALONE, batch=8).verdict()  # type: ignore[arg-type]
+
+
+def test_validation_is_a_plain_mean_over_images(upstream: Upstream) -> None:
+    objective, embed, held_out = build(upstream), Embedding(), tokens(7, seed=3)
+    torch.nn.init.normal_(objective.teacher.cross[0].to_out.weight)  # type: ignore[union-attr, index]
+    report = validate(objective, held_out, embed, ALONE, batch=3)  # type: ignore[arg-type]
+    other = held_out.alias_NT.roll(3, dims=0)
+    with torch.no_grad(), evaluating(objective):
+        label, idx = held_out.label_N, held_out.structure_NL
+        out = objective.teacher(objective.var, label, embed.structure(idx), embed.alias(held_out.alias_NT))  # type: ignore[misc]
+        wrong = objective.teacher(objective.var, label, embed.structure(idx), embed.alias(other))  # type: ignore[misc]
+    ce = lambda logits: torch.nn.functional.cross_entropy(logits.flatten(0, 1), idx.flatten()).item()  # noqa: E731
+    assert report.images == 7
+    assert report.ce_mean["student"] == pytest.approx(ce(out.student_logits), rel=1e-5)
+    assert report.ce_mean["teacher"] == pytest.approx(ce(out.teacher_logits), rel=1e-5)
+    assert report.ce_mean["other"] == pytest.approx(ce(wrong.teacher_logits), rel=1e-5)
+    nll = -out.student_logits.log_softmax(-1).gather(-1, idx[..., None])[..., 0]
+    nll_t = -out.teacher_logits.log_softmax(-1).gather(-1, idx[..., None])[..., 0]
+    gap_N = (nll - nll_t).mean(1)
+    assert report.gap_error == pytest.approx(float(gap_N.std() / 7**0.5), rel=1e-3)
+    assert report.ce["student"] == pytest.approx([float(p.mean()) for p in nll.split([1, 4, 9, 16], dim=1)], rel=1e-5)
+
+
+def test_validation_leaves_the_mode_and_the_label_drop(upstream: Upstream) -> None:
+    objective = build(upstream).train()
+    with evaluating(objective):
+        assert not objective.training and objective.var.cond_drop_rate == 0
+    assert objective.training and objective.var.cond_drop_rate == 0.1
+
+
+def test_every_process_scores_its_share_once() -> None:
+    for count, size in ((7, 2), (4, 4), (5, 3)):
+        seen: list[int] = []
+        lengths = set()
+        for rank in range(size):
+            batches = list(shares(count, World(rank, size, torch.device("cpu")), batch=2))
+            lengths.add(len(batches))
+            seen += [int(i) for picks, weight_B in batches for i, w in zip(picks, weight_B, strict=True) if w]
+        assert sorted(seen) == list(range(count)) and len(lengths) == 1, "equally many passes, or sharding would hang"
+
+
+def test_controls() -> None:
+    own, other, constant = constant_and_other(torch.tensor([[1, 1], [2, 1], [3, 4]]))
+    assert (
+        other.tolist() == [[3, 4], [1, 1], [2, 1]] and constant.unique().tolist() == [1] and own[0].tolist() == [1, 1]
+    )
+    assert SHOWN == ("teacher", "other", "constant")
+
+
+def test_a_separate_teacher_repeats_the_students_random_numbers() -> None:
+    torch.manual_seed(3)
+    state = random_state(torch.device("cpu"))
+    first, second = torch.rand(2), torch.rand(2)
+    torch.manual_seed(3)
+    torch.rand(2)
+    with rewound(state, torch.device("cpu")):
+        assert torch.equal(torch.rand(2), first)
+    assert torch.equal(torch.rand(2), second)
+
+
+@pytest.mark.parametrize("kind", ["on", "separate", "off"])
+def test_gradients_stay_with_their_owner(upstream: Upstream, kind: str) -> None:
+    objective, embed, batch = build(upstream, kind, DistillWeights(0, 0)), Embedding(), tokens(4, seed=1)
+    torch.manual_seed(9)
+    loss, terms = objective(
+        batch.label_N, embed.structure(batch.structure_NL), batch.structure_NL, embed.alias(batch.alias_NT)
+    )
+    loss.backward()
+    expected = build(upstream, "off")
+    torch.manual_seed(9)
+    expected(batch.label_N, embed.structure(batch.structure_NL), batch.structure_NL, [])[0].backward()
+    for (name, ours), theirs in zip(objective.var.named_parameters(), expected.var.parameters(), strict=True):
+        assert ours.grad is not None and torch.equal(ours.grad, theirs.grad), name
+    if kind == "separate":
+        assert all(p.grad is not None for p in objective.teacher.var.parameters())  # type: ignore[union-attr]
+        assert terms["ce_teacher"] == terms["ce_student"], "the same label drop and stochastic depth"
+
+
+def test_checkpointed_blocks_give_the_same_bits(upstream: Upstream) -> None:
+    embed, batch = Embedding(), tokens(4, seed=1)
+    grads, state_dicts = [], []
+    for checkpointing in (False, True):
+        objective = build(upstream)
+        for block in objective.var.blocks[1:]:
+            block.drop_path.drop_prob = 0.4
+        with (
+            patched(objective.var, Checkpointed(keep=2))
+            if checkpointing
+            else patched(objective.var, Checkpointed(keep=3))
+        ):
+            torch.manual_seed(2)
+            args = (batch.label_N, embed.structure(batch.structure_NL), batch.structure_NL, embed.alias(batch.alias_NT))
+            objective(*args)[0].backward()
+            state_dicts.append(list(objective.var.state_dict()))
+        grads.append([p.grad for p in objective.var.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True)) and state_dicts[0] == state_dicts[1]

@@ -1,0 +1,168 @@
+"""The ablation: every row by the project's own commands, measured alike, resumable, and honest about its size."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import scipy.stats
+import torch
+from conftest import write_images
+from inceptions import load_colours
+
+from refocus_ext.commands import main
+from refocus_ext.evaluation.frechet import FeatureStatistics, frechet_distance
+from refocus_ext.evaluation.inception import to_uint8
+from refocus_ext.evaluation.scores import inception_score
+from refocus_ext.evidence.ablation import command as ablate_command
+from refocus_ext.evidence.ablation import differences, measure, rows
+from refocus_ext.evidence.ablation.measure import thumbnails
+from refocus_ext.evidence.ablation.report import difference_lines
+from refocus_ext.evidence.ablation.rows import ROWS
+from refocus_ext.sampling.student import load_student
+
+TOKENIZER = (
+    "--image-size 32 --patch-nums 1,2 --focus-states 2 --rho-max 3 --codebook-size 64 --latent-channels 8 --batch-size 4 "
+    "--warm-autoencoder 2 --picture-every 4"
+)
+TINY = (
+    "ablate --preset demo --rows baseline,full --depth 2 --tokenizer-steps 4 --distill-steps 4 --points 2 --images 6 "
+    "--batch-size 4"
+).split()
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """`run(options...)` ablates in this process; returns the exit code and the commands that were launched."""
+    for number, name in enumerate(("cat", "dog")):
+        write_images(tmp_path / "data" / "train" / name, 6, seed=number)
+        write_images(tmp_path / "data" / "val" / name, 3, seed=10 + number)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
+
+    def ablate_(*options: str) -> tuple[int, list[list[str]]]:
+        launched: list[list[str]] = []
+
+        def launch(words: list[str]) -> int:
+            launched.append(words)
+            return main(words)
+
+        monkeypatch.setattr(ablate_command, "launch", launch)
+        fixed = [
+            "--data",
+            str(tmp_path / "data"),
+            "--out",
+            str(tmp_path / "ablate"),
+            "--json",
+            str(tmp_path / "a.json"),
+        ]
+        further = ["--tokenizer-options", TOKENIZER, "--distill-options", "--batch-size 4 --samples 0"]
+        return main([*TINY, *fixed, *further, *options]), launched
+
+    return ablate_
+
+
+def test_rows_are_trained_measured_and_reported(run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, launched = run("--seeds", "0,1")
+    assert code == 0
+    assert [words[0] for words in launched] == ["tokenizer", "tokenizer", "distill", "distill"] * 2
+    out = capsys.readouterr().out
+    assert "FID and IS are left out" in out and "| ReFocus-VAR (full) |" in out
+    report = (tmp_path / "ablate" / "report.md").read_text()
+    assert "2 seeds: no row can be called better" in report and "2.89" in report
+    assert (tmp_path / "ablate" / "convergence.png").is_file() and (tmp_path / "ablate" / "samples.png").is_file()
+    result = json.loads((tmp_path / "a.json").read_text())
+    assert [point["step"] for point in result["runs"]["full"][0]["points"]] == [2, 4]
+    full = result["rows"]["full"]
+    pair = [entry["points"][-1]["thumbnail_fd"] for entry in result["runs"]["full"]]
+    assert full["mean"]["thumbnail_fd"] == pytest.approx(sum(pair) / 2)
+    assert full["spread"]["thumbnail_fd"] == pytest.approx(abs(pair[0] - pair[1]) / 2**0.5)
+    assert "gap_teacher" in full["mean"] and "gap_teacher" not in result["rows"]["baseline"]["mean"]
+    theirs = [entry["points"][-1]["thumbnail_fd"] for entry in result["runs"]["baseline"]]
+    expected = scipy.stats.ttest_rel(theirs, pair)
+    against = result["rows"]["baseline"]["against"]["full"]["thumbnail_fd"]
+    assert against["mean"] == pytest.approx((sum(theirs) - sum(pair)) / 2)
+    assert against["mean"] + against["margin"] == pytest.approx(expected.confidence_interval(0.95).high)
+    assert full["against"] == {}  # no row here has its tokens and no teacher
+    assert "- VAR (baseline) less ReFocus-VAR (full), thumbnail distance: " in report
+
+    assert run("--seeds", "0,1")[0] == 0  # again: nothing is trained twice
+    assert capsys.readouterr().out.count("is already trained for 4 steps; nothing to do") == 8
+    assert json.loads((tmp_path / "a.json").read_text()) == result
+    assert run("--depth", "3")[0] == 2
+    assert "rows are compared under one budget" in capsys.readouterr().err
+
+
+def test_an_interrupted_command_ends_the_ablation(run: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    run("--dry-run")
+    monkeypatch.setattr(ablate_command, "launch", lambda words: 143)
+    assert main([*TINY, "--out", str(tmp_path / "other")]) == 143
+    monkeypatch.setattr(ablate_command, "launch", lambda words: 1)
+    assert main([*TINY, "--out", str(tmp_path / "other")]) == 1
+
+
+def test_every_row_of_table_2_differs_in_what_its_name_says(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["ablate", "--demo", "--dry-run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4 + len(ROWS) and set(rows.TABLE) == set(ROWS)
+    of = {name: next(line for line in lines if f"/{name}-seed0" in line) for name in ROWS}
+    assert "tokenizer-none" in of["baseline"] and "--teacher off" in of["baseline"]
+    assert "tokenizer-disk" in of["full"] and "--teacher" not in of["full"]
+    assert "tokenizer-none" in of["no-refocusing"] and "--teacher" not in of["no-refocusing"]
+    assert "tokenizer-disk" in of["no-teacher"] and "--teacher off" in of["no-teacher"]
+    assert "tokenizer-gaussian" in of["gaussian"] and "tokenizer-shared" in of["shared-codebook"]
+    assert any("--blur gaussian" in line for line in lines) and any("--alias-codebook shared" in line for line in lines)
+
+
+def test_cross_entropies_compare_between_rows_of_the_same_tokens_only() -> None:
+    point = {"step": 4, "thumbnail_fd": 1.0}
+    run = lambda ce: {"points": [point], "ce_student": ce}  # noqa: E731
+    results = {
+        "baseline": [run(2.0)], "full": [run(1.0)], "no-refocusing": [run(1.5)], "no-teacher": [run(1.25)],
+    }  # fmt: skip
+    summary = {name: differences.summarise(name, results) for name in results}
+    of = {name: {other: "ce_student" in d for other, d in row["against"].items()} for name, row in summary.items()}
+    assert of == {
+        "baseline": {"full": False}, "full": {"no-teacher": True}, "no-refocusing": {"full": False, "baseline": True},
+        "no-teacher": {"full": False},
+    }  # fmt: skip
+    assert summary["full"]["against"]["no-teacher"]["ce_student"] == {"mean": -0.25, "margin": None}
+    lines = difference_lines(summary, "thumbnail_fd")
+    assert "- ReFocus-VAR (full) less without the teacher, cross-entropy on the same tokens: -0.250 (one seed)" in lines
+    seen = [differences.paired([1.0, 2.0, 3.2], other) for other in ([0.9, 1.9, 3.08], [0.0, 2.5, 3.0])]
+    assert [abs(d.mean) > d.margin for d in seen if d.margin] == [True, False]
+
+
+def test_unknown_rows_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["ablate", "--rows", "full,best"])
+    assert stop.value.code == 2 and "there is no row 'best'; rows are baseline, full" in capsys.readouterr().err
+
+
+def test_thumbnails_are_means_of_blocks() -> None:
+    image = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
+    image[:, :, :4, :4] = 255
+    assert thumbnails(image)[0, [0, 1, 64]].tolist() == [2, 0, 2]
+
+
+def test_with_inception_rows_have_fid_and_inception_score(
+    run: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(measure, "load_inception", load_colours)
+    assert run("--rows", "full")[0] == 0
+    assert "| row | thumbnail distance | FID* | IS* |" in capsys.readouterr().out
+    report = (tmp_path / "ablate" / "report.md").read_text()
+    assert "Inception weights that are not the published ones" in report and "*FID* against steps" in report
+    (measured,) = json.loads((tmp_path / "a.json").read_text())["runs"]["full"]
+    run_folder = tmp_path / "ablate" / "full-seed0"
+    student, colours = load_student(run_folder), load_colours("")
+    measurement = measure.Measure(None, str(tmp_path / "data"), 6, 4, torch.device("cpu"))
+    drawn = torch.cat([to_uint8(images) for images in measure.samples(measurement, student)])
+    data = torch.cat([to_uint8(images) for images in measure.reference_images(measurement, student.image_size)])
+    moments = [FeatureStatistics(), FeatureStatistics()]
+    for statistics, images in zip(moments, (drawn, data), strict=True):
+        statistics.update(colours(images))
+    last = measured["points"][-1]
+    assert last["fid*"] == pytest.approx(frechet_distance(*moments))
+    assert last["is*"] == pytest.approx(inception_score(colours.class_logits(colours(drawn))))

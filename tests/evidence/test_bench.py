@@ -1,0 +1,100 @@
+"""The bench command: what it measures and writes; the times themselves are never asserted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import WITHOUT_SUBMODULE
+
+from patches import Upstream, load_upstream, submodule_present
+from patches.upstream_trainer import upstream_train_step
+from refocus_ext.commands import main
+from refocus_ext.distill.objective import DistillObjective, DistillWeights, TokenEmbedding
+from refocus_ext.engine.optimization import gradient_norm
+from refocus_ext.evidence.bench import clock, command, tokenizer
+from refocus_ext.optics.pyramid import FocusPyramid
+from refocus_ext.tokenizer.cost import PassCost
+
+TINY = "--image-size 32 --patch-nums 1,2 --focus-states 2 --rho-max 3 --ch 32 --codebook-size 64 --repeats 1".split()
+
+
+def test_bench_writes_ratios_of_one_process(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", *TINY, "--section", "tokenizer", "--json", str(tmp_path / "bench.json")]) == 0
+    report = json.loads((tmp_path / "bench.json").read_text())["tokenizer"]
+    seconds, ratio = report["seconds"], report["time"]
+    assert ratio["focus_tokens_over_vanilla_tokens"] == seconds["focus_tokens"] / seconds["vanilla_tokens"]
+    assert ratio["pyramid_of_encoder_passes"] == seconds["pyramid"] / (2 * seconds["encoder"])
+    assert "times the time" in capsys.readouterr().out
+
+
+def test_bench_samples_the_same_images_fast(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("--section", "sampling", "--depth", "2", "--json", str(tmp_path / "bench.json"))
+    assert main(["bench", *TINY, *options]) == 0
+    report = json.loads((tmp_path / "bench.json").read_text())["sampling"]
+    assert report["same_images"] and set(report["seconds"]) == {"upstream", "fast", "decode"}
+    assert "the same images" in capsys.readouterr().out
+
+
+def test_bench_steps_distillation_beside_upstream(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "load_upstream", lambda: upstream)
+    options = ("--section", "distill", "--depth", "2", "--json", str(tmp_path / "bench.json"))
+    assert main(["bench", *TINY, *options]) == 0
+    out = capsys.readouterr().out
+    report = json.loads((tmp_path / "bench.json").read_text())["distill"]
+    assert ("upstream" in report["seconds"]) == (upstream.kind == "submodule") != ("was not measured" in out)
+    assert all(value > 0 for value in report["seconds"].values())
+    assert [row["depth"] for row in report["overhead"]] == [12, 16, 20, 24, 30]
+    assert all(row["flops"] <= 0.15 for row in report["overhead"] if row["depth"] >= 16)
+    assert all(row["parameters"] <= 0.03 for row in report["overhead"])
+
+
+def test_upstreams_step_is_ours_without_a_teacher() -> None:
+    """On the same tokens and random numbers both trainers end in the same weights, up to the rounding of the loss."""
+    if not submodule_present():
+        pytest.skip(WITHOUT_SUBMODULE)
+    upstream = load_upstream("submodule")
+    ends = []
+    for ours in (False, True):
+        torch.manual_seed(0)
+        vae = upstream.build_vae(vocab_size=64, z_channels=8, ch=32, patch_nums=(1, 2))
+        var = upstream.build_var(vae, depth=2, num_classes=3).train()
+        optimizer = torch.optim.AdamW(var.parameters(), lr=1e-2)
+        label_B, idx_BL = torch.tensor([0, 2, 1]), torch.randint(64, (3, 5))
+        theirs = upstream_train_step(vae, var, optimizer, label_B, idx_BL)
+        objective, embed = DistillObjective(var, None, DistillWeights()), TokenEmbedding(vae, None)
+        for step in range(3):
+            torch.manual_seed(step)
+            if not ours:
+                theirs()
+                continue
+            objective(label_B, embed.structure(idx_BL), idx_BL, [])[0].backward()
+            gradient_norm(var, 2.0)
+            optimizer.step()
+            optimizer.zero_grad()
+        ends.append(var.state_dict())
+    assert all(torch.allclose(ends[0][key], ends[1][key], atol=2e-3) for key in ends[0])
+    moved = (ends[0]["head.weight"] - ends[1]["head.weight"]).abs().mean()
+    assert moved < 1e-4
+
+
+def test_bench_refuses_a_geometry_that_does_not_fit(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", *TINY, "--image-size", "48"]) == 2
+    assert "patch_nums must rise to 3" in capsys.readouterr().err
+
+
+def test_pyramid_is_a_small_share_of_the_papers_flops() -> None:
+    shares = tokenizer.flop_shares(FocusPyramid(), PassCost(flops=215_000_000_000, saved_bytes=0))
+    assert 0 < shares["pyramid_of_encoder_passes"] < 0.02
+
+
+def test_parts_take_turns_after_an_untimed_round() -> None:
+    order: list[str] = []
+    parts: dict[str, Callable[[], object]] = {"a": lambda: order.append("a"), "b": lambda: order.append("b")}
+    times = clock.time_interleaved(parts, 2, torch.device("cpu"))
+    assert order == list("ababab") and set(times) == {"a", "b"}

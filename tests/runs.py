@@ -1,0 +1,19 @@
+"""What tests of commands share: the smallest stage-1 run, and a command's exit code in this process."""
+
+from __future__ import annotations
+
+from refocus_ext.commands import main
+
+TINY = tuple(
+    "--preset demo --image-size 32 --patch-nums 1,2 --focus-states 2 --rho-max 3 --codebook-size 64 --latent-channels 8 "
+    "--batch-size 4 --steps 6 --warm-autoencoder 2 --picture-every 3 --save-every 2 --revive 1".split()
+)
+
+
+def run_main(*argv: str) -> int:
+    """main(), with argparse's SystemExit as a code."""
+    try:
+        return main(list(argv))
+    except SystemExit as stop:
+        assert isinstance(stop.code, int)
+        return stop.code
