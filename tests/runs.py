@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from refocus_ext.commands import main
+from typing import Any
+
+from refocus_ext.commands import command_line, main
 
 TINY = tuple(
     "--preset demo --image-size 32 --patch-nums 1,2 --focus-states 2 --rho-max 3 --codebook-size 64 --latent-channels 8 "
     "--batch-size 4 --steps 6 --warm-autoencoder 2 --picture-every 3 --save-every 2 --revive 1".split()
 )
+
+
+def parsed(*argv: str) -> Any:
+    """The options of a command line."""
+    return command_line().parse_args(list(argv))
 
 
 def run_main(*argv: str) -> int:
