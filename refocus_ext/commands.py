@@ -154,9 +154,14 @@ def main(argv: list[str]) -> int:
     """Runs one command; returns the exit code: 0 done, 1 failed, 2 wrong usage, 130/143 interrupted and saved.
 
     Before the command's name there may be words for run.sh:
+        --known: say whether there is such a command.
         --check: parse the command line only, and print whether it is worth `several` processes or `one`.
         --preflight N: refuse in this process what N processes would refuse before their work.
     """
+    if "_ARGCOMPLETE" in os.environ:  # bash asks how the line in its environment can go on
+        command_line().parse_args([])
+    if argv[:1] == ["--known"]:
+        return 0 if argv[1] in (*COMMANDS, *OF_RUN_SH, "help", "--help", "-h") else _unknown(argv[1])
     mode = argv[0] if argv[:1] in (["--check"], ["--preflight"]) else ""
     processes = int(argv[1]) if mode == "--preflight" else 1
     argv = argv[{"": 0, "--check": 1, "--preflight": 2}[mode] :]
