@@ -166,3 +166,11 @@ def test_with_inception_rows_have_fid_and_inception_score(
     last = measured["points"][-1]
     assert last["fid*"] == pytest.approx(frechet_distance(*moments))
     assert last["is*"] == pytest.approx(inception_score(colours.class_logits(colours(drawn))))
+
+
+def test_json_is_looked_at_before_any_row_is_trained(
+    run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, launched = run("--json", str(tmp_path))
+    assert code == 2 and not launched
+    assert "is a folder; give the name of a file" in capsys.readouterr().err

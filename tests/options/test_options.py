@@ -45,7 +45,7 @@ def test_options_do_not_change() -> None:
     assert options.replace(seed=4).seed == 4 and options.seed == 3
     assert options == SampleOptions(seed=3) != options.replace(seed=4)
     with pytest.raises(TypeError, match="SampleOptions has no option 'sed'"):
-        SampleOptions(**{"sed": 4})
+        SampleOptions(**dict[str, Any](sed=4))
     with pytest.raises(TypeError, match="has no option 'sed'"):
         options.replace(sed=4)
 
