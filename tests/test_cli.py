@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import FAST, write_images
 from runs import run_main
 
@@ -211,6 +212,16 @@ def test_preflight_lets_good_options_pass_and_does_nothing(
     for line in ("tokenizer", "tokenizer --steps 30", "tokenizer --dry-run --batch-size 9", "bench"):
         assert run_main("--preflight", "2", *line.split()) == 0
     assert capsys.readouterr() == ("", "") and not any(tmp_path.iterdir())
+
+
+def test_more_processes_than_gpus_are_refused_before_they_start(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("refocus_ext.engine.distributed.pick_device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("NPROC", "3")
+    assert run_main("--preflight", "3", "tokenizer") == 2
+    assert "NPROC asks for 3 processes on a machine with 2 GPUs; lower NPROC" in sentence(capsys)
 
 
 def test_of_several_processes_the_first_says_it(

@@ -90,6 +90,25 @@ class World:
             return nn.parallel.DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False)
 
 
+def check_gpus(device: torch.device, processes: int) -> None:
+    """Raises UsageError where this machine has fewer GPUs than processes that want one."""
+    if device.type == "cuda" and processes > torch.cuda.device_count():
+        raise UsageError(
+            f"NPROC asks for {processes} processes on a machine with {torch.cuda.device_count()} GPUs; lower NPROC."
+        )
+
+
+def preflight_device(name: str) -> torch.device:
+    """The device that the processes of this machine will have, before any of them is started.
+
+    Raises:
+        UsageError: it is not there, or there are too few.
+    """
+    device = pick_device(name)
+    check_gpus(device, int(os.environ.get("NPROC") or 1))
+    return device
+
+
 @contextmanager
 def world(device: str = "auto") -> Iterator[World]:
     """Joins the process group that torchrun describes (nccl on CUDA, gloo on CPUs), or stands alone without one.
@@ -104,10 +123,7 @@ def world(device: str = "auto") -> Iterator[World]:
     local = int(os.environ.get("LOCAL_RANK", "0"))
     chosen = pick_device(device)
     if chosen.type == "cuda":
-        if local >= torch.cuda.device_count():
-            raise UsageError(
-                f"NPROC asks for process {local + 1} on a machine with {torch.cuda.device_count()} GPUs; lower NPROC."
-            )
+        check_gpus(chosen, int(os.environ.get("LOCAL_WORLD_SIZE", local + 1)))
         chosen = torch.device("cuda", local)
         torch.cuda.set_device(chosen)
     seconds = float(os.environ.get("REFOCUS_DIST_TIMEOUT", "600"))
