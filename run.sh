@@ -144,7 +144,7 @@ fi
 base="$(bare_python)"
 # The list of commands, a command that does not exist, and the help of run.sh's own commands need no package.
 if [ "$#" -le 1 ]; then case "$command_name" in help | -h | --help) exec "$base" -m refocus_ext ;; esac; fi
-"$base" -m refocus_ext --known "$command_name" || exit $?
+"$base" -m refocus_ext --known "$@" || exit $?
 case "$command_name" in test | completion) if wants_help "$@"; then exec "$base" -m refocus_ext "$@"; fi ;; esac
 
 processes_worth=one

@@ -118,6 +118,12 @@ OF_RUN_SH = {
     ),
 }
 
+# Words of run.sh before a command's name, and how many words they take up:
+#   --known        is there such a command? Needs the standard library alone.
+#   --check        are its options right? Prints whether it is worth `several` processes or `one`.
+#   --preflight N  refuse in this process what N processes would refuse before their work.
+OF_RUN_SH_BEFORE = {"--known": 1, "--check": 1, "--preflight": 2}
+
 
 def listing() -> str:
     """The list of commands."""
@@ -161,29 +167,24 @@ class _Done(Exception):
 def main(argv: list[str]) -> int:
     """Runs one command; returns the exit code: 0 done, 1 failed, 2 wrong usage, 130/143 interrupted and saved.
 
-    argparse's own way out, for wrong usage and after --help, is SystemExit.
-
-    Before the command's name there may be words for run.sh:
-        --known: say whether there is such a command.
-        --check: parse the command line only, and print whether it is worth `several` processes or `one`.
-        --preflight N: refuse in this process what N processes would refuse before their work.
+    argparse's own way out, for wrong usage and after --help, is SystemExit. Before the command's name there may be one of
+    OF_RUN_SH_BEFORE.
     """
     if "_ARGCOMPLETE" in os.environ:  # bash asks how the line in its environment can go on
         command_line().parse_args([])
-    if argv[:1] == ["--known"]:
-        return 0 if argv[1] in (*COMMANDS, *OF_RUN_SH, "help", "--help", "-h") else _unknown(argv[1])
-    mode = argv[0] if argv[:1] in (["--check"], ["--preflight"]) else ""
+    mode = argv[0] if argv and argv[0] in OF_RUN_SH_BEFORE else ""
     processes = int(argv[1]) if mode == "--preflight" else 1
-    argv = argv[{"": 0, "--check": 1, "--preflight": 2}[mode] :]
+    argv = argv[OF_RUN_SH_BEFORE.get(mode, 0) :]
     if argv[:1] == ["help"] and len(argv) > 1:
         argv = [argv[1], "--help"]
     if not argv or argv[0] in ("help", "--help", "-h"):
-        print(listing())
-        return 0
+        return 0 if mode else _print(listing())
     if argv[0] in OF_RUN_SH:
-        return 0 if mode else _help_of_run_sh(argv[0])
+        return 0 if mode else _print(_help_of_run_sh(argv[0]))
     if argv[0] not in COMMANDS:
         return _unknown(argv[0])
+    if mode == "--known":
+        return 0
     # Two OpenMP threads that spin while another program holds a core can slow a step by a factor of ten.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
@@ -192,10 +193,14 @@ def main(argv: list[str]) -> int:
         return done.code
 
 
-def _help_of_run_sh(name: str) -> int:
-    _, usage, text = OF_RUN_SH[name]
-    print(f"usage: bash run.sh {name} {usage}".rstrip() + f"\n\n{text}")
+def _print(text: str) -> int:
+    print(text)
     return 0
+
+
+def _help_of_run_sh(name: str) -> str:
+    _, usage, text = OF_RUN_SH[name]
+    return f"usage: bash run.sh {name} {usage}".rstrip() + f"\n\n{text}"
 
 
 def _unknown(name: str) -> int:

@@ -30,7 +30,7 @@ class DistillOptions(Options):
     stage = "distill"
 
     preset: str = shared.preset(
-        DATA, "where all other defaults come from; without it the tokenizer's, but paper for a demo's with --data"
+        DATA, "where all other defaults come from; without it the tokenizer's (with --data, paper in place of demo)"
     )
     tokenizer: str = DATA("runs/tokenizer", "run folder of a finished `tokenizer`", metavar="RUN", identity=False)
     data: str = DATA(

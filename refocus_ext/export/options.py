@@ -37,7 +37,7 @@ class ExportOptions(Options):
 class VerifyOptions(Options):
     """
     Proves that files are vanilla VAR: a clean process that imports only upstream loads them strictly, samples two
-    images with a fixed seed and decodes tokens, in fp32 on the CPU; the bytes must be those that this project makes of
+    images with a fixed seed and decodes tokens, in fp32 on the CPU; the bytes must be those that this project makes from
     the same files. Prints their digest and writes it to verified.json. Exits with 0 if they are equal, 1 if not.
     """
 
@@ -52,9 +52,9 @@ class VerifyOptions(Options):
 
 class NotebookOptions(Options):
     """
-    Runs the code cells of upstream's demo_sample.ipynb as they stand on exported files, in a process of its own, and
-    keeps the picture they show. The notebook is written for one geometry (V=4096, ch=160, 1000 classes, depth 16); for
-    any other the command says which arguments to change. On two CPU cores it takes some minutes.
+    Runs the code cells of upstream's demo_sample.ipynb unchanged on exported files, in a separate process, and keeps
+    the picture they show. The notebook is written for one geometry (V=4096, ch=160, 1000 classes, depth 16); for any
+    other, the command says which arguments to change. On two CPU cores it takes some minutes.
     """
 
     weights: str = NOTEBOOK("", "folder with var_d16.pth and its VAE", metavar="DIR")
@@ -67,8 +67,8 @@ class NotebookOptions(Options):
 
 class PullOptions(Options):
     """
-    Downloads files of `bash run.sh export --push`, or any in upstream's names, from the Hugging Face Hub by way of its
-    cache; with HF_HUB_OFFLINE=1 from the cache alone.
+    Downloads what `bash run.sh export --push` has uploaded, or any files with upstream's names, from the Hugging Face
+    Hub through its cache; with HF_HUB_OFFLINE=1 they come from the cache alone.
     """
 
     repository: str = WHAT("", "repository of the Hugging Face Hub", positional=True, metavar="OWNER/NAME")

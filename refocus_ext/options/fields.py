@@ -24,7 +24,7 @@ from typed_argparse.type_utils import TypeAnnotation, collect_type_annotations
 from refocus_ext.options.presets import Stage
 
 T = TypeVar("T")
-O = TypeVar("O", bound="Options")  # noqa: E741 - the class of options
+Own = TypeVar("Own", bound="Options")
 C = TypeVar("C", bound=TypedArgs)
 NArgs = int | Literal["+"]
 
@@ -176,7 +176,7 @@ class Options(TypedArgs):
         fields = self.fields()
         return [name for name in names if getattr(self, name) != fields[name].default]
 
-    def replace(self: O, **changes: object) -> O:
+    def replace(self: Own, **changes: object) -> Own:
         """The same options but for `changes`."""
         return type(self)(**(vars(self) | changes))
 

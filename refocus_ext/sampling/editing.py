@@ -85,7 +85,7 @@ def load_square(path: Path, size: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Edit:
-    """An edited image: what it came from, what its tokens say of it, and what was made of it; all in [0,1].
+    """An edited image: what it came from, its reconstruction from tokens, and the result; all in [0,1].
 
     `kept_HW` is True where pixels belong to cells that stay.
     """

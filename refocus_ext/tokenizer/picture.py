@@ -70,7 +70,7 @@ def _headers(vae: Any, quantized: bool) -> list[str]:
 def draw_alias(
     run: RunFolder, alias: AliasTokenizer, pyramid: FocusPyramid, data: Crops, step: int, steps: int
 ) -> None:
-    """alias.png: for each alias state A_k beside what its tokens say of it; grey is zero, contrast set by A_k's RMS."""
+    """alias.png: for each alias state A_k beside its reconstruction from tokens; grey is zero, contrast set by A_k's RMS."""
     device = next(alias.parameters()).device
     rows, names = [], []
     for index in spread(range(len(data)), ROWS):

@@ -353,7 +353,7 @@ class TokenizerTraining(Training):
         print("  picture.png    original, focus states and their reconstructions")
         print("  vae.pth        the structure tokenizer as a plain upstream state dict")
         if self.alias is not None:
-            print("  alias.png      alias residuals and what their tokens say of them")
+            print("  alias.png      alias residuals and their reconstructions from tokens")
             print("  alias.pth      the alias tokenizer")
         print("  metrics.jsonl  every step; `tensorboard --logdir` shows the same\n")
         print("focus state   prefix against F_k   prefix against x")

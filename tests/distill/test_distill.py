@@ -319,6 +319,26 @@ def test_bad_options_are_one_sentence(
     assert text in sentence(capsys) and not (tmp_path / "run").exists()
 
 
+def test_preflight_lets_the_run_pass_and_refuses_another(
+    run: Any, tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["distill", *TINY, "--tokenizer", str(tokenizer), "--out", str(tmp_path / "out")]
+    assert main(["--preflight", "2", *words]) == 0
+    assert capsys.readouterr() == ("", "") and not (tmp_path / "out").exists()
+    assert run("out", "--steps", "2", "--picture-every", "2", "--cache", str(tmp_path / "cache")) == 0
+    capsys.readouterr()
+    cached = ["--preflight", "2", *words, "--cache", str(tmp_path / "cache")]
+    assert main([*cached, "--steps", "2", "--picture-every", "2"]) == 0
+    for options, sentence in (
+        (["--steps", "3"], "holds a run with steps = 2, this one has 3"),
+        (["--steps", "2", "--crops", "3"], "was made with crops = 2 (this run wants 3)"),
+        (["--steps", "2", "--accumulate", "4"], "does not divide over 2 processes and --accumulate 4"),
+    ):
+        assert main([*cached, *options]) == 2
+        assert sentence in capsys.readouterr().err
+    assert main([*cached, "--steps", "3", "--resume", "never"]) == 0
+
+
 def test_memory_and_disk_are_checked_first(
     run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -248,8 +248,11 @@ def test_a_finished_set_is_left_alone(here: Path, capsys: pytest.CaptureFixture[
     before = Path("set.npz").read_bytes()
     assert main(["sample", "--npz", "set.npz", *SET]) == 0
     assert "is there already" in capsys.readouterr().out
-    assert main(["sample", "--npz", "set.npz", *SET, "--seed", "8"]) == 2
-    assert "was begun with seed = 7, not 8" in capsys.readouterr().err
+    assert main(["--preflight", "2", "sample", "--npz", "set.npz", *SET]) == 0
+    assert capsys.readouterr() == ("", "")
+    for preflight in ([], ["--preflight", "2"]):
+        assert main([*preflight, "sample", "--npz", "set.npz", *SET, "--seed", "8"]) == 2
+        assert "was begun with seed = 7, not 8" in capsys.readouterr().err
     assert Path("set.npz").read_bytes() == before
     np.savez("other.npz", arr_0=np.zeros(1))
     assert main(["sample", "--npz", "other.npz", *SET]) == 2

@@ -26,14 +26,14 @@ def row_list(text: str) -> tuple[str, ...]:
 
 class AblateOptions(Options):
     """
-    Trains the rows of Table 2 (plain VAR, all of it, and all of it without one part) under one budget, measures them
-    alike and writes a report with the paper's numbers beside. Run the same command again to resume an interrupted
-    ablation.
+    Trains the rows of Table 2 (plain VAR, the full method, and the full method without one of its parts) under one
+    budget, measures them in the same way and writes a report that sets them beside the paper's numbers. Run the same
+    command again to resume an interrupted ablation.
     """
 
     stage = "ablate"
 
-    preset: str = shared.preset(WHAT, "of both stages; demo without --data, paper with it")
+    preset: str = shared.preset(WHAT, "preset of both stages; demo without --data, paper with it")
     demo: bool = WHAT(False, "the preset demo: minutes on two CPU cores", identity=False)
     data: str = WHAT(
         "", "ImageFolder with train/CLASS/*.JPEG and val/CLASS/*.JPEG; without it the demo photographs", metavar="DIR"
