@@ -118,7 +118,7 @@ def check_run_folder(path: Path, identity: Mapping[str, Any]) -> None:
     if changed := [key for key in sorted(ours.keys() | theirs.keys()) if ours.get(key) != theirs.get(key)]:
         shown = [f"{key} = {_short(theirs.get(key))}, this one has {_short(ours.get(key))}" for key in changed[:4]]
         more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
-        why = " (the learning-rate schedule is laid out over the steps)" if changed == ["steps"] else ""
+        why = " (the learning-rate schedule is laid out over the steps)" if "steps" in changed else ""
         raise UsageError(
             f"--out {path} holds a run with {' and '.join(shown)}{more}{why}; choose another --out, or --resume never "
             "to move that run aside and start a new one."

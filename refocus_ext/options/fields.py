@@ -101,7 +101,7 @@ class Heading:
         Args:
             default: the value, or None where the preset decides (or where there is none).
             text: help, one clause; unit and default are appended.
-            kind: parser of the text; by default the annotated type.
+            kind: parser of the text, or of each word; by default the annotated type, of words str.
             choices: the values it can have, or what returns them.
             nargs: how many words it takes, "+" for one or more; their annotation is a tuple.
             positional: a bare word on the command line, which may be left out.
@@ -113,7 +113,7 @@ class Heading:
             default=default,
             dynamic_default=None,
             dynamic_choices=choices if callable(choices) or choices is None else lambda: choices,
-            type=kind,
+            type=kind or (str if nargs else None),  # the library would take the type of one word from the tuple's
             nargs=nargs,
             help=text,
             metavar=None,
