@@ -17,7 +17,7 @@ from refocus_ext.distill.options import DistillOptions
 from refocus_ext.distill.teacher.geometry import TeacherGeometry
 from refocus_ext.distill.teacher.separate import SeparateTeacher
 from refocus_ext.distill.teacher.shared_weights import Teacher
-from refocus_ext.seeds import derived_seed
+from refocus_ext.seeds import Stream, stream_seed
 from refocus_ext.storage.upstream_weights import var_state_dict
 from refocus_ext.storage.weights import load_strictly
 from refocus_ext.tokens.trained_tokenizer import Tokenizer
@@ -41,7 +41,7 @@ def build_networks(
     """The student first: its weights are the same with any teacher and with none."""
 
     def build(recorded: int) -> Any:
-        torch.manual_seed(derived_seed(options.seed, 2))
+        torch.manual_seed(stream_seed(options.seed, Stream.WEIGHTS))
         shared_aln = options.shared_aln == "on"
         var = upstream.build_var(
             tokenizer.vae, depth=options.depth, num_classes=classes, shared_aln=shared_aln, device=device
@@ -53,7 +53,7 @@ def build_networks(
     var, teacher = build(geometry.blocks if geometry else 0), None
     if geometry:
         second = build(0) if options.teacher == "separate" else None
-        torch.manual_seed(derived_seed(options.seed, 8))
+        torch.manual_seed(stream_seed(options.seed, Stream.SECOND_WEIGHTS))
         teacher = Teacher(geometry) if second is None else SeparateTeacher(geometry, second)
         teacher.to(device)
     return Networks(var.train(), teacher.train() if teacher else None)

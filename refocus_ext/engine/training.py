@@ -22,7 +22,7 @@ from refocus_ext.engine.run_folder import RunFolder
 from refocus_ext.errors import RunFailed
 from refocus_ext.images.folder import ImageList
 from refocus_ext.images.order import StepBatches
-from refocus_ext.seeds import derived_seed
+from refocus_ext.seeds import Stream, stream_seed
 from refocus_ext.storage.atomic import save_tensors
 
 NON_FINITE_IN_A_ROW = 5
@@ -110,7 +110,7 @@ class Training(ABC):
         return 0
 
     def _one_step(self, batches: Sequence[Any], progress: Progress) -> None:
-        torch.manual_seed(derived_seed(self.options.seed, 3, self.step, self.world.rank))
+        torch.manual_seed(stream_seed(self.options.seed, Stream.STEP, self.step, self.world.rank))
         values = self.train_step(self.step, batches)
         self.step += 1
         self._watch_finiteness(values, progress)

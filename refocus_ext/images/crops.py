@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from refocus_ext.errors import RunFailed
 from refocus_ext.images.folder import ImageList
 from refocus_ext.images.order import SampleKey
-from refocus_ext.seeds import derived_seed
+from refocus_ext.seeds import Stream, stream_seed
 
 
 class BrokenImage(Exception):
@@ -82,7 +82,7 @@ class Crops(Dataset[Sample]):
         left, top, flip = free[0] // 2, free[1] // 2, False
         if self.random:
             assert isinstance(key, SampleKey)
-            rng = np.random.default_rng(derived_seed(self.seed, 1, key.epoch, index))
+            rng = np.random.default_rng(stream_seed(self.seed, Stream.CROPS, key.epoch, index))
             left, top = int(rng.integers(free[0] + 1)), int(rng.integers(free[1] + 1))
             flip = self.hflip and bool(rng.integers(2))
         crop = image.crop((left, top, left + self.size, top + self.size))

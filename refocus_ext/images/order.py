@@ -9,7 +9,7 @@ import numpy as np
 from torch.utils.data import Sampler
 
 from refocus_ext.errors import UsageError
-from refocus_ext.seeds import derived_seed
+from refocus_ext.seeds import Stream, stream_seed
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class StepBatches(Sampler[list[SampleKey]]):
         epoch, offset = divmod(position, self.images)
         if epoch != self._epoch:
             self._epoch = epoch
-            self._order = np.random.default_rng(derived_seed(self.seed, 0, epoch)).permutation(self.images)
+            self._order = np.random.default_rng(stream_seed(self.seed, Stream.DATA_ORDER, epoch)).permutation(self.images)
         return SampleKey(epoch, int(self._order[offset]))
 
 

@@ -22,7 +22,7 @@ from refocus_ext.engine.progress import Progress
 from refocus_ext.errors import RunFailed, UsageError
 from refocus_ext.images.npz import read_made_by, write_npz
 from refocus_ext.images.picture import save_png
-from refocus_ext.seeds import derived_seed
+from refocus_ext.seeds import Stream, stream_seed
 from refocus_ext.storage.atomic import remove_torn, save_json, written_beside
 
 # Draws the images from number `first` on, one for each label: (B,H,W,3) uint8.
@@ -126,7 +126,7 @@ class NpyParts(Parts):
                 f"{self.folder} lacks {len(missing)} of {self.plan.batches} parts; several nodes must share that folder."
             )
         count = len(self.plan.labels)
-        order = np.random.default_rng(derived_seed(self.plan.seed, 2)).permutation(count)
+        order = np.random.default_rng(stream_seed(self.plan.seed, Stream.SET_SHUFFLE, 0)).permutation(count)
         labels = np.asarray(self.plan.labels, dtype=np.int64)[order]
         shape = (count, self.plan.size, self.plan.size, 3)
         write_npz(path, self._images(order), shape, labels, self.plan.identity)

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from refocus_ext.sampling.student import Student
-from refocus_ext.seeds import derived_seed
+from refocus_ext.seeds import image_seed
 from refocus_ext.vanilla_var.sampling import keep_top_k_, keep_top_p_
 
 # Called after each scale with (scale, f_hat (B,Cvae,n,n)); f_hat must not be changed.
@@ -162,7 +162,7 @@ def to_unit(image: Tensor) -> Tensor:
 
 def image_seeds(seed: int, indices: Sequence[int]) -> list[int]:
     """The generator's seed of each image, from the run's seed and the image's number."""
-    return [derived_seed(seed, index) for index in indices]
+    return [image_seed(seed, index) for index in indices]
 
 
 def sample_images(

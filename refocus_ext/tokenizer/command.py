@@ -16,7 +16,7 @@ from refocus_ext.engine.run_folder import RunFolder
 from refocus_ext.images.folder import ImageList, check_images
 from refocus_ext.images.sources import find_images
 from refocus_ext.options.shared import identity
-from refocus_ext.seeds import derived_seed
+from refocus_ext.seeds import Stream, stream_seed
 from refocus_ext.storage.atomic import save_json
 from refocus_ext.storage.weights import state_bytes
 from refocus_ext.tokenizer.alias.geometry import AliasGeometry
@@ -52,7 +52,7 @@ def _run(options: TokenizerOptions, here: World) -> int:
         if line:
             here.say(f"note: {line}")
     geometry = alias_geometry(options, pyramid)
-    torch.manual_seed(derived_seed(options.seed, 2))
+    torch.manual_seed(stream_seed(options.seed, Stream.WEIGHTS))
     vae = build_vae(upstream, options, pyramid, here.device)
     if here.main:
         print_plan(options, pyramid, vae, geometry, train, here.device)

@@ -20,7 +20,7 @@ from refocus_ext.images.crops import Crops, Sample
 from refocus_ext.images.folder import ImageList
 from refocus_ext.images.order import StepBatches, spread
 from refocus_ext.optics.pyramid import alias_views
-from refocus_ext.seeds import derived_seed
+from refocus_ext.seeds import Stream, stream_seed
 from refocus_ext.tokenizer.alias.explained_variance import ExplainedVariance, explained_warnings
 from refocus_ext.tokenizer.alias.geometry import AliasGeometry
 from refocus_ext.tokenizer.alias.tokenizer import AliasOutput, build_alias
@@ -52,7 +52,7 @@ class TokenizerTraining(Training):
         super().__init__(options, here, run, data)
         self.val_data = Crops(val, options.image_size, scale=options.crop_scale, random=False)
         self.vae, self.lpips = vae, lpips
-        torch.manual_seed(derived_seed(options.seed, 8))
+        torch.manual_seed(stream_seed(options.seed, Stream.SECOND_WEIGHTS))
         self.alias: Any = build_alias(geometry, vae, here.device) if geometry else None
         self.report: PrefixReport | None = None
         self.explained: list[float] = []
@@ -114,7 +114,7 @@ class TokenizerTraining(Training):
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * factor
         # every process takes the same focus state, whatever its noise
-        state = derived_seed(options.seed, 7, step) % options.focus_states
+        state = stream_seed(options.seed, Stream.FOCUS_STATE, step) % options.focus_states
         images = [batch.image.to(self.world.device, non_blocking=True) for batch in batches]
         self.optimizer.zero_grad(set_to_none=True)
         outputs: list[StructureOutput] = []
@@ -240,7 +240,7 @@ class TokenizerTraining(Training):
         # none in the last fifth: a code revived there would not be trained
         if (step + 1) % self.options.revive or step + 1 > 0.8 * self.options.steps:
             return
-        generator = torch.Generator().manual_seed(derived_seed(self.options.seed, 6, step))
+        generator = torch.Generator().manual_seed(stream_seed(self.options.seed, Stream.REVIVAL, step))
         revived = revival.revive(pool, self.optimizer, generator, self.world)
         trained, averaged = (quantizer.embedding.weight.data for quantizer in quantizers)
         averaged[revived] = trained[revived]
@@ -257,7 +257,7 @@ class TokenizerTraining(Training):
     def _initialise(self, step: int) -> None:
         """At its step, fills a codebook from training crops, the same on every process."""
         options = self.options
-        generator = torch.Generator().manual_seed(derived_seed(options.seed, 5))
+        generator = torch.Generator().manual_seed(stream_seed(options.seed, Stream.CODEBOOK))
         if step == options.warm_autoencoder and not options.init:
             crops = self._sample_crops(max(32, 2 * options.codebook_size // options.patch_nums[-1] ** 2))
             initialise_codebook(self.vae.quantize, self._targets(crops), generator)
@@ -271,7 +271,7 @@ class TokenizerTraining(Training):
     def _sample_crops(self, count: int) -> Iterator[Tensor]:
         """Batches of training crops, always the same ones, no larger than a training step's."""
         options = self.options
-        (keys,) = StepBatches(len(self.data), count, start=0, stop=1, seed=derived_seed(options.seed, 4))
+        (keys,) = StepBatches(len(self.data), count, start=0, stop=1, seed=stream_seed(options.seed, Stream.CODEBOOK_SAMPLE))
         for chunk in _chunks(keys, max(1, options.batch_size // options.accumulate // self.world.size)):
             yield torch.stack([self.data[key].image for key in chunk]).to(self.world.device)
 
