@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,8 +16,8 @@ from patches.teacher_block import Recording
 from refocus_ext.distill import recipe
 from refocus_ext.distill.options import DistillOptions
 from refocus_ext.distill.teacher.geometry import TeacherGeometry
-from refocus_ext.distill.teacher.separate import SeparateTeacher
-from refocus_ext.distill.teacher.shared_weights import Teacher
+from refocus_ext.distill.teacher.interface import AliasTeacher
+from refocus_ext.distill.teacher.kinds import KINDS
 from refocus_ext.seeds import Stream, stream_seed
 from refocus_ext.storage.upstream_weights import var_state_dict
 from refocus_ext.storage.weights import load_strictly
@@ -27,7 +28,7 @@ class Networks(NamedTuple):
     """Student and teacher, patched, on their device, in train mode."""
 
     var: Any
-    teacher: Teacher | SeparateTeacher | None
+    teacher: AliasTeacher | None
 
 
 def build_networks(
@@ -50,12 +51,9 @@ def build_networks(
             load_init(var, options)
         return _patched(var, options, recorded)
 
-    var, teacher = build(geometry.blocks if geometry else 0), None
-    if geometry:
-        second = build(0) if options.teacher == "separate" else None
-        torch.manual_seed(stream_seed(options.seed, Stream.SECOND_WEIGHTS))
-        teacher = Teacher(geometry) if second is None else SeparateTeacher(geometry, second)
-        teacher.to(device)
+    var, teacher, kind = build(geometry.blocks if geometry else 0), None, KINDS[options.teacher]
+    if geometry and kind:
+        teacher = kind.build(geometry, partial(build, 0), stream_seed(options.seed, Stream.SECOND_WEIGHTS)).to(device)
     return Networks(var.train(), teacher.train() if teacher else None)
 
 
@@ -91,13 +89,12 @@ def adamw(module: nn.Module, teacher_lr: float = 1.0) -> torch.optim.AdamW:
     """VAR's optimizer; fused also on a CPU, where it saves a copy of the gradients.
 
     Args:
-        teacher_lr: factor on the learning rate of alias modules (`Teacher`, alone or in a `SeparateTeacher`).
+        teacher_lr: factor on the learning rate of a teacher's alias modules.
     """
     parts: list[tuple[nn.Module, float]] = [(module, 1.0)]
-    if isinstance(module, Teacher):
-        parts = [(module, teacher_lr)]
-    elif isinstance(module, SeparateTeacher):
-        parts = [(module.var, 1.0), (module.aliases, teacher_lr)]
+    if isinstance(module, AliasTeacher):
+        own = [] if module.own_var is None else [(module.own_var, 1.0)]
+        parts = [*own, (module.alias_modules, teacher_lr)]
     groups = [
         group | {"lr_sc": factor}
         for part, factor in parts

@@ -10,9 +10,12 @@ import torch
 
 from patches import Upstream
 from refocus_ext.distill.options import DistillOptions
-from refocus_ext.distill.teacher.cost import TeacherOverhead, teacher_overhead
+from refocus_ext.distill.teacher.cost import teacher_overhead
 from refocus_ext.distill.teacher.geometry import TeacherGeometry
+from refocus_ext.distill.teacher.interface import TeacherOverhead
+from refocus_ext.distill.teacher.kinds import KINDS
 from refocus_ext.engine.checks import check_run_options
+from refocus_ext.engine.devices import kind_of
 from refocus_ext.errors import UsageError
 from refocus_ext.images.folder import ImageList
 from refocus_ext.storage.weights import state_bytes
@@ -127,37 +130,23 @@ def sizes(
         num_classes=classes,
         shared_aln=options.shared_aln == "on",
     )
-    teacher = cost.teacher_parameters if geometry else 0
-    if options.teacher == "separate":
-        teacher += cost.var_parameters
-    parameters = cost.var_parameters + teacher
+    kind = KINDS[options.teacher]
+    parameters = cost.var_parameters + (kind.parameters_added(cost) if kind else 0)
     vae = state_bytes(tokenizer.vae)
     return Sizes(cost, parameters, ADAMW_BYTES * parameters, STATE_BYTES * parameters, 4 * parameters + vae)
 
 
 def require_memory(need: int, device: torch.device, options: DistillOptions) -> None:
     """Raises UsageError where weights, gradients and AdamW's moments alone cannot fit."""
-    free = free_memory(device)
+    free = kind_of(device).free_memory(device)
     if free is None or need <= free:
         return
-    where = f"{device}" if device.type == "cuda" else "this machine"
+    where = "this machine" if device.type == "cpu" else f"{device}"
     raise UsageError(
         f"--depth {options.depth} needs {need / 2**30:.1f} GiB for weights, gradients and AdamW, but {where} has "
         f"{free / 2**30:.1f} GiB free; choose a smaller --depth"
-        + (", or --parallel fsdp." if device.type == "cuda" else ".")
+        + (", or --parallel fsdp." if device.type != "cpu" else ".")
     )
-
-
-def free_memory(device: torch.device) -> int | None:
-    """Bytes free for this process; None where the system does not say."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        with open("/proc/meminfo") as file:
-            lines = dict(line.split(":", 1) for line in file)
-        return int(lines["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        return None
 
 
 def print_plan(
@@ -181,11 +170,11 @@ def print_plan(
         f"student: VAR-d{options.depth}, {size.cost.var_parameters / 1e6:.0f}M parameters, {classes} classes, {count} tokens an "
         f"image in {len(patch_nums)} scales, {tokenizer.options['codebook_size']} codes"
     )
-    if geometry:
+    kind = KINDS[options.teacher]
+    if geometry and kind:
         print(
             f"teacher ({options.teacher}): alias gates in the last {geometry.blocks} blocks, {sum(geometry.tokens)} alias tokens "
-            f"an image, mask {geometry.mask}: +{100 * size.cost.parameters:.1f}% parameters"
-            + (f", +{100 * size.cost.flops:.1f}% FLOPs" if options.teacher == "on" else " and a second VAR")
+            f"an image, mask {geometry.mask}: {kind.cost_in_words(size.cost)}"
         )
     else:
         print("teacher: off, VAR's own training")
@@ -204,12 +193,11 @@ def print_plan(
 
 def print_cost(size: Sizes, options: DistillOptions, world_size: int) -> None:
     """FLOPs of a step, for --dry-run."""
-    taught = options.teacher == "on"
-    flops = size.cost.both_flops if taught else size.cost.var_flops
-    times = 2 if options.teacher == "separate" else 1
+    kind = KINDS[options.teacher]
+    flops = kind.step_flops(size.cost) if kind else size.cost.var_flops
     local = options.batch_size // options.accumulate // world_size
     print(
-        f"a step: {times * flops / 1e9:.1f} GFLOP an image ({size.cost.var_flops / 1e9:.1f} of a vanilla step), {local} images at "
+        f"a step: {flops / 1e9:.1f} GFLOP an image ({size.cost.var_flops / 1e9:.1f} of a vanilla step), {local} images at "
         f"once on a process; {size.memory / 2**30:.1f} GiB on it before activations"
         + (f", divided by {world_size} processes (fsdp)" if options.parallel == "fsdp" else "")
     )

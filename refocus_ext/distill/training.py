@@ -107,8 +107,8 @@ class DistillTraining(Training):
         if not bad:
             for optimizer in self.optimizers.values():
                 self.scaler.step(optimizer)
-            if alias_mean_TC is not None:
-                self.objective.alias_embedding.follow(self.world.sum(alias_mean_TC) / self.world.size)
+            if self.teacher and alias_mean_TC is not None:
+                self.teacher.alias_embedding.follow(self.world.sum(alias_mean_TC) / self.world.size)
         self.scaler.update()
         return None if bad else {"lr": lr, **self._logged(step, total), **norms}
 
@@ -121,7 +121,7 @@ class DistillTraining(Training):
             loss, terms = self.parallel(label_B, x_BLC, idx_BL, alias_K)
         self.scaler.scale(loss / self.options.accumulate).backward()
         if self.teacher:
-            terms["alias_mean_TC"] = self.objective.alias_embedding.mean(alias_K)
+            terms["alias_mean_TC"] = self.teacher.alias_embedding.mean(alias_K)
         return {"loss": loss.detach()} | terms
 
     def _tokens(self, batch: Any) -> tuple[Tensor, Tensor, Tensor]:

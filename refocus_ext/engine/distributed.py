@@ -14,8 +14,8 @@ import torch
 from torch import distributed as dist
 from torch import nn
 
-from refocus_ext.engine.devices import pick_device
-from refocus_ext.errors import RunFailed, UsageError
+from refocus_ext.engine.devices import kind_of, pick_device
+from refocus_ext.errors import RunFailed
 
 T = TypeVar("T")
 
@@ -84,7 +84,7 @@ class World:
         """The module under DistributedDataParallel where there are several processes."""
         if self.size == 1:
             return module
-        ids = [self.device.index] if self.device.type == "cuda" else None
+        ids = None if self.device.index is None else [self.device.index]
         with warnings.catch_warnings():  # renamed after torch 2.11, the oldest supported has only this name
             warnings.simplefilter("ignore", FutureWarning)
             return nn.parallel.DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False)
@@ -102,18 +102,11 @@ def world(device: str = "auto") -> Iterator[World]:
         yield World(0, 1, pick_device(device))
         return
     local = int(os.environ.get("LOCAL_RANK", "0"))
-    chosen = pick_device(device)
-    if chosen.type == "cuda":
-        if local >= torch.cuda.device_count():
-            raise UsageError(
-                f"NPROC asks for process {local + 1} on a machine with {torch.cuda.device_count()} GPUs; lower NPROC."
-            )
-        chosen = torch.device("cuda", local)
-        torch.cuda.set_device(chosen)
+    kind = kind_of(pick_device(device))
+    chosen = kind.of_process(local)
     seconds = float(os.environ.get("REFOCUS_DIST_TIMEOUT", "600"))
     try:
-        backend = "nccl" if chosen.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=datetime.timedelta(seconds=seconds))
+        dist.init_process_group(kind.backend, timeout=datetime.timedelta(seconds=seconds))
     except (RuntimeError, ValueError) as error:
         raise RunFailed(f"the process group did not start on rank {os.environ.get('RANK')}: {error}") from error
     try:

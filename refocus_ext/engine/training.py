@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from refocus_ext.engine.checkpoints import Checkpoints, load_checkpoint
+from refocus_ext.engine.devices import kind_of
 from refocus_ext.engine.distributed import World
 from refocus_ext.engine.interruption import Interruption, from_loader, leave_signals_to_parent
 from refocus_ext.engine.progress import Progress
@@ -166,7 +167,7 @@ class Training(ABC):
             batch_sampler=batches,
             num_workers=options.workers,
             worker_init_fn=leave_signals_to_parent,
-            pin_memory=self.world.device.type == "cuda",
+            pin_memory=kind_of(self.world.device).pins_memory,
             prefetch_factor=4 if options.workers else None,
         )
         group: list[Any] = []

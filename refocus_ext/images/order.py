@@ -65,7 +65,9 @@ class StepBatches(Sampler[list[SampleKey]]):
         epoch, offset = divmod(position, self.images)
         if epoch != self._epoch:
             self._epoch = epoch
-            self._order = np.random.default_rng(stream_seed(self.seed, Stream.DATA_ORDER, epoch)).permutation(self.images)
+            self._order = np.random.default_rng(stream_seed(self.seed, Stream.DATA_ORDER, epoch)).permutation(
+                self.images
+            )
         return SampleKey(epoch, int(self._order[offset]))
 
 

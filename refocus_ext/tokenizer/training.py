@@ -271,7 +271,9 @@ class TokenizerTraining(Training):
     def _sample_crops(self, count: int) -> Iterator[Tensor]:
         """Batches of training crops, always the same ones, no larger than a training step's."""
         options = self.options
-        (keys,) = StepBatches(len(self.data), count, start=0, stop=1, seed=stream_seed(options.seed, Stream.CODEBOOK_SAMPLE))
+        (keys,) = StepBatches(
+            len(self.data), count, start=0, stop=1, seed=stream_seed(options.seed, Stream.CODEBOOK_SAMPLE)
+        )
         for chunk in _chunks(keys, max(1, options.batch_size // options.accumulate // self.world.size)):
             yield torch.stack([self.data[key].image for key in chunk]).to(self.world.device)
 

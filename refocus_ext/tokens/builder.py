@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from refocus_ext.engine.devices import kind_of
 from refocus_ext.engine.distributed import World
 from refocus_ext.engine.interruption import Interruption, from_loader, leave_signals_to_parent
 from refocus_ext.engine.progress import Progress
@@ -114,7 +115,7 @@ class CacheBuilder:
             batch_sampler=[batch for shard in shards for batch in self._batches(shard)],
             num_workers=self.workers,
             worker_init_fn=leave_signals_to_parent,
-            pin_memory=self.world.device.type == "cuda",
+            pin_memory=kind_of(self.world.device).pins_memory,
         )
         batches = iter(loader)
         for shard in shards:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from refocus_ext.engine.devices import kind_of
 from refocus_ext.engine.progress import Progress
 from refocus_ext.errors import UsageError
 from refocus_ext.images.crops import Crops
@@ -29,10 +30,11 @@ def pick_precision(name: str, device: torch.device, flag: str = "--precision") -
     Raises:
         UsageError: tf32 on a device that has none.
     """
-    if name == "tf32" and device.type != "cuda":
+    has_tf32 = kind_of(device).has_tf32
+    if name == "tf32" and not has_tf32:
         raise UsageError(f"{flag} tf32 is CUDA's, and this runs on {device}; choose fp32 or bf16, or leave it out.")
     if name == "auto":
-        return "tf32" if device.type == "cuda" else "fp32"
+        return "tf32" if has_tf32 else "fp32"
     return name
 
 
@@ -41,7 +43,7 @@ def prepare(tokenizer: Tokenizer) -> Tokenizer:
     for module in (tokenizer.vae, tokenizer.alias):
         if module is not None:
             module.requires_grad_(False).eval()
-            if device_of(tokenizer).type == "cuda":
+            if kind_of(device_of(tokenizer)).channels_last:
                 module.to(memory_format=torch.channels_last)
     return tokenizer
 

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from patches import load_upstream
 from refocus_ext.commands import main
-from refocus_ext.distill import plan
 from refocus_ext.distill.networks import build_networks
 from refocus_ext.distill.objective import DistillObjective
 from refocus_ext.distill.training import DistillTraining
 from refocus_ext.engine.checkpoints import load_checkpoint
+from refocus_ext.engine.devices import DeviceKind
 from refocus_ext.storage.atomic import sha256
 
 TOKENIZER = tuple(
@@ -323,7 +323,7 @@ def test_memory_and_disk_are_checked_first(
     run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(plan, "free_memory", lambda device: 1 << 20)
+        patch.setattr(DeviceKind, "free_memory", lambda self, device: 1 << 20)
         assert run("run") == 2
     assert "choose a smaller --depth" in sentence(capsys) and not (tmp_path / "run").exists()
     usage = shutil.disk_usage(tmp_path)

@@ -13,9 +13,10 @@ from patches import Upstream, patched
 from patches.checkpointed_block import Checkpointed
 from refocus_ext.distill.objective import DistillObjective, DistillWeights
 from refocus_ext.distill.teacher.geometry import TeacherGeometry
-from refocus_ext.distill.teacher.separate import SeparateTeacher, random_state, rewound
+from refocus_ext.distill.teacher.separate import SeparateTeacher
 from refocus_ext.distill.teacher.shared_weights import Teacher
 from refocus_ext.distill.validation import SHOWN, ValidationTokens, constant_and_other, evaluating, shares, validate
+from refocus_ext.engine.devices import kind_of, rewound
 from refocus_ext.engine.distributed import World
 
 CODES = 6
@@ -139,7 +140,8 @@ def test_controls() -> None:
 
 def test_a_separate_teacher_repeats_the_students_random_numbers() -> None:
     torch.manual_seed(3)
-    state = random_state(torch.device("cpu"))
+    cpu = torch.device("cpu")
+    state = kind_of(cpu).random_state(cpu)
     first, second = torch.rand(2), torch.rand(2)
     torch.manual_seed(3)
     torch.rand(2)

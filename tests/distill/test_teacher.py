@@ -26,8 +26,9 @@ from refocus_ext.distill.teacher.alias_gate import (
     EmbeddedAliases,
     cell_positions,
 )
-from refocus_ext.distill.teacher.cost import TeacherOverhead, teacher_overhead
+from refocus_ext.distill.teacher.cost import teacher_overhead
 from refocus_ext.distill.teacher.geometry import TeacherGeometry, alias_visibility
+from refocus_ext.distill.teacher.interface import TeacherOverhead
 from refocus_ext.distill.teacher.shared_weights import Teacher, TeacherOutput
 
 B, CODE, CLASSES, VOCAB = 6, 5, 7, 64

@@ -18,6 +18,7 @@ from patches.teacher_block import Recording, StudentPass, attention_half, detach
 from patches.upstream import pristine_initializers
 from refocus_ext.distill.teacher.alias_gate import AliasEmbedding, AliasGateCrossAttention
 from refocus_ext.distill.teacher.geometry import TeacherGeometry, alias_visibility
+from refocus_ext.distill.teacher.interface import AliasTeacher, TeacherOverhead, TeacherPass
 
 
 class TeacherOutput(NamedTuple):
@@ -45,7 +46,7 @@ def record(
     return tape
 
 
-class Teacher(nn.Module):
+class Teacher(AliasTeacher):
     """AG-XAttn modules and E_a; the VAR is passed to each call and never becomes part of the state dict.
 
     `forward` is `observe` (the student's pass: VAR's own forward, its bits and random numbers) followed by `teach` and
@@ -63,6 +64,42 @@ class Teacher(nn.Module):
         visible_LT = alias_visibility(geometry)
         null_L1 = torch.ones(len(visible_LT), 1, dtype=torch.bool)
         self.register_buffer("visible_LN", torch.cat((null_L1, visible_LT), dim=1), persistent=False)
+
+    @classmethod
+    def build(cls, geometry: TeacherGeometry, build_var: Callable[[], Any], seed: int) -> Teacher:
+        torch.manual_seed(seed)
+        return cls(geometry)
+
+    @property
+    def alias_modules(self) -> Teacher:
+        return self
+
+    @property
+    def alias_embedding(self) -> AliasEmbedding:
+        return self.embed
+
+    @classmethod
+    def parameters_added(cls, counts: TeacherOverhead) -> int:
+        return counts.teacher_parameters
+
+    @classmethod
+    def step_flops(cls, counts: TeacherOverhead) -> int:
+        return counts.both_flops
+
+    @classmethod
+    def cost_in_words(cls, counts: TeacherOverhead) -> str:
+        return f"+{100 * counts.parameters:.1f}% parameters, +{100 * counts.flops:.1f}% FLOPs"
+
+    def passes(
+        self, var: Any, label_B: Tensor, x_BLCv_wo_first_l: Tensor, alias_K: Sequence[Tensor]
+    ) -> tuple[StudentPass, TeacherPass]:
+        tape = self.observe(var, label_B, x_BLCv_wo_first_l, defer_head=True)
+        return tape, self.taught_again(var, tape, label_B, x_BLCv_wo_first_l, alias_K)
+
+    def taught_again(
+        self, var: Any, tape: StudentPass, label_B: Tensor, x_BLCv_wo_first_l: Tensor, alias_K: Sequence[Tensor]
+    ) -> TeacherPass:
+        return TeacherPass(self.teach(var, tape, alias_K), lambda h_BlC: self.logits(var, tape, h_BlC))
 
     def observe(
         self,
