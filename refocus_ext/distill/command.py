@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from patches import Upstream, load_upstream
-from refocus_ext.distill.networks import build_networks
+from refocus_ext.distill.networks import NetworkPlan, build_networks
 from refocus_ext.distill.options import DistillOptions
 from refocus_ext.distill.plan import (
     check_data,
@@ -22,13 +22,13 @@ from refocus_ext.distill.plan import (
     teacher_geometry,
     why_preset,
 )
+from refocus_ext.distill.recipe import DistillRecipe, DistillWeights
 from refocus_ext.distill.teacher.geometry import TeacherGeometry
 from refocus_ext.distill.training import DistillTraining
-from refocus_ext.engine.checkpoints import Checkpoints
 from refocus_ext.engine.distributed import World, world
 from refocus_ext.engine.interruption import Interruption
 from refocus_ext.engine.run_folder import RunFolder
-from refocus_ext.engine.training import TrainingData
+from refocus_ext.engine.training import RunPlan, TrainingData
 from refocus_ext.images.folder import ImageList, check_images
 from refocus_ext.images.sources import find_images
 from refocus_ext.images.views import ViewPlan
@@ -54,10 +54,10 @@ def _run(options: DistillOptions, here: World) -> int:
     pick_precision(options.tokens_precision, here.device, "--tokens-precision")
     tokenizer = prepare(load_tokenizer(Path(options.tokenizer), here.device))
     here.say(why_preset(options, tokenizer))
-    train, val = find_images(options.data or tokenizer.options["data"])
+    train, val = find_images(options.data or tokenizer.trained_with.data)
     classes = check_data(options, train, val)
     geometry = teacher_geometry(options, tokenizer)
-    if note := check_images(train, tokenizer.options["image_size"], options.small_images):
+    if note := check_images(train, tokenizer.trained_with.image_size, options.small_images):
         here.say(f"note: {note}")
     size = sizes(upstream, options, geometry, tokenizer, classes)
     if here.main:
@@ -75,9 +75,44 @@ def _run(options: DistillOptions, here: World) -> int:
         data = training_data(options, tokenizer, train, here, interruption)
         if data is None:
             return interruption.exit_code
-        networks = build_networks(options, upstream, tokenizer, geometry, classes, here.device)
-        training = DistillTraining(options, here, run, tokenizer, networks, data, val, train.classes)
+        networks = build_networks(network_plan(options, classes), upstream, tokenizer, geometry, here.device)
+        recipe = recipe_of(options, held_out=val is not train)
+        training = DistillTraining(RunPlan.of(options), recipe, here, run, tokenizer, networks, data, val)
         return training.fit(interruption)
+
+
+def recipe_of(options: DistillOptions, held_out: bool) -> DistillRecipe:
+    """What the options say about training and validation."""
+    return DistillRecipe(
+        depth=options.depth,
+        lr=options.lr,
+        teacher_lr=options.teacher_lr,
+        weights=DistillWeights(options.lambda_feat, options.lambda_logit),
+        precision=options.precision,
+        tokens_precision=options.tokens_precision,
+        sharded=options.parallel == "fsdp",
+        crop_scale=options.crop_scale,
+        val_images=options.val_images,
+        samples=options.samples,
+        log_every=options.log_every,
+        held_out=held_out,
+        demo=options.preset == "demo",
+    )
+
+
+def network_plan(options: DistillOptions, classes: int) -> NetworkPlan:
+    """What the options say about the networks."""
+    return NetworkPlan(
+        depth=options.depth,
+        classes=classes,
+        shared_aln=options.shared_aln == "on",
+        teacher=options.teacher,
+        attention=options.attention,
+        grad_checkpoint=options.grad_checkpoint,
+        compile=options.compile,
+        init=Path(options.init) if options.init else None,
+        seed=options.seed,
+    )
 
 
 def open_run(
@@ -90,7 +125,7 @@ def open_run(
 ) -> RunFolder:
     """The run folder, with its configuration, class map and a copy of the tokenizer that the student needs."""
     weights = tokenizer.checksums()
-    theirs = tokenizer.options
+    theirs = tokenizer.trained_with
     config = {
         "command": "distill",
         "identity": identity(options) | {"tokenizer": weights},
@@ -102,11 +137,11 @@ def open_run(
             "file": f"var_d{options.depth}.pth",
         },
         "vae": {
-            "vocab_size": theirs["codebook_size"],
-            "z_channels": theirs["latent_channels"],
-            "ch": theirs["ch"],
-            "patch_nums": theirs["patch_nums"],
-            "image_size": theirs["image_size"],
+            "vocab_size": theirs.codebook_size,
+            "z_channels": theirs.latent_channels,
+            "ch": theirs.ch,
+            "patch_nums": list(theirs.patch_nums),
+            "image_size": theirs.image_size,
         },
         "pyramid": tokenizer.pyramid.to_dict(),
         "teacher": geometry.to_dict() if geometry else None,
@@ -114,8 +149,7 @@ def open_run(
         "upstream": upstream.describe(),
         "torch": torch.__version__,
     }
-    run = RunFolder(Path(options.out), config, fresh=options.resume == "never")
-    run.checkpoints = Checkpoints(run.path / "checkpoints", keep=options.keep)
+    run = RunFolder(Path(options.out), config, fresh=options.resume == "never", keep=options.keep)
     if run.moved_to:
         print(f"the run that was in {options.out} is now in {run.moved_to}")
     save_json(run.path / "classes.json", list(images.classes))

@@ -6,7 +6,6 @@ Shapes: B batch, L structure tokens, T alias tokens, C width, V codes, S token s
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,18 +13,11 @@ from torch import Tensor, nn
 
 from patches.teacher_block import StudentPass
 from refocus_ext.distill.losses import Terms, distillation_loss_from_hidden, feature_distance
+from refocus_ext.distill.recipe import DistillWeights
 from refocus_ext.distill.teacher.interface import AliasTeacher, TeacherPass
 from refocus_ext.distill.teacher.shared_weights import record
 from refocus_ext.tokenizer.alias.tokenizer import AliasTokenizer
 from refocus_ext.tokens.tokenize import split_maps
-
-
-@dataclass(frozen=True)
-class DistillWeights:
-    """lambda_feat and lambda_logit of eq. 13."""
-
-    feat: float = 1.0
-    logit: float = 0.5
 
 
 class TokenEmbedding:

@@ -35,7 +35,7 @@ def complete(options: DistillOptions) -> DistillOptions:
 def why_preset(options: DistillOptions, tokenizer: Tokenizer) -> str:
     if options.data:
         return f"preset {options.preset}: training on {options.data}"
-    where = tokenizer.options["data"] or "the photographs inside scikit-image"
+    where = tokenizer.trained_with.data or "the photographs inside scikit-image"
     return f"preset {options.preset}: training on {where}, as the tokenizer {tokenizer.path} was"
 
 
@@ -83,7 +83,7 @@ def teacher_geometry(options: DistillOptions, tokenizer: Tokenizer) -> TeacherGe
             f"--tokenizer {tokenizer.path} was trained without alias tokens (--alias off), which the teacher reads; give another "
             "tokenizer, or --teacher off."
         )
-    patch_nums = tuple(tokenizer.options["patch_nums"])
+    patch_nums = tokenizer.trained_with.patch_nums
     try:
         return TeacherGeometry(
             width=64 * options.depth,
@@ -113,7 +113,7 @@ def sizes(
     upstream: Upstream, options: DistillOptions, geometry: TeacherGeometry | None, tokenizer: Tokenizer, classes: int
 ) -> Sizes:
     """Counted on fake tensors: nothing is allocated."""
-    patch_nums = tuple(tokenizer.options["patch_nums"])
+    patch_nums = tokenizer.trained_with.patch_nums
     plain = TeacherGeometry(
         64 * options.depth,
         1,
@@ -126,7 +126,7 @@ def sizes(
         upstream,
         options.depth,
         geometry or plain,
-        int(tokenizer.options["codebook_size"]),
+        tokenizer.trained_with.codebook_size,
         num_classes=classes,
         shared_aln=options.shared_aln == "on",
     )
@@ -159,16 +159,16 @@ def print_plan(
     device: torch.device,
 ) -> None:
     """What is about to happen, in a few lines."""
-    patch_nums = tokenizer.options["patch_nums"]
+    patch_nums = tokenizer.trained_with.patch_nums
     count = sum(pn * pn for pn in patch_nums)
     views = f"{options.crops}" if options.crops else "ever new"
     print(
-        f"images: {len(images)} in {len(images.classes)} classes, {views} crops of {tokenizer.options['image_size']} px each"
+        f"images: {len(images)} in {len(images.classes)} classes, {views} crops of {tokenizer.trained_with.image_size} px each"
         + (", mirrored as well" if options.hflip else "")
     )
     print(
         f"student: VAR-d{options.depth}, {size.cost.var_parameters / 1e6:.0f}M parameters, {classes} classes, {count} tokens an "
-        f"image in {len(patch_nums)} scales, {tokenizer.options['codebook_size']} codes"
+        f"image in {len(patch_nums)} scales, {tokenizer.trained_with.codebook_size} codes"
     )
     kind = KINDS[options.teacher]
     if geometry and kind:

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -14,6 +14,35 @@ from refocus_ext.errors import RunFailed, UsageError
 from refocus_ext.storage.atomic import remove_torn, save_tensors, sha256
 
 _NAME = re.compile(r"step-(\d{8})-([0-9a-f]{16})\.pt$")
+
+
+class CheckpointStore(Protocol):
+    """Where a run keeps the states that it can resume from. `checkpoints_of` chooses the store of a run."""
+
+    def save(self, step: int, state: dict[str, Any]) -> Path:
+        """Keeps the state reached after `step` steps, whole or not at all."""
+        ...
+
+    def load_latest(self, say: Callable[[str], None] = print) -> dict[str, Any] | None:
+        """The newest intact state, or None."""
+        ...
+
+    def newest_step(self) -> int | None:
+        """Steps done at the newest checkpoint."""
+        ...
+
+    def paths(self) -> list[Path]:
+        """What `load_checkpoint` takes, oldest first."""
+        ...
+
+
+def checkpoints_of(run: Path, keep: int = 2) -> CheckpointStore:
+    """The checkpoint store of a run folder.
+
+    Args:
+        keep: how many of the newest checkpoints are kept.
+    """
+    return Checkpoints(run / "checkpoints", keep)
 
 
 class Checkpoints:

@@ -6,7 +6,7 @@ import datetime
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -79,6 +79,10 @@ class World:
     def barrier(self) -> None:
         if self.size > 1:
             dist.barrier()
+
+    def sync_gradients(self, module: nn.Module, last: bool) -> AbstractContextManager[None]:
+        """For the backward pass of a micro-batch of a `parallel` module: gradients travel with the last one only."""
+        return nullcontext() if last or self.size == 1 else module.no_sync()  # type: ignore[operator]
 
     def parallel(self, module: nn.Module) -> nn.Module:
         """The module under DistributedDataParallel where there are several processes."""

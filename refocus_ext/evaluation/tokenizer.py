@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from patches import load_upstream
-from refocus_ext.engine.checkpoints import Checkpoints
+from refocus_ext.engine.checkpoints import checkpoints_of
 from refocus_ext.engine.devices import pick_device
 from refocus_ext.errors import UsageError
 from refocus_ext.evaluation.frechet import FeatureStatistics, frechet_distance
@@ -59,8 +59,8 @@ def main(options: EvalOptions) -> int:
 
 def training_left(tokenizer: Tokenizer) -> str:
     """A sentence where the newest checkpoint says that the run was interrupted, and the weights are its; else ''."""
-    newest = Checkpoints(tokenizer.path / "checkpoints").newest_step()
-    steps = tokenizer.options.get("steps")
+    newest = checkpoints_of(tokenizer.path).newest_step()
+    steps = tokenizer.trained_with.steps
     if newest is None or steps is None or newest >= steps:
         return ""
     return (
@@ -75,9 +75,9 @@ def val_images(tokenizer: Tokenizer, data: str) -> tuple[ImageList, str]:
     Raises:
         UsageError: they are not there, or smaller than the crop where the run refused such.
     """
-    data = data or tokenizer.options.get("data", "")
+    data = data or tokenizer.trained_with.data
     images = image_folder(data, "val") if data else demo_photographs()
-    note = check_images(images, tokenizer.pyramid.image_size, tokenizer.options.get("small_images", "auto"))
+    note = check_images(images, tokenizer.pyramid.image_size, tokenizer.trained_with.small_images)
     if note:
         print(f"note: {note}")
     return images, f"{data}/val" if data else "the demo photographs (which the demo also trains on)"
@@ -85,9 +85,9 @@ def val_images(tokenizer: Tokenizer, data: str) -> tuple[ImageList, str]:
 
 def loader(tokenizer: Tokenizer, images: ImageList, chosen: Sequence[int], options: EvalOptions) -> DataLoader[Any]:
     """Centre crops of the chosen images, resized as the run's validation does."""
-    scale = tokenizer.options.get("crop_scale", 1.125)
-    crops = Crops(images, tokenizer.pyramid.image_size, scale=scale, random=False)
-    workers = tokenizer.options.get("workers", 0) if options.workers is None else options.workers
+    trained = tokenizer.trained_with
+    crops = Crops(images, tokenizer.pyramid.image_size, scale=trained.crop_scale, random=False)
+    workers = trained.workers if options.workers is None else options.workers
     return DataLoader(Subset(crops, chosen), batch_size=options.batch_size or 16, num_workers=workers)
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from torch.utils.data import Sampler
 
 from refocus_ext.errors import UsageError
 from refocus_ext.seeds import Stream, stream_seed
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -76,3 +79,8 @@ def spread(items: Sequence[int], count: int) -> list[int]:
     if len(items) <= count:
         return list(items)
     return [items[i * len(items) // count] for i in range(count)]
+
+
+def chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    """The items in pieces of `size`, the last one shorter."""
+    return (items[first : first + size] for first in range(0, len(items), size))

@@ -13,6 +13,8 @@ from patches import Upstream, load_upstream
 from refocus_ext.engine.distributed import World, world
 from refocus_ext.engine.interruption import Interruption
 from refocus_ext.engine.run_folder import RunFolder
+from refocus_ext.engine.training import RunPlan
+from refocus_ext.images.crops import Crops
 from refocus_ext.images.folder import ImageList, check_images
 from refocus_ext.images.sources import find_images
 from refocus_ext.options.shared import identity
@@ -30,7 +32,9 @@ from refocus_ext.tokenizer.plan import (
     print_plan,
     why_preset,
 )
+from refocus_ext.tokenizer.recipe import CriticRecipe, StructureWeights, TokenizerRecipe
 from refocus_ext.tokenizer.training import TokenizerTraining
+from refocus_ext.tokenizer.validation import Validation
 
 
 def main(options: TokenizerOptions) -> int:
@@ -65,9 +69,40 @@ def _run(options: TokenizerOptions, here: World) -> int:
     if run:
         run.require_space(3 * 3 * state_bytes(vae))
     here.barrier()  # the others look into the folder only after rank 0 has put it in order
-    training = TokenizerTraining(options, here, run, vae, geometry, lpips, train, val)
+    plan, recipe = RunPlan.of(options), recipe_of(options)
+    data = Crops(train, options.image_size, scale=options.crop_scale, hflip=options.hflip, seed=options.seed)
+    training = TokenizerTraining(plan, recipe, here, run, vae, geometry, lpips, data)
+    if run:
+        crops = Crops(val, options.image_size, scale=options.crop_scale, random=False)
+        batch, held_out = min(32, options.batch_size), val is not train
+        training.validation = Validation(
+            run, options.steps, crops, training.averages, batch, options.val_images, held_out
+        )
     with Interruption() as interruption:
         return training.fit(interruption)
+
+
+def recipe_of(options: TokenizerOptions) -> TokenizerRecipe:
+    """What the options say about training."""
+    return TokenizerRecipe(
+        lr=options.lr,
+        alias_lr=options.alias_lr,
+        lr_end=options.lr_end,
+        warmup=options.warmup,
+        warm_autoencoder=options.warm_autoencoder,
+        betas=(options.beta1, options.beta2),
+        weight_decay=options.weight_decay,
+        clip=options.clip,
+        ema=options.ema,
+        revive=options.revive,
+        lpips=options.lpips,
+        structure=StructureWeights(options.l1, options.l2, options.commitment, options.prefix, options.anchor),
+        critic=CriticRecipe(options.gan, options.gan_start, options.gan_warmup, options.gan_floor, options.lecam),
+        codebook_from_data=not options.init,
+        precision=options.precision,
+        channels_last=options.channels_last,
+        compile=options.compile,
+    )
 
 
 def perceptual_loss(options: TokenizerOptions, device: torch.device) -> nn.Module | None:

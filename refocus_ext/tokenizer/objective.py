@@ -16,18 +16,8 @@ from torch.nn import functional as F
 
 from refocus_ext.optics.pyramid import alias_views
 from refocus_ext.tokenizer.alias.tokenizer import AliasOutput, AliasTokenizer
+from refocus_ext.tokenizer.recipe import StructureWeights
 from refocus_ext.vector_quantization import straight_through
-
-
-@dataclass(frozen=True)
-class StructureWeights:
-    """Weights of the terms; `commitment` is beta of the VQ loss."""
-
-    l1: float = 1.0
-    l2: float = 1.0
-    commitment: float = 0.25
-    prefix: float = 1.0
-    anchor: float = 1.0
 
 
 @dataclass

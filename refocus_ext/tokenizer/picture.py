@@ -13,7 +13,7 @@ from refocus_ext.images.order import spread
 from refocus_ext.images.picture import as_array, grid, save_png
 from refocus_ext.optics.pyramid import FocusPyramid
 from refocus_ext.tokenizer.alias.tokenizer import AliasTokenizer
-from refocus_ext.tokenizer.validation import prefixes, psnr
+from refocus_ext.tokenizer.prefixes import prefixes, psnr
 
 ROWS = 8
 

@@ -29,7 +29,7 @@ def _run(options: TokensOptions, here: World) -> int:
     precision = pick_precision(options.precision, here.device)
     tokenizer = load_tokenizer(Path(options.tokenizer), here.device)
     images, name = train_images(tokenizer, options.data)
-    small = options.small_images or tokenizer.options.get("small_images", "auto")
+    small = options.small_images or tokenizer.trained_with.small_images
     if note := check_images(images, tokenizer.pyramid.image_size, small):
         here.say(f"note: {note}")
     plan = ViewPlan(options.crops, options.hflip, options.seed)
@@ -42,7 +42,7 @@ def _run(options: TokensOptions, here: World) -> int:
     here.say(f"cache: {folder}, encoded in {precision} on {here.device}{processes}")
     if options.dry_run:
         return 0
-    workers = tokenizer.options.get("workers", 0) if options.workers is None else options.workers
+    workers = tokenizer.trained_with.workers if options.workers is None else options.workers
     with Interruption("stopping after this batch; finished shards stay") as interruption:
         built = build_cache(
             folder,
@@ -64,7 +64,7 @@ def train_images(tokenizer: Tokenizer, data: str) -> tuple[ImageList, str]:
     Raises:
         UsageError: they are not there.
     """
-    data = data or tokenizer.options.get("data", "")
+    data = data or tokenizer.trained_with.data
     return (image_folder(data, "train"), f"{data}/train") if data else (demo_photographs(), "the demo photographs")
 
 

@@ -16,6 +16,7 @@ from refocus_ext.storage.atomic import sha256
 from refocus_ext.storage.weights import load_strictly, read_state_dict
 from refocus_ext.tokenizer.alias.geometry import AliasGeometry
 from refocus_ext.tokenizer.alias.tokenizer import AliasTokenizer, build_alias
+from refocus_ext.tokenizer.stage_one import StageOne
 
 
 @dataclass(frozen=True)
@@ -23,19 +24,15 @@ class Tokenizer:
     """The tokenizer of a run, with the pyramid that it was trained with and no other.
 
     `vae` is a VQVAE patched with `patches.Focus`, `alias` the alias tokenizer or None where the run trained none; both
-    are frozen and in eval mode. `config` is the run's config.json.
+    are frozen and in eval mode. `config` is the run's config.json, `trained_with` what it says of the training.
     """
 
     vae: Any
     alias: AliasTokenizer | None
     pyramid: FocusPyramid
     config: dict[str, Any]
+    trained_with: StageOne
     path: Path
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The options the run was trained with."""
-        return self.config["options"]
 
     def checksums(self) -> dict[str, str]:
         """sha256 of each weights file, as the run recorded it, or else of the file as it is."""
@@ -58,12 +55,12 @@ def load_tokenizer(run: Path, device: torch.device | str = "cpu") -> Tokenizer:
             "goes on with it."
         )
     check_weights(run, config, weights.name)
-    pyramid, vae = _build(run, config, device)
+    pyramid, vae, trained_with = _build(run, config, device)
     state = read_state_dict(weights, "train the run again, or copy it anew")
     load_strictly(vae, state, f"{weights} does not fit the geometry in {run / 'config.json'} ({{reason}}).")
     Focus(pyramid).apply(vae)
     vae.requires_grad_(False).eval()
-    return Tokenizer(vae, _load_alias(run, config, vae, device), pyramid, config, run)
+    return Tokenizer(vae, _load_alias(run, config, vae, device), pyramid, config, trained_with, run)
 
 
 def _load_alias(run: Path, config: dict[str, Any], vae: Any, device: torch.device | str) -> AliasTokenizer | None:
@@ -118,20 +115,20 @@ def check_weights(run: Path, config: dict[str, Any], name: str) -> None:
         )
 
 
-def _build(run: Path, config: dict[str, Any], device: torch.device | str) -> tuple[FocusPyramid, Any]:
-    """The pyramid and an unpatched VQVAE of the configured geometry."""
-    options = config["options"]
+def _build(run: Path, config: dict[str, Any], device: torch.device | str) -> tuple[FocusPyramid, Any, StageOne]:
+    """The pyramid, an unpatched VQVAE of the configured geometry, and how it was trained."""
     try:
+        trained_with = StageOne.read(config["options"])
         pyramid = FocusPyramid.from_dict(config["pyramid"])
         vae = load_upstream().build_vae(
-            vocab_size=options["codebook_size"],
-            z_channels=options["latent_channels"],
-            ch=options["ch"],
-            patch_nums=options["patch_nums"],
-            beta=options["commitment"],
+            vocab_size=trained_with.codebook_size,
+            z_channels=trained_with.latent_channels,
+            ch=trained_with.ch,
+            patch_nums=trained_with.patch_nums,
+            beta=trained_with.commitment,
             device=device,
         )
-        pyramid.states_of(options["patch_nums"])
+        pyramid.states_of(trained_with.patch_nums)
     except (KeyError, TypeError, ValueError, AssertionError) as error:
         raise UsageError(f"{run / 'config.json'} describes no tokenizer that can be built ({error!r}).") from None
-    return pyramid, vae
+    return pyramid, vae, trained_with

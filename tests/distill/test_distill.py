@@ -187,7 +187,7 @@ def test_accumulation_sums_to_the_same_gradient(run: Any, tmp_path: Path) -> Non
     """Of a student without label drop two micro-batches of two are one batch of four, up to rounding."""
     options = ("--steps", "1", "--teacher", "off")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("refocus_ext.distill.networks.build_networks", without_drop)
+        patch.setattr("refocus_ext.distill.command.build_networks", without_drop)
         assert run("one", *options) == run("two", *options, "--accumulate", "2") == 0
     one, two = (records(tmp_path / name)[0] for name in ("one", "two"))
     assert one["train/loss"] == pytest.approx(two["train/loss"], rel=1e-5)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import small_vae, write_images
-from runs import TINY
+from runs import TINY, TRAINED_WITH
 from torch import Tensor, nn
 
 from patches import Focus, Upstream, load_upstream
@@ -30,7 +30,7 @@ from refocus_ext.images.crops import Crops
 from refocus_ext.images.folder import image_folder
 from refocus_ext.optics.pyramid import FocusPyramid
 from refocus_ext.options.parser import parse
-from refocus_ext.tokenizer import validation
+from refocus_ext.tokenizer import prefixes
 from refocus_ext.tokens.trained_tokenizer import Tokenizer, load_tokenizer
 from refocus_ext.vector_quantization import usage_and_perplexity
 
@@ -169,7 +169,7 @@ def test_numbers_are_those_of_the_trainings_own_validation(
 ) -> None:
     numbers = evaluate(trained / "run", tmp_path, batch_size=4)
     x = val_crops(trained)
-    expected = validation.validate(load_tokenizer(trained / "run").vae, [x])
+    expected = prefixes.validate(load_tokenizer(trained / "run").vae, [x])
     assert numbers["images"] == 14 and numbers["data"] == f"{trained / 'data'}/val"
     assert [row["state"] for row in numbers["states"]] == [1, 2]
     assert [row["tokens"] for row in numbers["states"]] == [1, 5]
@@ -259,8 +259,8 @@ def test_twice_the_same_and_independent_of_batches_and_loader(trained: Path, tmp
 
 def test_without_data_the_demo_photographs(trained: Path) -> None:
     tokenizer = load_tokenizer(trained / "run")
-    config = tokenizer.config | {"options": tokenizer.options | {"data": ""}}
-    images, source = evaluate_tokenizer.val_images(dataclasses.replace(tokenizer, config=config), "")
+    trained_with = dataclasses.replace(tokenizer.trained_with, data="")
+    images, source = evaluate_tokenizer.val_images(dataclasses.replace(tokenizer, trained_with=trained_with), "")
     assert "astronaut" in images.classes and "demo photographs" in source
 
 
@@ -278,24 +278,24 @@ def test_options_parse_and_their_help_is_complete() -> None:
 
 def tokenizer_of(vae: Any, pyramid: FocusPyramid) -> Tokenizer:
     Focus(pyramid).apply(vae.eval())
-    return Tokenizer(vae, None, pyramid, {"options": {}}, Path("somewhere"))
+    return Tokenizer(vae, None, pyramid, {}, TRAINED_WITH, Path("somewhere"))
 
 
 def test_without_blur_both_columns_are_the_same(upstream: Upstream, images: Tensor) -> None:
     pyramid = FocusPyramid(image_size=64, states=3, blur="none")
     tokenizer = tokenizer_of(small_vae(upstream), pyramid)
-    evaluation = Evaluation(tokenizer, Instruments({"psnr": validation.psnr}))
+    evaluation = Evaluation(tokenizer, Instruments({"psnr": prefixes.psnr}))
     evaluation.update(images)
     report = evaluation.report()
     assert len(report.states) == 3 and all(row.focus == row.sharp and row.radius == 0 for row in report.states)
-    expected = validation.validate(tokenizer.vae, [images])
+    expected = prefixes.validate(tokenizer.vae, [images])
     assert [row.sharp["psnr"] for row in report.states] == pytest.approx(expected.psnr_sharp_K)
     assert [row.usage for row in report.scales] == pytest.approx(expected.usage_S)
 
 
 def test_a_state_that_no_scale_serves_is_left_out(upstream: Upstream, pyramid: FocusPyramid, images: Tensor) -> None:
     evaluation = Evaluation(
-        tokenizer_of(small_vae(upstream, patch_nums=(1, 4)), pyramid), Instruments({"psnr": validation.psnr})
+        tokenizer_of(small_vae(upstream, patch_nums=(1, 4)), pyramid), Instruments({"psnr": prefixes.psnr})
     )
     evaluation.update(images)
     report = evaluation.report()
@@ -304,7 +304,7 @@ def test_a_state_that_no_scale_serves_is_left_out(upstream: Upstream, pyramid: F
 
 def test_an_empty_evaluation_has_no_report(upstream: Upstream, pyramid: FocusPyramid) -> None:
     with pytest.raises(ValueError, match="no images"):
-        Evaluation(tokenizer_of(small_vae(upstream), pyramid), Instruments({"psnr": validation.psnr})).report()
+        Evaluation(tokenizer_of(small_vae(upstream), pyramid), Instruments({"psnr": prefixes.psnr})).report()
 
 
 class Halves:
@@ -319,7 +319,7 @@ class Halves:
 
 def test_explained_variance_of_an_alias_tokenizer(upstream: Upstream, pyramid: FocusPyramid, images: Tensor) -> None:
     rough = (images + 0.5 * torch.randn(images.shape, generator=torch.Generator().manual_seed(2))).clamp(-1, 1)
-    tools = Instruments({"psnr": validation.psnr}, alias=Halves())
+    tools = Instruments({"psnr": prefixes.psnr}, alias=Halves())
     evaluation = Evaluation(tokenizer_of(small_vae(upstream), pyramid), tools)
     for x in rough.split(2):
         evaluation.update(x)

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import small_vae, write_images
-from runs import TINY, run_main
+from runs import TINY, TRAINED_WITH, run_main
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -101,7 +101,7 @@ def small(upstream: Upstream, pyramid: FocusPyramid, tmp_path: Path) -> Tokenize
     vae = small_vae(upstream)
     Focus(pyramid).apply(vae)
     alias = AliasTokenizer(AliasGeometry.of(pyramid, stride=8, codes=32, width=16))
-    return prepare(Tokenizer(vae, alias, pyramid, {}, tmp_path))
+    return prepare(Tokenizer(vae, alias, pyramid, {}, TRAINED_WITH, tmp_path))
 
 
 def test_tokens_are_those_of_the_tokenizers_own_methods(small: Tokenizer, images_BCHW: Tensor) -> None:
@@ -130,7 +130,7 @@ def test_plain_var_tokens_are_upstreams(upstream: Upstream, tmp_path: Path, imag
     vae, plain = small_vae(upstream).eval(), FocusPyramid(image_size=64, states=3, blur="none")
     expected = torch.cat(vae.img_to_idxBl(images_BCHW), dim=1)
     Focus(plain).apply(vae)
-    assert torch.equal(tokenize(Tokenizer(vae, None, plain, {}, tmp_path), images_BCHW)[0], expected)
+    assert torch.equal(tokenize(Tokenizer(vae, None, plain, {}, TRAINED_WITH, tmp_path), images_BCHW)[0], expected)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])

@@ -48,6 +48,8 @@ class AliasTeacher(nn.Module):
     Its own cross-entropy trains its parameters and never the student's.
     """
 
+    geometry: TeacherGeometry
+
     @classmethod
     @abstractmethod
     def build(cls, geometry: TeacherGeometry, build_var: Callable[[], Any], seed: int) -> AliasTeacher:

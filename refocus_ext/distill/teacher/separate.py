@@ -33,11 +33,8 @@ class SeparateTeacher(AliasTeacher):
 
     def __init__(self, geometry: TeacherGeometry, var: Any) -> None:
         super().__init__()
+        self.geometry = geometry
         self.var, self.aliases = var, Teacher(geometry)
-
-    @property
-    def geometry(self) -> TeacherGeometry:
-        return self.aliases.geometry
 
     @classmethod
     def build(cls, geometry: TeacherGeometry, build_var: Callable[[], Any], seed: int) -> SeparateTeacher:

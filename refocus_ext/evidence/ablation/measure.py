@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from patches import FastSampling, patched
-from refocus_ext.engine.checkpoints import Checkpoints, load_checkpoint
+from refocus_ext.engine.checkpoints import checkpoints_of, load_checkpoint
 from refocus_ext.engine.progress import Progress
 from refocus_ext.errors import UsageError
 from refocus_ext.evaluation.frechet import FeatureStatistics, frechet_distance
@@ -109,7 +109,7 @@ def measure_run(measure: Measure, run: Path) -> dict[str, Any]:
     student = load_student(run, device=measure.device)
     reference: ImageStatistics | None = None
     points = []
-    for path in Checkpoints(run / "checkpoints").paths():
+    for path in checkpoints_of(run).paths():
         key = f"{path.name} {measure.images} {','.join(measure.numbers)}"
         if key not in known:
             reference = reference or statistics_of(measure, reference_images(measure, student.image_size))
