@@ -3,9 +3,11 @@
 #
 #   REFOCUS_PYTHON  interpreter to use instead of choosing one (its packages are taken as they are)
 #   REFOCUS_UPSTREAM=submodule|stand-in  insists on one implementation of VAR
-#   NPROC, NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT  processes and nodes for torchrun (default: one process)
+#   NPROC, NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT  processes and nodes for torchrun (default: a process per GPU
+#          for the commands that are worth it, else one)
 set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+environment="$here/refocus_ext/environment.py"
 export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}" # spinning threads stall when another program holds a core
 export PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}"
 
@@ -23,30 +25,84 @@ bare_python() {
     fail "needs python3 of version 3.10 or newer; found $(python3 --version 2>&1 || true). Install one, or name it in REFOCUS_PYTHON."
 }
 
-# An interpreter that has every package: REFOCUS_PYTHON, .venv, the current python3, or else a .venv made now.
-ready_python() {
-    local need="$1" python="$2" check="$here/refocus_ext/environment.py" missing candidate
+# An interpreter that can read a command line, which takes typed-argparse: REFOCUS_PYTHON, .venv, python3, or a .venv made now.
+light_python() {
+    local python="$1" candidate
     if [ -n "${REFOCUS_PYTHON:-}" ]; then
-        missing="$("$python" "$check" "$need")" || fail "REFOCUS_PYTHON=$REFOCUS_PYTHON lacks $missing; install them, or unset it."
+        if lacks "$python" command-line >/dev/null; then refuse_chosen "$(lacks "$python" run)"; fi
         echo "$python"
         return
     fi
     for candidate in "$here/.venv/bin/python" "$(command -v python3 || true)"; do
-        if [ -x "$candidate" ] && missing="$("$candidate" "$check" "$need")"; then echo "$candidate"; return; fi
+        if [ -x "$candidate" ] && ! lacks "$candidate" command-line >/dev/null; then echo "$candidate"; return; fi
+    done
+    make_light_environment "$python" >&2
+    echo "$here/.venv/bin/python"
+}
+
+# An interpreter that has every package: REFOCUS_PYTHON, .venv, the current python3, or else a .venv made now.
+ready_python() {
+    local need="$1" python="$2" missing candidate
+    if [ -n "${REFOCUS_PYTHON:-}" ]; then
+        if missing="$(lacks "$python" "$need")"; then refuse_chosen "$missing"; fi
+        echo "$python"
+        return
+    fi
+    for candidate in "$here/.venv/bin/python" "$(command -v python3 || true)"; do
+        if [ -x "$candidate" ] && ! missing="$(lacks "$candidate" "$need")"; then echo "$candidate"; return; fi
     done
     make_environment "$need" "$python" "$missing" >&2
     echo "$here/.venv/bin/python"
+}
+
+# Prints what an interpreter lacks for a need; true if that is anything.
+lacks() { ! "$1" "$environment" "$2"; }
+
+refuse_chosen() { fail "REFOCUS_PYTHON=$REFOCUS_PYTHON lacks $1; install them, or unset it."; }
+
+make_light_environment() {
+    local requirement
+    requirement="$("$1" "$environment" --requirements command-line)"
+    echo "refocus: installing $requirement, which reads the options, into $here/.venv"
+    make_venv "$1"
+    install --retries 1 "$requirement" ||
+        fail "installing $requirement failed (above: why). \`bash run.sh\` lists the commands without it."
 }
 
 make_environment() {
     local need="$1" python="$2" missing="$3" extra=""
     [ "$need" = run ] || extra="[$need]"
     echo "refocus: $python lacks $missing: installing into $here/.venv (once; PyTorch with CUDA libraries is about 5 GB)"
-    [ -x "$here/.venv/bin/python" ] || "$python" -m venv "$here/.venv" ||
-        fail "could not make .venv; on Debian or Ubuntu install python3-venv, or name an interpreter in REFOCUS_PYTHON."
-    "$here/.venv/bin/python" -m pip install --quiet --disable-pip-version-check --progress-bar off -e "$here$extra" ||
+    make_venv "$python"
+    install -e "$here$extra" ||
         fail "installing the packages failed (above: why). Run the same command again, or name an interpreter in REFOCUS_PYTHON."
-    missing="$("$here/.venv/bin/python" "$here/refocus_ext/environment.py" "$need")" || fail "after installing, .venv still lacks $missing."
+    if missing="$(lacks "$here/.venv/bin/python" "$need")"; then fail "after installing, .venv still lacks $missing."; fi
+}
+
+make_venv() {
+    [ -x "$here/.venv/bin/python" ] || "$1" -m venv "$here/.venv" ||
+        fail "could not make .venv; on Debian or Ubuntu install python3-venv, or name an interpreter in REFOCUS_PYTHON."
+}
+
+# pip install in .venv: every REFOCUS_TICK seconds (10) it says what pip is at, and if pip fails, its last lines.
+install() {
+    local log ticker code=0
+    log="$(mktemp)"
+    tick "$log" &
+    ticker=$!
+    "$here/.venv/bin/python" -m pip install --disable-pip-version-check --progress-bar off "$@" >"$log" 2>&1 || code=$?
+    kill "$ticker" 2>/dev/null || true
+    wait "$ticker" 2>/dev/null || true
+    [ "$code" = 0 ] || tail -n 15 "$log"
+    rm -f "$log"
+    return "$code"
+}
+
+tick() {
+    local every="${REFOCUS_TICK:-10}" began="$SECONDS"
+    while sleep "$every" >/dev/null 2>&1 && kill -0 "$$" 2>/dev/null; do # it ends with run.sh, whatever ends that
+        echo "refocus: installing for $((SECONDS - began)) s: $(tail -n 1 "$1" | cut -c 1-100)"
+    done
 }
 
 # Upstream VAR, where it can be reached; the stand-in serves where it cannot.
@@ -65,15 +121,40 @@ wants_help() {
     return 1
 }
 
+# Bash lines that complete `bash run.sh COMMAND --option`: they ask argcomplete in this interpreter.
+completion() {
+    if lacks "$1" completion >/dev/null; then fail "completion needs argcomplete; \`$1 -m pip install argcomplete\` installs it."; fi
+    cat <<EOF
+_refocus_run_sh() {
+    case "\${COMP_WORDS[1]:-}" in run.sh | */run.sh) ;; *) return ;; esac
+    local IFS=\$'\\013'
+    COMPREPLY=(\$(COMP_LINE="\$COMP_LINE" COMP_POINT="\$COMP_POINT" COMP_TYPE="\${COMP_TYPE:-9}" _ARGCOMPLETE=2 \\
+        _ARGCOMPLETE_IFS="\$IFS" _ARGCOMPLETE_SHELL=bash PYTHONPATH=$(printf %q "$here") $(printf %q "$1") -m refocus_ext \\
+        8>&1 9>/dev/null >/dev/null 2>&1))
+}
+complete -o default -o bashdefault -F _refocus_run_sh bash
+EOF
+}
+
 command_name="${1:-help}"
 if [ -n "${REFOCUS_PYTHON:-}" ] && ! command -v "$REFOCUS_PYTHON" >/dev/null 2>&1; then
     echo "refocus: REFOCUS_PYTHON=$REFOCUS_PYTHON is no program; name an interpreter, or unset it." >&2
     exit 2
 fi
 base="$(bare_python)"
-if [ "$command_name" = help ] || wants_help "$@"; then exec "$base" -m refocus_ext "$@"; fi
-# A wrong command or option is told before anything is installed.
-"$base" -m refocus_ext --check "$@" || exit $?
+# The list of commands, a command that does not exist, and the help of run.sh's own commands need no package.
+if [ "$#" -le 1 ]; then case "$command_name" in help | -h | --help) exec "$base" -m refocus_ext ;; esac; fi
+"$base" -m refocus_ext --known "$command_name" || exit $?
+case "$command_name" in test | completion) if wants_help "$@"; then exec "$base" -m refocus_ext "$@"; fi ;; esac
+
+processes_worth=one
+if [ "$command_name" != test ]; then
+    light="$(light_python "$base")"
+    if [ "$command_name" = completion ]; then completion "$light"; exit; fi
+    if [ "$command_name" = help ] || wants_help "$@"; then exec "$light" -m refocus_ext "$@"; fi
+    # A wrong option is refused before anything else is installed.
+    processes_worth="$("$light" -m refocus_ext --check "$@")" || exit $?
+fi
 
 need=run
 if [ "$command_name" = test ]; then need=test; fi
@@ -96,23 +177,8 @@ gpus() {
         echo 0
     fi
 }
-processes="${NPROC:-1}"
-case "$command_name" in
-tokenizer | tokens | distill) if [ -z "${NPROC:-}" ] && [[ " $* " != *" --device "* ]] && [ "$(gpus)" -gt 1 ]; then processes="$(gpus)"; fi ;;
-sample) # only sets of images are worth several processes
-    case " $* " in
-    *" --npz"* | *" --folder"*) if [ -z "${NPROC:-}" ] && [[ " $* " != *" --device "* ]] && [ "$(gpus)" -gt 1 ]; then processes="$(gpus)"; fi ;;
-    *) processes=1 ;;
-    esac
-    ;;
-eval) # of samples, Inception's features are shared out; a tokenizer is measured by one process
-    case " $* " in
-    *" --samples"*) if [ -z "${NPROC:-}" ] && [[ " $* " != *" --device "* ]] && [ "$(gpus)" -gt 1 ]; then processes="$(gpus)"; fi ;;
-    *) processes=1 ;;
-    esac
-    ;;
-*) processes=1 ;;
-esac
+processes=1
+if [ "$processes_worth" = several ]; then processes="${NPROC:-$(gpus)}"; fi
 if [ "$processes" -gt 1 ] || [ "${NNODES:-1}" -gt 1 ]; then
     if [ "${NNODES:-1}" -gt 1 ]; then
         where=(--nnodes "$NNODES" --node-rank "${NODE_RANK:?NNODES needs NODE_RANK}"
@@ -120,6 +186,8 @@ if [ "$processes" -gt 1 ] || [ "${NNODES:-1}" -gt 1 ]; then
     else
         where=(--standalone)
     fi
+    # What every process would refuse is refused once, by one process and without torchrun's report.
+    "$python" -m refocus_ext --preflight $((processes * ${NNODES:-1})) "$@" || exit $?
     export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
     exec "$python" -m torch.distributed.run "${where[@]}" --nproc-per-node "$processes" -m refocus_ext "$@"
 fi

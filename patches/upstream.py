@@ -25,6 +25,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from refocus_ext.errors import RunFailed
+
 ROOT = Path(__file__).resolve().parent.parent
 SUBMODULE = ROOT / "var_upstream"
 PINNED_REVISION = "78b95394fc5896192e3a003e4b295f8ea743c48f"
@@ -35,7 +37,7 @@ SHADOWED = ("dist", "models", "utils", "trainer")  # the absolute names upstream
 VAR_PATCH_NUMS = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
 
 
-class UpstreamError(RuntimeError):
+class UpstreamError(RunFailed):
     """The submodule is missing where it is required, or is not the revision the patches were written for."""
 
 

@@ -1,4 +1,8 @@
-"""The table of commands, and what runs one of them. Only the command that runs imports torch."""
+"""The table of commands, and what runs one of them.
+
+The table names modules without importing them: the list of commands needs the standard library alone, --help
+typed-argparse, and only the command that runs imports torch.
+"""
 
 from __future__ import annotations
 
@@ -6,145 +10,119 @@ import difflib
 import importlib
 import os
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, NamedTuple
 
-from refocus_ext.distill.options import DISTILL_DESCRIPTION, DISTILL_PRESETS, DistillOptions, choose_distill_preset
 from refocus_ext.errors import RunFailed, UsageError
-from refocus_ext.evaluation.options import EVAL_DESCRIPTION, EvalOptions
-from refocus_ext.evidence.ablation.options import (
-    ABLATE_DESCRIPTION,
-    ABLATE_PRESETS,
-    AblateOptions,
-    choose_ablate_preset,
-)
-from refocus_ext.evidence.aliasing.options import (
-    ALIASING_DESCRIPTION,
-    PYRAMID_DESCRIPTION,
-    AliasingOptions,
-    PyramidOptions,
-)
-from refocus_ext.evidence.bench.options import BENCH_DESCRIPTION, BenchOptions
-from refocus_ext.export.options import (
-    EXPORT_DESCRIPTION,
-    NOTEBOOK_DESCRIPTION,
-    PULL_DESCRIPTION,
-    VERIFY_DESCRIPTION,
-    ExportOptions,
-    NotebookOptions,
-    PullOptions,
-    VerifyOptions,
-)
-from refocus_ext.options import parser
-from refocus_ext.sampling.options import SAMPLE_DESCRIPTION, SampleOptions
-from refocus_ext.tokenizer.options import PRESETS, TOKENIZER_DESCRIPTION, TokenizerOptions, choose_preset
-from refocus_ext.tokens.options import TOKENS_DESCRIPTION, TokensOptions
+
+if TYPE_CHECKING:
+    from typed_argparse import Binding
+
+    from refocus_ext.options.fields import Options
+    from refocus_ext.options.parser import Parser
 
 
-@dataclass(frozen=True)
-class Command:
-    """One line of the list of commands; `module` has the `main` that runs it on its options."""
+class Command(NamedTuple):
+    """One line of the list of commands.
+
+    Attributes:
+        summary: what it does, in a clause.
+        options: 'module:Class' of its options, which also say whether it is worth several processes.
+        module: has the `main` that runs it on its options, and may have a `preflight` that raises before any work.
+    """
 
     summary: str
+    options: str
     module: str
-    options: type
-    presets: Mapping[str, Mapping[str, Any]] | None = None
-    description: str = ""
-    choose_preset: Callable[[dict[str, Any]], str] = choose_preset
 
 
 COMMANDS = {
     "tokenizer": Command(
         "stage 1: train the tokenizer with its focus pyramid",
+        "refocus_ext.tokenizer.options:TokenizerOptions",
         "refocus_ext.tokenizer.command",
-        TokenizerOptions,
-        PRESETS,
-        TOKENIZER_DESCRIPTION,
     ),
     "distill": Command(
         "stage 2: train the teacher and distil it into a vanilla VAR",
+        "refocus_ext.distill.options:DistillOptions",
         "refocus_ext.distill.command",
-        DistillOptions,
-        DISTILL_PRESETS,
-        DISTILL_DESCRIPTION,
-        choose_distill_preset,
     ),
     "tokens": Command(
         "precompute the tokens that distill reads",
+        "refocus_ext.tokens.options:TokensOptions",
         "refocus_ext.tokens.command",
-        TokensOptions,
-        description=TOKENS_DESCRIPTION,
     ),
     "sample": Command(
         "draw images from a student: grids, strips, edits, and sets of 50,000 for FID",
+        "refocus_ext.sampling.options:SampleOptions",
         "refocus_ext.sampling.command",
-        SampleOptions,
-        description=SAMPLE_DESCRIPTION,
     ),
     "eval": Command(
         "FID, sFID, IS, precision, recall of samples; PSNR, SSIM, LPIPS, rFID of a tokenizer",
+        "refocus_ext.evaluation.options:EvalOptions",
         "refocus_ext.evaluation.command",
-        EvalOptions,
-        description=EVAL_DESCRIPTION,
     ),
     "export": Command(
         "student and tokenizer as plain upstream files, for the Hugging Face Hub too",
+        "refocus_ext.export.options:ExportOptions",
         "refocus_ext.export.command",
-        ExportOptions,
-        description=EXPORT_DESCRIPTION,
     ),
     "verify": Command(
         "prove that exported files are vanilla VAR",
+        "refocus_ext.export.options:VerifyOptions",
         "refocus_ext.export.verify",
-        VerifyOptions,
-        description=VERIFY_DESCRIPTION,
     ),
     "notebook": Command(
         "run upstream's demo notebook on exported files",
+        "refocus_ext.export.options:NotebookOptions",
         "refocus_ext.export.notebook",
-        NotebookOptions,
-        description=NOTEBOOK_DESCRIPTION,
     ),
     "pull": Command(
-        "bring exported files back from the Hugging Face Hub",
+        "download exported files from the Hugging Face Hub",
+        "refocus_ext.export.options:PullOptions",
         "refocus_ext.export.hub",
-        PullOptions,
-        description=PULL_DESCRIPTION,
     ),
     "pyramid": Command(
         "draw focus pyramid, alias residuals and spectra of an image",
+        "refocus_ext.evidence.aliasing.options:PyramidOptions",
         "refocus_ext.evidence.aliasing.pyramid_figure",
-        PyramidOptions,
-        description=PYRAMID_DESCRIPTION,
     ),
     "aliasing": Command(
         "the alias benchmark: filters, tokenizers on shifted images, spectra of samples",
+        "refocus_ext.evidence.aliasing.options:AliasingOptions",
         "refocus_ext.evidence.aliasing.command",
-        AliasingOptions,
-        description=ALIASING_DESCRIPTION,
     ),
     "ablate": Command(
         "the rows of the paper's Table 2 at any size",
+        "refocus_ext.evidence.ablation.options:AblateOptions",
         "refocus_ext.evidence.ablation.command",
-        AblateOptions,
-        ABLATE_PRESETS,
-        ABLATE_DESCRIPTION,
-        choose_ablate_preset,
     ),
     "bench": Command(
         "speed and memory beside upstream, as ratios in one run",
+        "refocus_ext.evidence.bench.options:BenchOptions",
         "refocus_ext.evidence.bench.command",
-        BenchOptions,
-        description=BENCH_DESCRIPTION,
     ),
 }
-TEST_SUMMARY = "run the test suite (further words go to pytest; --slow adds the long ones)"
+# What run.sh does itself: their help, and nothing else, comes here.
+OF_RUN_SH = {
+    "test": (
+        "run the test suite, or with --fast a part of it that takes a minute",
+        "[--fast | --slow] [pytest's options]",
+        "Runs the test suite. --fast runs the part of it that tells within a minute or two whether something is broken;\n"
+        "--slow adds the tests at full size. All other words go to pytest.",
+    ),
+    "completion": (
+        "print the lines that make bash complete commands and options",
+        "",
+        'Prints a bash function. `eval "$(bash run.sh completion)"` in a shell, or in ~/.bashrc with the full path of run.sh,\n'
+        "completes commands and options of `bash run.sh` with the Tab key. Needs argcomplete.",
+    ),
+}
 
 
 def listing() -> str:
     """The list of commands."""
-    summaries = {name: command.summary for name, command in COMMANDS.items()} | {"test": TEST_SUMMARY}
+    summaries = {name: command.summary for name, command in COMMANDS.items()}
+    summaries |= {name: summary for name, (summary, _, _) in OF_RUN_SH.items()}
     lines = [
         "ReFocus-VAR: next-focus prediction for visual autoregressive models",
         "",
@@ -159,55 +137,110 @@ def listing() -> str:
     return "\n".join(lines)
 
 
+def command_line() -> Parser:
+    """The parser of all commands. Imports typed-argparse and the options, no torch."""
+    from refocus_ext.options.parser import Parser
+
+    classes = {name: (_resolve(command.options), command.summary) for name, command in COMMANDS.items()}
+    return Parser("bash run.sh", classes)
+
+
+def _resolve(name: str) -> type[Options]:
+    module, _, attribute = name.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def main(argv: list[str]) -> int:
+    """Runs one command; returns the exit code: 0 done, 1 failed, 2 wrong usage, 130/143 interrupted and saved.
+
+    Before the command's name there may be words for run.sh:
+        --known: say whether there is such a command.
+        --check: parse the command line only, and print whether it is worth `several` processes or `one`.
+        --preflight N: refuse in this process what N processes would refuse before their work.
+    """
+    if "_ARGCOMPLETE" in os.environ:  # bash asks how the line in its environment can go on
+        command_line().parse_args([])
+    if argv[:1] == ["--known"]:
+        return 0 if argv[1] in (*COMMANDS, *OF_RUN_SH, "help", "--help", "-h") else _unknown(argv[1])
+    mode = argv[0] if argv[:1] in (["--check"], ["--preflight"]) else ""
+    processes = int(argv[1]) if mode == "--preflight" else 1
+    argv = argv[{"": 0, "--check": 1, "--preflight": 2}[mode] :]
+    if argv[:1] == ["help"] and len(argv) > 1:
+        argv = [argv[1], "--help"]
+    if not argv or argv[0] in ("help", "--help", "-h"):
+        print(listing())
+        return 0
+    if argv[0] in OF_RUN_SH:
+        return 0 if mode else _help_of_run_sh(argv[0])
+    if argv[0] not in COMMANDS:
+        return _unknown(argv[0])
+    # Two OpenMP threads that spin while another program holds a core can slow a step by a factor of ten.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    try:
+        return _run(argv, mode, processes)
+    except SystemExit as stop:  # argparse's way out, and that of a binding
+        return int(stop.code or 0)
+
+
+def _help_of_run_sh(name: str) -> int:
+    _, usage, text = OF_RUN_SH[name]
+    print(f"usage: bash run.sh {name} {usage}".rstrip() + f"\n\n{text}")
+    return 0
+
+
 def _unknown(name: str) -> int:
-    close = difflib.get_close_matches(name, [*COMMANDS, "test", "help"], n=1)
+    close = difflib.get_close_matches(name, [*COMMANDS, *OF_RUN_SH, "help"], n=1)
     hint = f"; did you mean '{close[0]}'?" if close else "; `bash run.sh` lists them."
     print(f"refocus: there is no command '{name}'{hint}", file=sys.stderr)
     return 2
 
 
-def main(argv: list[str]) -> int:
-    """Runs one command; returns the exit code: 0 done, 1 failed, 2 wrong usage, 130/143 interrupted and saved."""
-    check_only = argv[:1] == ["--check"]  # run.sh asks before it installs anything
-    argv = argv[1:] if check_only else argv
-    if not argv or argv[0] in ("help", "--help", "-h"):
-        if len(argv) > 1 and argv[0] == "help":
-            return main([argv[1], "--help"])
-        print(listing())
-        return 0
-    name, rest = argv[0], argv[1:]
-    if name == "test":  # run.sh runs pytest itself; only the help comes here
-        if check_only:
-            return 0
-        print(f"usage: bash run.sh test [--slow] [pytest's options]\n\n{TEST_SUMMARY}")
-        return 0
-    if name not in COMMANDS:
-        return _unknown(name)
-    command = COMMANDS[name]
-    parsed: Any = parser.parse(
-        command.options,
-        rest,
-        prog=f"bash run.sh {name}",
-        description=command.description,
-        presets=command.presets,
-        choose_preset=command.choose_preset,
-    )
-    return 0 if check_only else _run(command.module, parsed)
-
-
-def _run(module: str, parsed: Any) -> int:
-    # Two OpenMP threads that spin while another program holds a core can slow a step by a factor of ten.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from patches.upstream import UpstreamError
-
+def _run(argv: list[str], mode: str, processes: int) -> int:
+    """The exit code of a command that exists; its sentence is printed if it ends early."""
     try:
-        return importlib.import_module(module).main(parsed)
+        parser = command_line()
+        if mode == "--check":
+            print("several" if _several(parser.parse_args(argv)) else "one")
+        elif mode == "--preflight":
+            _preflight(COMMANDS[argv[0]], parser.parse_args(argv), processes)
+        else:
+            parser.bind_lazy(lambda: [_binding(command) for command in COMMANDS.values()]).run(argv)
     except UsageError as error:
-        print(f"refocus: {error}", file=sys.stderr)
+        _say_once(f"refocus: {error}")
         return 2
-    except (RunFailed, UpstreamError) as error:
+    except RunFailed as error:  # of several processes each may have failed for a reason of its own
         print(f"refocus: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\nrefocus: stopped; the last checkpoint is what remains.", file=sys.stderr)
         return 130
+    return 0
+
+
+def _binding(command: Command) -> Binding:
+    """The command's `main`, imported when it is called; leaves with its exit code."""
+    from typed_argparse import Binding
+
+    def run(options: Options) -> None:
+        raise SystemExit(importlib.import_module(command.module).main(options))
+
+    return Binding(_resolve(command.options), run)
+
+
+def _preflight(command: Command, options: Options, processes: int) -> None:
+    """Raises what the command would raise before its work, as far as its module has a `preflight`."""
+    check = getattr(importlib.import_module(command.module), "preflight", None)
+    if check is not None:
+        check(options, processes)
+
+
+def _several(options: Options) -> bool:
+    """One process per GPU, where that is worth it; but an explicit --device means one, unless NPROC says otherwise."""
+    chosen = getattr(options, "device", "auto") != "auto"
+    return options.several_processes() and (not chosen or bool(os.environ.get("NPROC")))
+
+
+def _say_once(sentence: str) -> None:
+    """On stderr. Several processes refuse alike: the first of each machine says it."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(sentence, file=sys.stderr)

@@ -22,14 +22,16 @@ def _version(text: str) -> tuple[int, ...]:
 
 
 def _lacks(requirement: str) -> str | None:
-    match = re.match(r"([\w.-]+)(?:\[.*\])?(?:>=([\d.]+))?", requirement)
+    match = re.match(r"([\w.-]+)(?:\[.*\])?(?:>=([\d.]+))?(?:,<([\d.]+))?", requirement)
     assert match
-    name, least = match[1], match[2]
+    name, least, below = match[1], match[2], match[3]
     try:
         found = distribution(name).version
     except PackageNotFoundError:
         return name
-    return f"{name}>={least} (has {found})" if least and _version(found) < _version(least) else None
+    if least and _version(found) < _version(least):
+        return f"{name}>={least} (has {found})"
+    return f"{name}<{below} (has {found})" if below and _version(found) >= _version(below) else None
 
 
 def _torch_pair() -> str | None:
@@ -44,15 +46,27 @@ def _torch_pair() -> str | None:
     return None
 
 
+def requirements(need: str) -> list[str]:
+    """The requirements of `need`: "command-line" to read options, "run" for the commands, "test" for the suite as well,
+    "completion" for the Tab key."""
+    everything = _requirements("dependencies")
+    reader = [requirement for requirement in everything if requirement.startswith("typed-argparse")]
+    if need in ("command-line", "completion"):
+        return reader + ([] if need == "command-line" else _requirements(need))
+    return everything + ([] if need == "run" else _requirements(need))
+
+
 def lacking(need: str = "run") -> list[str]:
-    """What is missing for `need`: "run" for the commands, "test" for the suite as well."""
-    wanted = _requirements("dependencies") + ([] if need == "run" else _requirements(need))
-    missing = [lack for requirement in wanted if (lack := _lacks(requirement))]
-    pair = _torch_pair()
+    """What is missing for `need`."""
+    missing = [lack for requirement in requirements(need) if (lack := _lacks(requirement))]
+    pair = _torch_pair() if need in ("run", "test") else None
     return missing + ([pair] if pair else [])
 
 
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["--requirements"]:
+        print(*requirements(*sys.argv[2:]), sep="\n")
+        raise SystemExit
     missing = lacking(*sys.argv[1:])
     print(", ".join(missing))
     raise SystemExit(bool(missing))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from refocus_ext.commands import main
+from typing import Any
+
+from refocus_ext.commands import command_line, main
 from refocus_ext.tokenizer.stage_one import StageOne
 
 TINY = tuple(
@@ -25,6 +27,11 @@ TRAINED_WITH = StageOne(
     ch=32,
     commitment=0.25,
 )
+
+
+def parsed(*argv: str) -> Any:
+    """The options of a command line."""
+    return command_line().parse_args(list(argv))
 
 
 def run_main(*argv: str) -> int:

@@ -81,7 +81,7 @@ def test_wrong_usage(argv: list[str], words: str, capsys: pytest.CaptureFixture[
         (["--batch-size", "1000"], "--batch-size 1000 is larger than the data set of"),
         (["--patch-nums", "1,2,4,3"], "must rise and end at image size / 16 = 4; give --patch-nums"),
         (["--ch", "40"], "--ch 40 is no multiple of 32"),
-        (["--steps", "10"], "leaves no step of --steps 10 with quantization"),
+        (["--steps", "10", "--warm-autoencoder", "10"], "leaves no step of --steps 10 with quantization"),
         (["--resume", "nothing.pt"], "neither auto nor never nor a checkpoint file"),
         (["--device", "cuda:77"], "--device cuda:77 is not available"),
         (["--noise-min", "0.5"], "noise_min <= noise_max"),

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -12,6 +12,7 @@ from patches import Upstream, load_upstream
 from refocus_ext.distill.networks import NetworkPlan, build_networks
 from refocus_ext.distill.options import DistillOptions
 from refocus_ext.distill.plan import (
+    Sizes,
     check_data,
     check_options,
     complete,
@@ -25,20 +26,33 @@ from refocus_ext.distill.plan import (
 from refocus_ext.distill.recipe import DistillRecipe, DistillWeights
 from refocus_ext.distill.teacher.geometry import TeacherGeometry
 from refocus_ext.distill.training import DistillTraining
+from refocus_ext.engine.checks import check_share
+from refocus_ext.engine.devices import pick_device
 from refocus_ext.engine.distributed import World, world
 from refocus_ext.engine.interruption import Interruption
-from refocus_ext.engine.run_folder import RunFolder
+from refocus_ext.engine.run_folder import RunFolder, check_run_folder
 from refocus_ext.engine.training import RunPlan, TrainingData
 from refocus_ext.images.folder import ImageList, check_images
 from refocus_ext.images.sources import find_images
 from refocus_ext.images.views import ViewPlan
-from refocus_ext.options.shared import identity
 from refocus_ext.storage.atomic import save_json, written_beside
 from refocus_ext.tokens.cache import CacheSource, build_cache, default_folder, open_cache
 from refocus_ext.tokens.cache import summary as cache_summary
-from refocus_ext.tokens.index import FILE
+from refocus_ext.tokens.index import FILE, read_index
 from refocus_ext.tokens.tokenize import pick_precision, prepare
 from refocus_ext.tokens.trained_tokenizer import Tokenizer, load_tokenizer
+
+
+class Prepared(NamedTuple):
+    """What stands before any work is done."""
+
+    tokenizer: Tokenizer
+    train: ImageList
+    val: ImageList
+    classes: int
+    geometry: TeacherGeometry | None
+    size: Sizes
+    note: str | None
 
 
 def main(options: DistillOptions) -> int:
@@ -47,19 +61,46 @@ def main(options: DistillOptions) -> int:
         return _run(complete(options), here)
 
 
-def _run(options: DistillOptions, here: World) -> int:
-    upstream = load_upstream()
-    here.say(upstream.describe())
+def preflight(options: DistillOptions, processes: int) -> None:
+    """Raises UsageError where `main` would in each of so many processes; leaves GPUs alone, and writes nothing."""
+    options = complete(options)
+    precision = pick_precision(options.tokens_precision, pick_device(options.device), "--tokens-precision")
+    prepared = prepare_run(load_upstream(), options, torch.device("cpu"))
+    if options.dry_run:
+        return
+    check_share(options, prepared.train, processes)
+    if options.cache != "off":
+        source = cache_source(options, prepared.tokenizer, prepared.train, precision)
+        read_index(cache_folder(options, prepared.tokenizer), source.identity(), "--cache")
+    if options.resume != "never":
+        check_run_folder(Path(options.out), run_identity(options, prepared.tokenizer))
+
+
+def prepare_run(upstream: Upstream, options: DistillOptions, device: torch.device) -> Prepared:
+    """Options checked against each other, the tokenizer and the data.
+
+    Raises:
+        UsageError: they do not fit, or something is not there.
+    """
     check_options(options)
-    pick_precision(options.tokens_precision, here.device, "--tokens-precision")
-    tokenizer = prepare(load_tokenizer(Path(options.tokenizer), here.device))
-    here.say(why_preset(options, tokenizer))
+    tokenizer = load_tokenizer(Path(options.tokenizer), device)
     train, val = find_images(options.data or tokenizer.trained_with.data)
     classes = check_data(options, train, val)
     geometry = teacher_geometry(options, tokenizer)
-    if note := check_images(train, tokenizer.trained_with.image_size, options.small_images):
-        here.say(f"note: {note}")
+    note = check_images(train, tokenizer.trained_with.image_size, options.small_images)
     size = sizes(upstream, options, geometry, tokenizer, classes)
+    return Prepared(tokenizer, train, val, classes, geometry, size, note)
+
+
+def _run(options: DistillOptions, here: World) -> int:
+    upstream = load_upstream()
+    here.say(upstream.describe())
+    pick_precision(options.tokens_precision, here.device, "--tokens-precision")
+    tokenizer, train, val, classes, geometry, size, note = prepare_run(upstream, options, here.device)
+    prepare(tokenizer)
+    here.say(why_preset(options, tokenizer))
+    if note:
+        here.say(f"note: {note}")
     if here.main:
         print_plan(options, tokenizer, geometry, train, classes, size, here.device)
     if options.dry_run:
@@ -115,6 +156,11 @@ def network_plan(options: DistillOptions, classes: int) -> NetworkPlan:
     )
 
 
+def run_identity(options: DistillOptions, tokenizer: Tokenizer) -> dict[str, object]:
+    """What makes two runs the same run: options, and the weights of the tokenizer."""
+    return options.identity() | {"tokenizer": tokenizer.checksums()}
+
+
 def open_run(
     options: DistillOptions,
     tokenizer: Tokenizer,
@@ -128,8 +174,8 @@ def open_run(
     theirs = tokenizer.trained_with
     config = {
         "command": "distill",
-        "identity": identity(options) | {"tokenizer": weights},
-        "options": dataclasses.asdict(options),
+        "identity": run_identity(options, tokenizer),
+        "options": options.to_dict(),
         "student": {
             "depth": options.depth,
             "num_classes": classes,
@@ -159,16 +205,23 @@ def open_run(
     return run
 
 
+def cache_source(options: DistillOptions, tokenizer: Tokenizer, images: ImageList, precision: str) -> CacheSource:
+    plan = ViewPlan(options.crops, options.hflip, options.seed)
+    return CacheSource(tokenizer, images, plan, options.crop_scale, precision)
+
+
+def cache_folder(options: DistillOptions, tokenizer: Tokenizer) -> Path:
+    return Path(options.cache) if options.cache else default_folder(tokenizer)
+
+
 def training_data(
     options: DistillOptions, tokenizer: Tokenizer, images: ImageList, here: World, interruption: Interruption
 ) -> TrainingData | None:
     """The token cache, made first where it is missing, or the images themselves; None if making it was interrupted."""
-    plan = ViewPlan(options.crops, options.hflip, options.seed)
-    precision = pick_precision(options.tokens_precision, here.device)
-    source = CacheSource(tokenizer, images, plan, options.crop_scale, precision)
+    source = cache_source(options, tokenizer, images, pick_precision(options.tokens_precision, here.device))
     if options.cache == "off":
         return source.crops()
-    folder = Path(options.cache) if options.cache else default_folder(tokenizer)
+    folder = cache_folder(options, tokenizer)
     if not (folder / FILE).is_file():
         here.say(f"there is no token cache in {folder} yet: making it first, as `bash run.sh tokens` would")
     interruption.promise = "stopping after this batch; finished shards stay"

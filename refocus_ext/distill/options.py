@@ -1,127 +1,164 @@
-"""Options and presets of stage 2. Standard library only, so that help is instant."""
+"""Options of `distill`. Imports no torch, so that help is instant."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from refocus_ext.options import shared as common
-from refocus_ext.options.parser import non_negative, option, positive
+from refocus_ext.errors import UsageError
+from refocus_ext.options import shared
+from refocus_ext.options.fields import Heading, Options
+from refocus_ext.options.kinds import non_negative, positive
+from refocus_ext.options.presets import preset_names
 
-DISTILL_DESCRIPTION = """
-Trains the student of stage 2, a vanilla VAR on focus tokens, together with its teacher: the same weights plus
-alias-gate cross-attention, which looks at the alias tokens and hands on what it learns from them. Needs a finished
-`bash run.sh tokenizer`. Typed again, the same command continues an interrupted run.
-"""
+DATA = Heading("what to train on")
+STUDENT = Heading("student (VAR)")
+TEACHER = Heading("teacher")
+TRAIN = Heading("optimization")
+SPEED = Heading("speed")
+RUN = Heading("run")
 
 
-@dataclasses.dataclass(frozen=True)
-class DistillOptions:
-    """Stage 2: the student, a vanilla VAR on focus tokens, and its alias-gate teacher."""
+class DistillOptions(Options):
+    """
+    Trains the student of stage 2, a vanilla VAR on focus tokens, together with its teacher: the same weights plus
+    alias-gate cross-attention, which looks at the alias tokens and passes on what it learns from them. Needs a
+    finished `bash run.sh tokenizer`. Run the same command again to resume an interrupted run.
+    """
 
-    # fmt: off
-    preset: str = option(
-        "", "where all other defaults come from; that of the tokenizer, but paper with --data",
-        choices=("demo", "vanilla", "paper", "paper-512"), group="what to train on",
-    )
-    tokenizer: str = option("runs/tokenizer", "run folder of a finished `tokenizer`", metavar="RUN", group="what to train on", identity=False)
-    data: str = option(
-        "", "ImageFolder with train/CLASS/*.JPEG and val/CLASS/*.JPEG; without it what the tokenizer was trained on",
-        metavar="DIR", group="what to train on",
-    )
-    small_images: str = common.small_images("what to train on")
-    crops: int = option(
-        None, "fixed random crops of each image, met in turn; 0 draws a new one every epoch (needs --cache off)", kind=non_negative(int),
-        group="what to train on",
-    )
-    hflip: bool = option(False, "each crop mirrored as well", group="what to train on")
-    crop_scale: float = common.crop_scale("what to train on")
-    cache: str = option(
-        "", "folder of the token cache, made when it is missing; empty is RUN/tokens of the tokenizer, off tokenizes while training",
-        metavar="DIR|off", group="what to train on", identity=False,
-    )
-    init: str = option(
-        "", "VAR weights to start from, as upstream publishes them (var_d20.pth fits preset vanilla)", metavar="FILE", group="what to train on",
-    )
+    stage = "distill"
 
-    depth: int = option(None, "D, blocks of the VAR; its width is 64 D", kind=positive(int), group="student (VAR)")
-    num_classes: int = option(None, "classes of the class embedding, 0: as many as the data has; upstream's demos want 1000", kind=non_negative(int), group="student (VAR)")
-    shared_aln: str = option("auto", "one AdaLN for all blocks; auto is on for d36, as upstream's", choices=("auto", "on", "off"), group="student (VAR)")
-    attention: str = option(
-        "dense", "of the training pass: upstream's dense mask, five block-causal groups, or one call per scale (equal to 1e-6)",
-        choices=("dense", "grouped", "per-scale"), group="student (VAR)",
+    preset: str = shared.preset(
+        DATA, "where all other defaults come from; without it the tokenizer's, but paper for a demo's with --data"
     )
-
-    teacher: str = option(
-        "on", "on: the student's own weights and alias-gate cross-attention; separate: a second full VAR; off: VAR's own training",
-        choices=("on", "off", "separate"), group="teacher",
+    tokenizer: str = DATA("runs/tokenizer", "run folder of a finished `tokenizer`", metavar="RUN", identity=False)
+    data: str = DATA(
+        "",
+        "ImageFolder with train/CLASS/*.JPEG and val/CLASS/*.JPEG; without it what the tokenizer was trained on",
+        metavar="DIR",
     )
-    teacher_blocks: int = option(2, "M, last blocks that run twice", kind=positive(int), group="teacher")
-    mask: str = option("causal", "alias tokens a scale sees: of the states before its own, or (privileged) of its own too", choices=("causal", "privileged"), group="teacher")
-    alias_scales: int = option(0, "only the last so many scales see alias tokens; 0: all that the mask lets", kind=non_negative(int), group="teacher")
-    lambda_feat: float = option(1.0, "weight of feature distillation", kind=non_negative(float), group="teacher")
-    lambda_logit: float = option(0.5, "weight of logit distillation (KL)", kind=non_negative(float), group="teacher")
-    teacher_lr: float = option(
-        0.1, "learning rate of the alias gates, a factor on the student's; a fast teacher leads the student astray early on",
-        kind=positive(float), group="teacher",
+    small_images: str = shared.small_images(DATA)
+    crops: int = DATA(
+        None,
+        "fixed random crops of each image, used in turn; 0 draws a new one every epoch (needs --cache off)",
+        non_negative(int),
+    )
+    hflip: bool = DATA(False, "also train on the mirror image of each crop")
+    crop_scale: float = shared.crop_scale(DATA)
+    cache: str = DATA(
+        "",
+        "folder of the token cache, made when it is missing; without this option it is RUN/tokens of the tokenizer; off: "
+        "tokenize while training",
+        metavar="DIR|off",
+        identity=False,
+    )
+    init: str = DATA(
+        "", "VAR weights to start from, as upstream publishes them (var_d20.pth fits preset vanilla)", metavar="FILE"
     )
 
-    steps: int = option(None, "optimizer steps in all", kind=positive(int), group="optimization")
-    batch_size: int = common.batch_size("optimization")
-    accumulate: int = common.accumulate("optimization")
-    lr: float = option(None, "peak learning rate (VAR: 1e-4 at a batch of 256)", kind=positive(float), group="optimization")
-    seed: int = option(0, "seed of weights, data order, crops and dropped labels", kind=int, group="optimization")
-
-    precision: str = option(
-        "auto", "autocast of the networks (losses and token lookups stay fp32); auto is bf16 on CUDA, fp32 on a CPU",
-        choices=("auto", "fp32", "bf16", "fp16"), group="speed",
+    depth: int = STUDENT(None, "D, blocks of the VAR; its width is 64 D", positive(int))
+    num_classes: int = STUDENT(
+        None,
+        "classes of the class embedding, 0: as many as the data has; upstream's demos need 1000",
+        non_negative(int),
     )
-    tokens_precision: str = option(
-        "auto", "of the encoders that make the tokens; auto is tf32 on CUDA, as VAR's own training, fp32 on a CPU",
-        choices=("auto", "fp32", "tf32", "bf16"), group="speed",
+    shared_aln: str = STUDENT(
+        "auto", "one AdaLN for all blocks; auto is on from d36, as upstream's", choices=("auto", "on", "off")
     )
-    parallel: str = option("ddp", "several processes: copies of the model, or (fsdp, FSDP2) shards of it for d30 and d36", choices=("ddp", "fsdp"), group="speed", identity=False)
-    grad_checkpoint: bool = option(False, "compute activations again in the backward pass", group="speed", identity=False)
-    compile: bool = option(False, "torch.compile the blocks that run once", group="speed", identity=False)
-    workers: int = common.workers("speed")
-    device: str = common.device("speed")
+    attention: str = STUDENT(
+        "dense",
+        "of the training pass: upstream's dense mask, five block-causal groups, or one call per scale (equal to 1e-6)",
+        choices=("dense", "grouped", "per-scale"),
+    )
 
-    out: str = option("", "run folder; empty is runs/distill-dD", metavar="DIR", group="run", identity=False)
-    resume: str = common.resume("run")
-    save_every: int = option(None, "steps between checkpoints, 0: at the end and when interrupted", kind=non_negative(int), group="run", identity=False)
-    keep: int = option(None, "checkpoints that are kept; with 1 a damaged one has none before it", kind=positive(int), group="run", identity=False)
-    picture_every: int = option(None, "steps between validations, with samples drawn", kind=positive(int), group="run", identity=False)
-    log_every: int = option(None, "steps between records of every scale's loss and accuracy", kind=positive(int), group="run", identity=False)
-    val_images: int = option(None, "at most this many validation images, evenly spread", kind=positive(int), group="run", identity=False)
-    samples: int = option(None, "images drawn at every validation, 0 none", kind=non_negative(int), group="run", identity=False)
-    dry_run: bool = common.dry_run("run")
-    # fmt: on
+    teacher: str = TEACHER(
+        "on",
+        "on: the student's own weights and alias-gate cross-attention; separate: a second full VAR; off: VAR's own "
+        "training",
+        choices=("on", "off", "separate"),
+    )
+    teacher_blocks: int = TEACHER(2, "M, last blocks that run twice", positive(int))
+    mask: str = TEACHER(
+        "causal",
+        "alias tokens a scale sees: those of the states before its own, or (privileged) of its own too",
+        choices=("causal", "privileged"),
+    )
+    alias_scales: int = TEACHER(
+        0, "only the last so many scales see alias tokens; 0: all that the mask allows", non_negative(int)
+    )
+    lambda_feat: float = TEACHER(1.0, "weight of feature distillation", non_negative(float))
+    lambda_logit: float = TEACHER(0.5, "weight of logit distillation (KL)", non_negative(float))
+    teacher_lr: float = TEACHER(
+        0.1,
+        "learning rate of the alias gates, as a factor on the student's; with a high one the student is worse in the "
+        "early steps",
+        positive(float),
+    )
 
+    steps: int = TRAIN(None, "optimizer steps in all", positive(int))
+    batch_size: int = shared.batch_size(TRAIN)
+    accumulate: int = shared.accumulate(TRAIN)
+    lr: float = TRAIN(None, "peak learning rate (VAR: 1e-4 at a batch of 256)", positive(float))
+    seed: int = TRAIN(0, "seed of weights, data order, crops and dropped labels")
 
-_PAPER: dict[str, Any] = dict(
-    depth=16, num_classes=1000, crops=4, steps=400_000, batch_size=256, lr=1e-4, workers=8, save_every=2500, keep=2,
-    picture_every=5000, log_every=100, val_images=1024, samples=16,
-)  # fmt: skip
-DISTILL_PRESETS: dict[str, dict[str, Any]] = {
-    "demo": dict(
-        depth=8, num_classes=0, crops=4, steps=80, batch_size=8, lr=6e-4, workers=0, save_every=0, keep=1,
-        picture_every=40, log_every=10, val_images=64, samples=16,
-    ),
-    "vanilla": _PAPER,
-    "paper": _PAPER,
-    "paper-512": _PAPER | dict(depth=36),
-}  # fmt: skip
+    precision: str = SPEED(
+        "auto",
+        "autocast of the networks (losses and token lookups stay fp32); auto is bf16 on CUDA, fp32 on a CPU",
+        choices=("auto", "fp32", "bf16", "fp16"),
+    )
+    tokens_precision: str = SPEED(
+        "auto",
+        "arithmetic of the encoders that make the tokens; auto is tf32 on CUDA, as in VAR's own training, fp32 on a CPU",
+        choices=("auto", "fp32", "tf32", "bf16"),
+    )
+    parallel: str = SPEED(
+        "ddp",
+        "with several processes: copies of the model, or (fsdp, FSDP2) shards of it for d30 and d36",
+        choices=("ddp", "fsdp"),
+        identity=False,
+    )
+    grad_checkpoint: bool = SPEED(False, "recompute activations in the backward pass", identity=False)
+    compile: bool = SPEED(False, "torch.compile the blocks that run once", identity=False)
+    workers: int = shared.workers(SPEED)
+    device: str = shared.device(SPEED)
 
+    out: str = RUN("", "run folder; without it runs/distill-dD", metavar="DIR", identity=False)
+    resume: str = shared.resume(RUN)
+    save_every: int = RUN(
+        None, "steps between checkpoints, 0: at the end and when interrupted", non_negative(int), identity=False
+    )
+    keep: int = RUN(
+        None, "number of checkpoints to keep; with 1 there is none to fall back on", positive(int), identity=False
+    )
+    picture_every: int = RUN(None, "steps between validations, with samples drawn", positive(int), identity=False)
+    log_every: int = RUN(
+        None, "steps between records of every scale's loss and accuracy", positive(int), identity=False
+    )
+    val_images: int = RUN(
+        None, "validate on at most this many images, evenly spread over the data", positive(int), identity=False
+    )
+    samples: int = RUN(None, "images drawn at every validation, 0: none", non_negative(int), identity=False)
+    dry_run: bool = shared.dry_run(RUN)
 
-def choose_distill_preset(typed: dict[str, Any]) -> str:
-    """That of the tokenizer's run; where there is none yet, or --data is given, as for a tokenizer (DESIGN 4)."""
-    file = Path(typed.get("tokenizer") or "runs/tokenizer") / "config.json"
-    try:
-        theirs = str(json.loads(file.read_text())["options"]["preset"])
-    except (OSError, ValueError, KeyError, TypeError):
-        theirs = ""
-    if theirs in DISTILL_PRESETS and not (theirs == "demo" and typed.get("data")):
-        return theirs
-    return "paper" if typed.get("data") else "demo"
+    @classmethod
+    def choose_preset(cls, typed: Mapping[str, object]) -> str:
+        """That of the tokenizer's run; where there is none yet, or a demo's is given --data, as for a tokenizer.
+
+        Raises:
+            UsageError: the run's configuration names no preset of this version.
+        """
+        run = Path(str(typed.get("tokenizer") or cls.fields()["tokenizer"].default))
+        if not (run / "config.json").is_file():
+            return super().choose_preset(typed)
+        try:
+            theirs = str(json.loads((run / "config.json").read_text())["options"]["preset"])
+        except (OSError, ValueError, KeyError, TypeError):
+            theirs = ""
+        if theirs not in preset_names():
+            found = f"has the preset '{theirs}', which this version does not know" if theirs else "names no preset"
+            raise UsageError(f"--tokenizer {run} {found}; give --preset one of {', '.join(preset_names())}.")
+        return "paper" if theirs == "demo" and typed.get("data") else theirs
+
+    def several_processes(self) -> bool:
+        return True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,7 +28,7 @@ def complete(options: DistillOptions) -> DistillOptions:
     """Options whose empty values say "as usual", filled in."""
     out = options.out or f"runs/distill-d{options.depth}"
     shared_aln = options.shared_aln if options.shared_aln != "auto" else ("on" if options.depth >= 36 else "off")
-    return dataclasses.replace(options, out=out, shared_aln=shared_aln)
+    return options.replace(out=out, shared_aln=shared_aln)
 
 
 def why_preset(options: DistillOptions, tokenizer: Tokenizer) -> str:
@@ -40,7 +39,7 @@ def why_preset(options: DistillOptions, tokenizer: Tokenizer) -> str:
 
 
 def check_options(options: DistillOptions) -> None:
-    """Raises UsageError for what can be told before anything is loaded."""
+    """Raises UsageError for what can be known before anything is loaded."""
     if options.init and not Path(options.init).is_file():
         raise UsageError(f"--init {options.init} is no file; it takes VAR weights such as var_d{options.depth}.pth.")
     if options.crops == 0 and options.cache != "off":

@@ -7,6 +7,7 @@ from typing import Any
 
 from refocus_ext.errors import UsageError
 from refocus_ext.images.folder import ImageList
+from refocus_ext.images.order import StepBatches
 
 
 def check_run_options(options: Any, images: ImageList) -> None:
@@ -25,3 +26,10 @@ def check_run_options(options: Any, images: ImageList) -> None:
             f"--batch-size {options.batch_size} is larger than the data set of {len(images)} images; choose at most "
             f"{len(images)}{hint}."
         )
+
+
+def check_share(options: Any, images: ImageList, processes: int) -> None:
+    """Raises UsageError where the batch does not divide over the processes, which their loaders would find out."""
+    StepBatches(
+        len(images), options.batch_size, start=0, stop=0, seed=0, world=processes, accumulate=options.accumulate
+    )

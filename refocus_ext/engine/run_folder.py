@@ -29,7 +29,7 @@ class RunFolder:
     def __init__(self, path: Path, config: Mapping[str, Any], *, fresh: bool = False, keep: int = 2) -> None:
         self.path = path
         self.moved_to = self._move_aside() if fresh else None
-        self._check(config)
+        check_run_folder(path, config["identity"])
         self.config = dict(config) | self._weights()
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -46,28 +46,6 @@ class RunFolder:
             return None
         number = next(n for n in range(1, 10_000) if not self.path.with_name(f"{self.path.name}.{n}").exists())
         return self.path.rename(self.path.with_name(f"{self.path.name}.{number}"))
-
-    def _check(self, config: Mapping[str, Any]) -> None:
-        if self.path.exists() and not self.path.is_dir():
-            raise UsageError(f"--out {self.path} is a file; choose a folder.")
-        file = self.path / "config.json"
-        if not file.is_file():
-            if self.path.is_dir() and any(self.path.iterdir()):
-                raise UsageError(f"--out {self.path} holds files but no run; choose an empty or a new folder.")
-            return
-        try:
-            theirs = json.loads(file.read_text())["identity"]
-        except (ValueError, KeyError, TypeError):
-            raise UsageError(f"{file} is not a run's configuration; choose another --out.") from None
-        ours = json.loads(json.dumps(config["identity"]))
-        if changed := [key for key in sorted(ours.keys() | theirs.keys()) if ours.get(key) != theirs.get(key)]:
-            shown = [f"{key} = {_short(theirs.get(key))}, this one has {_short(ours.get(key))}" for key in changed[:4]]
-            more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
-            why = " (the learning-rate schedule is laid out over the steps)" if changed == ["steps"] else ""
-            raise UsageError(
-                f"--out {self.path} holds a run with {' and '.join(shown)}{more}{why}; choose another --out, or --resume never "
-                "to move that run aside and start afresh."
-            )
 
     def _weights(self) -> dict[str, Any]:
         """Checksums of finished weights that an earlier start of this run has written."""
@@ -122,6 +100,30 @@ class RunFolder:
         for open_file in (self._metrics, self._board):
             if open_file is not None:
                 open_file.close()
+
+
+def check_run_folder(path: Path, identity: Mapping[str, Any]) -> None:
+    """Raises UsageError where `path` cannot be the folder of the run with this identity."""
+    if path.exists() and not path.is_dir():
+        raise UsageError(f"--out {path} is a file; choose a folder.")
+    file = path / "config.json"
+    if not file.is_file():
+        if path.is_dir() and any(path.iterdir()):
+            raise UsageError(f"--out {path} holds files but no run; choose an empty or a new folder.")
+        return
+    try:
+        theirs = json.loads(file.read_text())["identity"]
+    except (ValueError, KeyError, TypeError):
+        raise UsageError(f"{file} is not a run's configuration; choose another --out.") from None
+    ours = json.loads(json.dumps(identity))
+    if changed := [key for key in sorted(ours.keys() | theirs.keys()) if ours.get(key) != theirs.get(key)]:
+        shown = [f"{key} = {_short(theirs.get(key))}, this one has {_short(ours.get(key))}" for key in changed[:4]]
+        more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
+        why = " (the learning-rate schedule is laid out over the steps)" if changed == ["steps"] else ""
+        raise UsageError(
+            f"--out {path} holds a run with {' and '.join(shown)}{more}{why}; choose another --out, or --resume never "
+            "to move that run aside and start a new one."
+        )
 
 
 def _short(value: Any) -> str:

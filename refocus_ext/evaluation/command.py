@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from refocus_ext.errors import UsageError
 from refocus_ext.evaluation.options import EvalOptions
+from refocus_ext.storage.results import results_file
 
 ADM = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches"
 REFERENCE_URL = f"{ADM}/imagenet/256/VIRTUAL_imagenet256_labeled.npz"
@@ -23,13 +24,23 @@ def main(options: EvalOptions) -> int:
     return tokenizer.main(options)
 
 
+def preflight(options: EvalOptions, processes: int) -> None:
+    """Raises UsageError where `main` would in every process; leaves GPUs alone, and measures nothing."""
+    check(options)
+    if options.samples:
+        from refocus_ext.evaluation import samples
+
+        samples.preflight(options)
+
+
 def check(options: EvalOptions) -> None:
-    """Raises UsageError where an option would be ignored, or one is lacking."""
-    foreign = OF_TOKENIZERS if options.samples else OF_SAMPLES
-    if typed := [name for name in foreign if getattr(options, name) != getattr(EvalOptions, name)]:
+    """Raises UsageError where an option would be ignored, one is lacking, or --json cannot be written."""
+    if typed := options.given(*(OF_TOKENIZERS if options.samples else OF_SAMPLES)):
         flag = "--" + typed[0].replace("_", "-")
         if options.samples:
             raise UsageError(f"{flag} goes with a tokenizer, not with --samples; leave one of them out.")
         raise UsageError(f"{flag} needs --samples NPZ_OR_DIR.")
     if options.samples and not options.reference:
         raise UsageError(f"--samples needs --reference NPZ_OR_DIR; ADM's file for ImageNet 256 is {REFERENCE_URL}.")
+    if options.json:
+        results_file("--json", options.json)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from refocus_ext.engine.devices import pick_device
 from refocus_ext.engine.distributed import World, world
 from refocus_ext.engine.progress import Progress
 from refocus_ext.evaluation.frechet import FeatureStatistics, Moments, frechet_distance
@@ -26,23 +27,38 @@ from refocus_ext.evaluation.scores import IS_SPLIT, NEIGHBOURS, fixed_permutatio
 from refocus_ext.images.readers import ImageSet, open_samples
 
 PAPERS_IMAGES = 50_000
-ORDER_DROP = 0.2  # an Inception Score that loses more than this share to the file's order is told
+ORDER_DROP = 0.2  # an Inception Score that loses more than this share to the file's order is reported
 CHUNK = 4096  # features at once, where they are in memory already
 
 
 def main(options: EvalOptions) -> int:
     """Runs the command; returns its exit code."""
     with world(options.device) as here:
-        threads = 4 if options.workers is None else options.workers
-        samples = open_samples(options.samples, threads)
-        reference = open_reference(options.reference, samples, threads)
-        inception = load_inception(options.inception_weights, here.device)
+        samples, reference, inception = open_inputs(options, here.device)
         report = evaluate(samples, reference, inception, options.batch_size or 64, here)
         if report is not None:
             print("\n" + "\n".join(table(report, options.depth)))
             if options.json:
                 write_json(Path(options.json), options, report)
     return 0
+
+
+def preflight(options: EvalOptions) -> None:
+    """Raises UsageError where `main` would in every process."""
+    pick_device(options.device)
+    open_inputs(options, torch.device("cpu"))
+
+
+def open_inputs(options: EvalOptions, device: torch.device) -> tuple[ImageSet, Reference, InceptionFeatures]:
+    """The samples, what they are compared with, and the network.
+
+    Raises:
+        UsageError: one of them is not there, or is not what it should be.
+    """
+    threads = 4 if options.workers is None else options.workers
+    samples = open_samples(options.samples, threads)
+    reference = open_reference(options.reference, samples, threads)
+    return samples, reference, load_inception(options.inception_weights, device)
 
 
 @dataclass(frozen=True)

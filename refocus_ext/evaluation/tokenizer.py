@@ -64,8 +64,8 @@ def training_left(tokenizer: Tokenizer) -> str:
     if newest is None or steps is None or newest >= steps:
         return ""
     return (
-        f"training of {tokenizer.path} is not finished: these are its weights after {newest} of {steps} steps; the command "
-        "that began it, typed again, goes on with it."
+        f"training of {tokenizer.path} is not finished: these are its weights after {newest} of {steps} steps; run the "
+        "command that began it again to resume it."
     )
 
 

@@ -1,90 +1,114 @@
-"""From one frozen dataclass per command to its command line. Standard library only: help must not wait for torch."""
+"""The command line: typed-argparse's parser, its argparse tree restyled, and values filled in from the presets."""
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import difflib
-import re
+import inspect
+import os
 import sys
-import textwrap
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn, TypeVar
+from collections.abc import Mapping
+from typing import NoReturn
 
-T = TypeVar("T")
+import typed_argparse
+from typed_argparse import SubParser, SubParserGroup
+
+from refocus_ext.options.fields import Option, Options
+from refocus_ext.options.presets import Stage, preset, presets_of
+
+Typed = Mapping[str, object]
 
 
-def option(
-    default: Any,
-    text: str,
-    *,
-    unit: str = "",
-    kind: Callable[[str], Any] | None = None,
-    choices: Sequence[Any] | None = None,
-    metavar: str | tuple[str, ...] | None = None,
-    nargs: int | None = None,
-    group: str = "options",
-    identity: bool = True,
-    positional: bool = False,
-    several: bool = False,
-) -> Any:
-    """A dataclass field that is also a command-line option.
+class Parser(typed_argparse.Parser):
+    """The library's parser, for commands that each have a class of options.
+
+    Modifications: errors are one sentence with a suggestion; --help has headings, units and defaults; what is typed
+    wins over the preset, and the preset over the default of the option.
 
     Args:
-        default: the value, or None where the preset decides (or where there is none).
-        text: help, one clause; unit and default are appended.
-        kind: parser of the text; by default the type of `default`.
-        nargs: how many words the option takes, where that is not one.
-        identity: whether the option is part of what makes two runs the same run (resume refuses a change).
-        positional: a bare word on the command line, which may be left out.
-        several: one or more words after the flag, as a tuple; `default` is one too.
+        prog: what stands before the command's name on a command line.
+        commands: options class and summary by the command's name.
     """
-    meta = dict(
-        text=text, unit=unit, kind=kind, choices=choices, metavar=metavar, nargs=nargs, group=group, identity=identity
-    )
-    return dataclasses.field(default=default, metadata=meta | dict(positional=positional, several=several))
+
+    def __init__(self, prog: str, commands: Mapping[str, tuple[type[Options], str]]) -> None:
+        group = SubParserGroup(*(SubParser(name, cls, help=summary) for name, (cls, summary) in commands.items()))
+        super().__init__(group, prog=prog, allow_abbrev=False)
+        self._classes = {name: cls for name, (cls, _) in commands.items()}
+        (subparsers,) = (a for a in self._argparse_parser._actions if isinstance(a, argparse._SubParsersAction))
+        self._command_action = subparsers
+        for name, cls in self._classes.items():
+            _restyle(subparsers.choices[name], cls)
+
+    def flags_of(self, name: str) -> set[str]:
+        """Every flag of a command: '--steps', ..."""
+        return {flag for action in self._command(name)._actions for flag in action.option_strings}
+
+    def parse_args(self, raw_args: list[str] = sys.argv[1:]) -> Options:
+        """A command and its words -> its options.
+
+        Raises:
+            UsageError: a preset that does not exist, or has no values for this command.
+            SystemExit: argparse's own, with code 2 for wrong usage and 0 after --help.
+        """
+        if "_ARGCOMPLETE" in os.environ:  # a shell asks how the line can go on; answers and exits
+            import argcomplete
+
+            argcomplete.autocomplete(self._argparse_parser)
+        namespace, unknown = self._argparse_parser.parse_known_args(raw_args)
+        words = vars(namespace)
+        name: str = words[self._command_action.dest]
+        if unknown:
+            self._command(name).refuse(unknown)
+        cls = self._classes[name]
+        typed = {option: words[option] for option in cls.fields() if words[option] is not None}
+        typed |= {option: tuple(value) for option, value in typed.items() if isinstance(value, list)}
+        return cls.from_argparse(argparse.Namespace(**filled(cls, typed)))
+
+    def _command(self, name: str) -> _CommandParser:
+        command = self._command_action.choices[name]
+        assert isinstance(command, _CommandParser)
+        return command
 
 
-def int_list(text: str) -> tuple[int, ...]:
-    """'1,2,3,4' (or with '_' or '-', as VAR writes patch_nums) -> (1, 2, 3, 4)."""
-    return tuple(int(part) for part in re.split(r"[,_\- ]+", text.strip()))
+def filled(cls: type[Options], typed: Typed) -> dict[str, object]:
+    """A value for every option: what is typed, else the preset's, else the option's default.
+
+    Raises:
+        UsageError: a preset that does not exist, or has no values for this command.
+    """
+    values = {name: option.default for name, option in cls.fields().items()}
+    if cls.stage:
+        name = str(typed.get("preset") or cls.choose_preset(typed))
+        stage = preset(name, cls.stage)
+        values |= {"preset": name, **stage, **_followers(cls, typed, stage), **cls.begun(typed, stage)}
+    return values | dict(typed)
 
 
-def positive(kind: type) -> Callable[[str], Any]:
-    """A parser of numbers > 0."""
-
-    def parse(text: str) -> Any:
-        value = kind(text)
-        if not value > 0:
-            raise argparse.ArgumentTypeError(f"{text} is not greater than 0")
-        return value
-
-    parse.__name__ = kind.__name__
-    return parse
+def _followers(cls: type[Options], typed: Typed, stage: Stage) -> dict[str, int]:
+    """A preset's values that are laid out over its steps, in proportion to the steps that are typed."""
+    leaders = {name: option.follows for name, option in cls.fields().items() if option.follows in typed}
+    ratios = {name: _number(typed[leader]) / _number(stage[leader]) for name, leader in leaders.items()}
+    return {name: round(_number(stage[name]) * ratio) for name, ratio in ratios.items()}
 
 
-def non_negative(kind: type) -> Callable[[str], Any]:
-    """A parser of numbers >= 0."""
-
-    def parse(text: str) -> Any:
-        value = kind(text)
-        if not value >= 0:
-            raise argparse.ArgumentTypeError(f"{text} is less than 0")
-        return value
-
-    parse.__name__ = kind.__name__
-    return parse
+def _number(value: object) -> float:
+    assert isinstance(value, (int, float))
+    return value
 
 
-class _Parser(argparse.ArgumentParser):
-    """argparse whose errors are one sentence with a suggestion and exit code 2."""
+# ------------------------------------------------------------------------------------------------ the argparse tree
+
+
+class _CommandParser(argparse.ArgumentParser):
+    """Modifications: an error is one sentence, with a suggestion for a misspelt option, and exit code 2."""
 
     def error(self, message: str) -> NoReturn:
         print(f"refocus: {self.prog.split()[-1]}: {message}", file=sys.stderr)
         print(f"  `{self.prog} --help` lists the options.", file=sys.stderr)
         raise SystemExit(2)
 
-    def unknown(self, words: list[str]) -> NoReturn:
+    def refuse(self, words: list[str]) -> NoReturn:
+        """An error about words that argparse did not know."""
         known = [name for action in self._actions for name in action.option_strings]
         word = words[0].split("=")[0]
         close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
@@ -92,80 +116,53 @@ class _Parser(argparse.ArgumentParser):
         self.error(f"there is no option '{word}'{hint}" if word.startswith("-") else f"'{word}' was not expected here.")
 
 
-def _default_text(field: dataclasses.Field[Any], presets: Mapping[str, Mapping[str, Any]]) -> str:
-    values = {name: values[field.name] for name, values in presets.items() if field.name in values}
-    if values:
-        first, *others = values.items()
-        if len({_show(value) for _, value in others}) == 1 and len(others) > 1:
-            others = [("others", others[0][1])]
-        return "default: " + ", ".join(f"{name} {_show(value)}" for name, value in (first, *others))
-    return "" if field.default in (None, "", (), False) else f"default: {_show(field.default)}"
+def _restyle(parser: argparse.ArgumentParser, cls: type[Options]) -> None:
+    """Gives a parser that the library has built our errors, headings and texts, and takes its defaults away."""
+    parser.__class__ = _CommandParser
+    fields, presets = cls.fields(), presets_of(cls.stage)
+    bare = "".join(f" [{option.shown}]" for option in fields.values() if option.positional)
+    parser.usage = f"{parser.prog}{bare} [options]"
+    parser.description = inspect.getdoc(cls)
+    parser.formatter_class = _formatter
+    parser.allow_abbrev = False
+    actions = {action.dest: action for action in parser._actions}
+    parser._optionals._group_actions = [actions["help"]]
+    parser._positionals._group_actions = []
+    groups: dict[str, argparse._ArgumentGroup] = {}
+    for name, option in fields.items():
+        _restyle_action(actions[name], option, _default_text(name, option, presets))
+        if option.heading not in groups:
+            groups[option.heading] = parser.add_argument_group(option.heading)
+        groups[option.heading]._group_actions.append(actions[name])
 
 
-def _show(value: Any) -> str:
-    return (
-        ",".join(map(str, value))
-        if isinstance(value, tuple)
-        else f"{value:g}"
-        if isinstance(value, float)
-        else str(value)
-    )
+def _formatter(prog: str) -> argparse.HelpFormatter:
+    return argparse.RawDescriptionHelpFormatter(prog, max_help_position=32, width=110)
 
 
-def build_parser(
-    cls: type, prog: str, description: str, presets: Mapping[str, Mapping[str, Any]] | None = None
-) -> _Parser:
-    """The parser whose options are the fields of `cls`, grouped, with unit and default in the help."""
-    fields = dataclasses.fields(cls)
-    words = "".join(f" [{field.metadata['metavar']}]" for field in fields if field.metadata["positional"])
-    parser = _Parser(
-        prog=prog,
-        usage=f"{prog}{words} [options]",
-        description=textwrap.dedent(description).strip(),
-        allow_abbrev=False,
-        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=32, width=110),
-    )
-    groups: dict[str, Any] = {}
-    for field in fields:
-        meta = field.metadata
-        group = groups.setdefault(meta["group"], None) or parser.add_argument_group(meta["group"])
-        groups[meta["group"]] = group
-        notes = "; ".join(part for part in (meta["unit"], _default_text(field, presets or {})) if part)
-        text = (meta["text"] + (f" ({notes})" if notes else "")).replace("%", "%%")
-        flag = "--" + field.name.replace("_", "-")
-        if field.default is False:
-            group.add_argument(flag, action="store_true", default=None, help=text)
-            continue
-        kind = meta["kind"] or (str if field.default in (None, ()) else type(field.default))
-        metavar = meta["metavar"] or (None if meta["choices"] else kind.__name__.upper().replace("INT_LIST", "N,N,.."))
-        if meta["positional"]:
-            group.add_argument(field.name, nargs="?", type=kind, metavar=metavar, default=None, help=text)
-            continue
-        nargs = "+" if meta["several"] else meta["nargs"]
-        group.add_argument(
-            flag, nargs=nargs, type=kind, choices=meta["choices"], metavar=metavar, default=None, help=text
-        )
-    return parser
+def _restyle_action(action: argparse.Action, option: Option, default: str) -> None:
+    notes = "; ".join(part for part in (option.unit, default) if part)
+    action.help = (f"{option.help}" + (f" ({notes})" if notes else "")).replace("%", "%%")
+    action.default, action.required = None, False
+    if option.nargs is not None:
+        action.nargs = option.nargs
+    if action.nargs != 0 and not action.choices:  # 0: a switch
+        kind = getattr(action.type, "__name__", "str").upper().replace("INT_LIST", "N,N,..")
+        action.metavar = option.shown or kind
 
 
-def parse(
-    cls: type[T],
-    argv: Sequence[str],
-    *,
-    prog: str,
-    description: str,
-    presets: Mapping[str, Mapping[str, Any]] | None = None,
-    choose_preset: Callable[[dict[str, Any]], str] | None = None,
-) -> T:
-    """Command line -> options: what is typed wins over the preset, the preset over the field's default."""
-    parser = build_parser(cls, prog, description, presets)
-    namespace, unknown = parser.parse_known_args(list(argv))
-    if unknown:
-        parser.unknown(unknown)
-    typed: dict[str, Any] = {name: value for name, value in vars(namespace).items() if value is not None}
-    typed |= {name: tuple(value) for name, value in typed.items() if isinstance(value, list)}
-    values: dict[str, Any] = {}
-    if presets and choose_preset:
-        typed["preset"] = typed.get("preset") or choose_preset(typed)
-        values.update(presets[typed["preset"]])
-    return cls(**(values | typed))
+def _default_text(name: str, option: Option, presets: Mapping[str, Stage]) -> str:
+    values = {preset: values[name] for preset, values in presets.items() if name in values}
+    if not values:
+        return "" if option.default in (None, "", (), False) else f"default: {_show(option.default)}"
+    first, *others = values.items()
+    if len({_show(value) for _, value in others}) == 1 and len(others) > 1:
+        others = [("others", others[0][1])]
+    shown = "default: " + ", ".join(f"{preset} {_show(value)}" for preset, value in (first, *others))
+    return shown + (f"; scales with --{option.follows}" if option.follows else "")
+
+
+def _show(value: object) -> str:
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from patches import load_upstream
+from refocus_ext.engine.devices import pick_device
 from refocus_ext.engine.distributed import World, world
 from refocus_ext.errors import UsageError
 from refocus_ext.sampling.jobs import (
@@ -20,7 +22,8 @@ from refocus_ext.sampling.jobs import (
     strip,
 )
 from refocus_ext.sampling.options import SampleOptions
-from refocus_ext.sampling.sample_set import write_npz_set, write_png_set
+from refocus_ext.sampling.sample_set import PngParts, npz_parts, write_npz_set, write_png_set
+from refocus_ext.sampling.student import load_student
 
 JOBS = ("npz", "folder", "steps_strip", "compare", "edit")
 
@@ -34,6 +37,20 @@ def main(options: SampleOptions) -> int:
         if here.main:
             print(load_upstream().describe())
         return run(options, job, here)
+
+
+def preflight(options: SampleOptions, processes: int) -> None:
+    """Raises UsageError where `main` would in every process; leaves GPUs alone, and writes nothing."""
+    job = check_options(options)
+    pick_device(options.device)
+    if job in ("npz", "folder"):
+        source = options.student or newest_run()
+        student = load_student(source, vae=options.vae or None, class_names=options.class_names or None)
+        plan = set_plan(student, options)
+        if job == "npz":
+            npz_parts(Path(options.npz), plan)
+        else:
+            PngParts(Path(options.folder), plan)
 
 
 def check_options(options: SampleOptions) -> str:
@@ -66,9 +83,9 @@ def check_options(options: SampleOptions) -> str:
 
 def run(options: SampleOptions, job: str, here: World) -> int:
     """Loads the student and does the job."""
-    if job == "compare":
-        return compare(options, here)
-    student = open_student(options, options.student or newest_run(here), here)
+    if options.compare:
+        return compare(options.compare, options, here)
+    student = open_student(options, options.student or newest_run(here.say), here)
     if job in ("npz", "folder"):
         here.say(describe_how(guidance(student, options, for_set=True), options))
     with ready(student, options):
@@ -85,8 +102,8 @@ def run(options: SampleOptions, job: str, here: World) -> int:
 # ------------------------------------------------------------------------------------------------ the student
 
 
-def newest_run(here: World) -> str:
-    """The newest distill run under runs/.
+def newest_run(say: Callable[[str], None] = lambda line: None) -> str:
+    """The newest distill run under runs/; says so where there are several.
 
     Raises:
         UsageError: there is none.
@@ -97,6 +114,6 @@ def newest_run(here: World) -> str:
             "there is no runs/distill-* here; train a student with `bash run.sh distill`, or give --student RUN, or a "
             "folder with upstream's var_d16.pth and vae_ch160v4096z32.pth."
         )
-    if here.main and len(found) > 1:
-        print(f"--student {found[-1].parent}, the newest of {len(found)} runs; name another to choose it")
+    if len(found) > 1:
+        say(f"--student {found[-1].parent}, the newest of {len(found)} runs; name another to choose it")
     return str(found[-1].parent)

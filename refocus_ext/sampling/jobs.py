@@ -101,15 +101,11 @@ def set_plan(student: Student, options: SampleOptions) -> Plan:
     identity = {
         "weights": {path.name: sha256(path) for path in (student.files.var, student.files.vae)},
         "images": total,
+        **options.identity(),
         "classes": classes,
-        "seed": options.seed,
         "cfg": how.cfg,
         "top_k": how.top_k,
         "top_p": how.top_p,
-        "smooth": how.smooth,
-        "batch_size": options.batch_size,
-        "precision": options.precision,
-        "compile": options.compile,
     }
     labels = [classes[i % len(classes)] for i in range(total)]
     return Plan(labels, options.batch_size, student.image_size, options.seed, identity)
@@ -167,9 +163,9 @@ def strip(student: Student, options: SampleOptions) -> int:
     return save(options.steps_strip, picture)
 
 
-def compare(options: SampleOptions, here: World) -> int:
+def compare(sources: Sequence[str], options: SampleOptions, here: World) -> int:
     """Two students, one row each, from the same seeds and classes."""
-    students = [open_student(options, source, here) for source in options.compare]
+    students = [open_student(options, source, here) for source in sources]
     counts = [student.num_classes for student in students]
     if counts[0] != counts[1]:
         raise UsageError(f"--compare: {counts[0]} and {counts[1]} classes; two students must share their classes.")
@@ -178,7 +174,7 @@ def compare(options: SampleOptions, here: World) -> int:
     for student in students:
         with ready(student, options):
             images.append(draw_images(student, options, labels, guidance(student, options)))
-    names = [Path(source).name for source in options.compare]
+    names = [Path(source).name for source in sources]
     title = describe_how(guidance(students[0], options), options)
     return save(options.out or "compare.png", draw_comparison(students, names, images, labels, title))
 

@@ -94,7 +94,7 @@ def check_identity(path: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> 
     if changed:
         shown = " and ".join(f"{key} = {_short(theirs.get(key))}, not {_short(ours.get(key))}" for key in changed[:3])
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
-        raise UsageError(f"{path} was begun with {shown}{more}; choose another name, or remove it to start afresh.")
+        raise UsageError(f"{path} was begun with {shown}{more}; choose another name, or remove it to start a new one.")
 
 
 def _short(value: Any) -> str:
@@ -192,21 +192,31 @@ def _draw_batch(parts: Parts, draw: Draw, batch: int) -> None:
         ) from error
 
 
+def npz_parts(path: Path, plan: Plan) -> NpyParts | None:
+    """The parts of a set in `path`.parts; None where `path` is there, drawn by the same plan.
+
+    Raises:
+        UsageError: `path` or its parts are of another set.
+    """
+    if not path.exists():
+        return NpyParts(path.with_name(f"{path.name}.parts"), plan)
+    made_by = read_made_by(path)
+    if made_by is None:
+        raise UsageError(f"--npz {path} is there and was not drawn by this command; choose another name.")
+    check_identity(path, made_by, plan.identity)
+    return None
+
+
 def write_npz_set(path: Path, plan: Plan, draw: Draw, world: World) -> int:
     """The whole set as `path`; its parts lie in `path`.parts until then.
 
     Raises:
         UsageError: `path` or its parts are of another set.
     """
-    if path.exists():
-        made_by = read_made_by(path)
-        if made_by is None:
-            raise UsageError(f"--npz {path} is there and was not drawn by this command; choose another name.")
-        check_identity(path, made_by, plan.identity)
-        if world.main:
-            print(f"{path} is there already, drawn with these options")
+    parts = npz_parts(path, plan)
+    if parts is None:
+        world.say(f"{path} is there already, drawn with these options")
         return 0
-    parts = NpyParts(path.with_name(f"{path.name}.parts"), plan)
     code = draw_set(parts, draw, world)
     world.barrier()
     if code == 0 and world.main:

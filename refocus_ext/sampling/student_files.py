@@ -60,8 +60,8 @@ def _run_files(run: Path, config: dict[str, Any], vae: Path | None) -> Files:
     var = run / config["student"]["file"]
     if not var.is_file():
         raise UsageError(
-            f"--student {run} has no {var.name} yet: its training is not finished; the command that began it, typed again, "
-            "goes on with it."
+            f"--student {run} has no {var.name} yet: its training is not finished; run the command that began it again "
+            "to resume it."
         )
     own = run / "vae.pth"
     if not vae and not own.is_file():
@@ -107,7 +107,7 @@ def _read_export(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError):
         raise UsageError(f"{file} is not what an export writes; restore it, or remove it.") from None
     if unfinished:
-        raise UsageError(f"the export to {folder} was interrupted; the same command, typed again, makes it whole.")
+        raise UsageError(f"the export to {folder} was interrupted; the same command finishes it.")
     return geometry
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,14 @@ def results_file(option: str, word: str) -> Path:
     """A file in a folder that is there or could be made.
 
     Raises:
-        UsageError: it is a folder, or its folder cannot be made.
+        UsageError: it is a folder, or its folder cannot be made or written to.
     """
     path = Path(word)
     if path.is_dir():
         raise UsageError(f"{option} {path} is a folder; give the name of a file.")
-    results_folder(option, str(path.parent))
+    folder = results_folder(option, str(path.parent))
+    if not os.access(folder, os.W_OK):
+        raise UsageError(f"{option} {path} cannot be written (no permission in {folder}); choose another one.")
     return path
 
 

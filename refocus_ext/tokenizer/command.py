@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from patches import Upstream, load_upstream
+from refocus_ext.engine.checks import check_share
+from refocus_ext.engine.devices import pick_device
 from refocus_ext.engine.distributed import World, world
 from refocus_ext.engine.interruption import Interruption
-from refocus_ext.engine.run_folder import RunFolder
+from refocus_ext.engine.run_folder import RunFolder, check_run_folder
 from refocus_ext.engine.training import RunPlan
 from refocus_ext.images.crops import Crops
 from refocus_ext.images.folder import ImageList, check_images
 from refocus_ext.images.sources import find_images
-from refocus_ext.options.shared import identity
+from refocus_ext.optics.pyramid import FocusPyramid
 from refocus_ext.seeds import Stream, stream_seed
 from refocus_ext.storage.atomic import save_json
 from refocus_ext.storage.weights import state_bytes
@@ -37,27 +38,62 @@ from refocus_ext.tokenizer.training import TokenizerTraining
 from refocus_ext.tokenizer.validation import Validation
 
 
+class Prepared(NamedTuple):
+    """What stands before any work is done."""
+
+    options: TokenizerOptions
+    pyramid: FocusPyramid
+    train: ImageList
+    val: ImageList
+    geometry: AliasGeometry | None
+    vae: Any
+    notes: list[str]
+
+
 def main(options: TokenizerOptions) -> int:
     """Runs the command; returns its exit code."""
     with world(options.device) as here:
         return _run(options, here)
 
 
+def preflight(options: TokenizerOptions, processes: int) -> None:
+    """Raises UsageError where `main` would in each of so many processes; leaves GPUs alone, and writes nothing."""
+    pick_device(options.device)
+    cpu = torch.device("cpu")
+    prepared = prepare(load_upstream(), options, cpu)
+    if options.dry_run:
+        return
+    perceptual_loss(options, cpu)
+    check_share(options, prepared.train, processes)
+    if options.resume != "never":
+        check_run_folder(Path(options.out), prepared.options.identity())
+
+
+def prepare(upstream: Upstream, options: TokenizerOptions, device: torch.device) -> Prepared:
+    """Options checked against each other and the data, and the model.
+
+    Raises:
+        UsageError: they do not fit, or the data is not there.
+    """
+    if options.init:  # its codebook fits its latents: quantized from the first step
+        options = options.replace(warm_autoencoder=0)
+    pyramid = make_pyramid(options)
+    train, val = find_images(options.data)
+    check_plan(options, pyramid, train)
+    notes = [check_images(train, options.image_size, options.small_images), *pyramid.rayleigh_warnings()]
+    geometry = alias_geometry(options, pyramid)
+    torch.manual_seed(stream_seed(options.seed, Stream.WEIGHTS))
+    vae = build_vae(upstream, options, pyramid, device)
+    return Prepared(options, pyramid, train, val, geometry, vae, [note for note in notes if note])
+
+
 def _run(options: TokenizerOptions, here: World) -> int:
     upstream = load_upstream()
     here.say(upstream.describe())
     here.say(why_preset(options))
-    if options.init:  # its codebook fits its latents: quantized from the first step
-        options = dataclasses.replace(options, warm_autoencoder=0)
-    pyramid = make_pyramid(options)
-    train, val = find_images(options.data)
-    check_plan(options, pyramid, train)
-    for line in (check_images(train, options.image_size, options.small_images), *pyramid.rayleigh_warnings()):
-        if line:
-            here.say(f"note: {line}")
-    geometry = alias_geometry(options, pyramid)
-    torch.manual_seed(stream_seed(options.seed, Stream.WEIGHTS))
-    vae = build_vae(upstream, options, pyramid, here.device)
+    options, pyramid, train, val, geometry, vae, notes = prepare(upstream, options, here.device)
+    for note in notes:
+        here.say(f"note: {note}")
     if here.main:
         print_plan(options, pyramid, vae, geometry, train, here.device)
     if options.dry_run:
@@ -120,8 +156,8 @@ def open_run(
     """The run folder, with its configuration and class map written."""
     config = {
         "command": "tokenizer",
-        "identity": identity(options),
-        "options": dataclasses.asdict(options),
+        "identity": options.identity(),
+        "options": options.to_dict(),
         "pyramid": pyramid.to_dict(),
         "alias": geometry.to_dict() if geometry else None,
         "upstream": upstream.describe(),

@@ -109,13 +109,13 @@ def open_cache(
         names = " and ".join(path.name for path in damaged.values())
         raise UsageError(
             f"the token cache {folder} is damaged ({names}: the contents do not match the checksum in the name); the "
-            "`bash run.sh tokens` that made it, typed again, makes them anew."
+            "run the `bash run.sh tokens` that made it again to remake them."
         )
     paths = find_shards(folder, layout)
     if len(paths) < layout.shards:
         raise UsageError(
             f"the token cache {folder} is not finished: it has {len(paths)} of {layout.shards} shards; the "
-            "`bash run.sh tokens` that began it, typed again, goes on with it."
+            "run the `bash run.sh tokens` that began it again to resume it."
         )
     return TokenCache(source.images, source.plan, layout, paths)
 
@@ -202,5 +202,5 @@ def summary(folder: Path, layout: Layout, built: Built) -> str:
 
 
 def default_folder(tokenizer: Tokenizer) -> Path:
-    """Where the cache of a tokenizer's run is unless it is told otherwise."""
+    """Where the cache of a tokenizer's run is by default."""
     return tokenizer.path / "tokens"

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from patches import load_upstream
+from refocus_ext.engine.devices import pick_device
 from refocus_ext.engine.distributed import World, world
 from refocus_ext.engine.interruption import Interruption
 from refocus_ext.images.folder import ImageList, check_images, image_folder
 from refocus_ext.images.sources import demo_photographs
 from refocus_ext.images.views import ViewPlan
 from refocus_ext.tokens.cache import CacheSource, build_cache, default_folder, summary
-from refocus_ext.tokens.index import size_text
+from refocus_ext.tokens.index import read_index, size_text
 from refocus_ext.tokens.options import TokensOptions
 from refocus_ext.tokens.shards import Layout
 from refocus_ext.tokens.tokenize import pick_precision
@@ -24,25 +27,45 @@ def main(options: TokensOptions) -> int:
         return _run(options, here)
 
 
+def preflight(options: TokensOptions, processes: int) -> None:
+    """Raises UsageError where `main` would in every process; leaves GPUs alone, and writes nothing."""
+    precision = pick_precision(options.precision, pick_device(options.device))
+    source, _, _ = prepare(options, torch.device("cpu"), precision)
+    read_index(cache_folder(options, source), source.identity(), "--out")
+
+
+def prepare(options: TokensOptions, device: torch.device, precision: str) -> tuple[CacheSource, str, str | None]:
+    """What the cache is made from, the name of its images, and a note on them.
+
+    Raises:
+        UsageError: the tokenizer or the images are not there, or do not fit.
+    """
+    tokenizer = load_tokenizer(Path(options.tokenizer), device)
+    images, name = train_images(tokenizer, options.data)
+    small = options.small_images or tokenizer.trained_with.small_images
+    note = check_images(images, tokenizer.pyramid.image_size, small)
+    plan = ViewPlan(options.crops, options.hflip, options.seed)
+    return CacheSource(tokenizer, images, plan, options.crop_scale, precision), name, note
+
+
+def cache_folder(options: TokensOptions, source: CacheSource) -> Path:
+    return Path(options.out) if options.out else default_folder(source.tokenizer)
+
+
 def _run(options: TokensOptions, here: World) -> int:
     here.say(load_upstream().describe())
     precision = pick_precision(options.precision, here.device)
-    tokenizer = load_tokenizer(Path(options.tokenizer), here.device)
-    images, name = train_images(tokenizer, options.data)
-    small = options.small_images or tokenizer.trained_with.small_images
-    if note := check_images(images, tokenizer.pyramid.image_size, small):
+    source, name, note = prepare(options, here.device, precision)
+    if note:
         here.say(f"note: {note}")
-    plan = ViewPlan(options.crops, options.hflip, options.seed)
-    source = CacheSource(tokenizer, images, plan, options.crop_scale, precision)
-    layout = source.layout()
-    folder = Path(options.out) if options.out else default_folder(tokenizer)
-    for line in plan_lines(tokenizer, name, plan, layout):
+    layout, folder, theirs = source.layout(), cache_folder(options, source), source.tokenizer.trained_with
+    for line in plan_lines(source.tokenizer, name, source.plan, layout):
         here.say(line)
     processes = f", {here.size} processes" if here.size > 1 else ""
     here.say(f"cache: {folder}, encoded in {precision} on {here.device}{processes}")
     if options.dry_run:
         return 0
-    workers = tokenizer.trained_with.workers if options.workers is None else options.workers
+    workers = theirs.workers if options.workers is None else options.workers
     with Interruption("stopping after this batch; finished shards stay") as interruption:
         built = build_cache(
             folder,

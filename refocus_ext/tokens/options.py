@@ -1,47 +1,55 @@
-"""Options of `tokens`. Standard library only, so that help is instant."""
+"""Options of `tokens`. Imports no torch, so that help is instant."""
 
 from __future__ import annotations
 
-import dataclasses
+from refocus_ext.options import shared
+from refocus_ext.options.fields import Heading, Options
+from refocus_ext.options.kinds import non_negative, positive
 
-from refocus_ext.options import shared as common
-from refocus_ext.options.parser import non_negative, option, positive
-
-TOKENS_DESCRIPTION = """
-Writes the structure and alias tokens of the training images once, so that distill need not run the encoders again:
-fixed random crops, mirrored too with --hflip, two bytes a token. Typed again, the same command continues an
-interrupted cache, or checks a finished one and remakes what is damaged.
-"""
+WHAT = Heading("what to tokenize")
+VIEWS = Heading("views of an image")
+SPEED = Heading("speed")
+RUN = Heading("run")
 
 
-@dataclasses.dataclass(frozen=True)
-class TokensOptions:
-    """Which images are tokenized, by which tokenizer, in how many views."""
+class TokensOptions(Options):
+    """
+    Writes the structure and alias tokens of the training images once, so that distill need not run the encoders again:
+    fixed random crops, mirrored too with --hflip, two bytes a token. Run the same command again to resume an
+    interrupted cache, or to check a finished one and remake what is damaged.
+    """
 
-    # fmt: off
-    tokenizer: str = option("runs/tokenizer", "run folder of a finished tokenizer", metavar="RUN", group="what to tokenize")
-    data: str = option(
-        "", "ImageFolder whose train/CLASS/*.JPEG are tokenized; without it the data of the tokenizer's run", metavar="DIR",
-        group="what to tokenize",
+    tokenizer: str = WHAT("runs/tokenizer", "run folder of a finished tokenizer", metavar="RUN")
+    data: str = WHAT(
+        "",
+        "ImageFolder whose train/CLASS/*.JPEG are tokenized; without it the data of the tokenizer's run",
+        metavar="DIR",
     )
-    small_images: str = option(
-        "", "images whose shorter side is below the crop: refuse to start, or upsample as VAR does; without it as the "
-        "tokenizer's run", choices=("auto", "refuse", "upsample"), group="what to tokenize",
+    small_images: str = WHAT(
+        "",
+        "images whose shorter side is below the crop: refuse to start, or upsample them as VAR does; without it as in the "
+        "tokenizer's run",
+        choices=("auto", "refuse", "upsample"),
     )
 
-    crops: int = option(4, "random crops of an image, which training shows in turn", kind=positive(int), group="views of an image")
-    hflip: bool = option(False, "each crop mirrored as well: twice as many views", group="views of an image")
-    crop_scale: float = common.crop_scale("views of an image")
-    seed: int = option(0, "seed of the crops", kind=int, group="views of an image")
+    crops: int = VIEWS(4, "random crops of an image, which training uses in turn", positive(int))
+    hflip: bool = VIEWS(False, "also tokenize the mirror image of each crop: twice as many views")
+    crop_scale: float = shared.crop_scale(VIEWS)
+    seed: int = VIEWS(0, "seed of the crops")
 
-    precision: str = option(
-        "auto", "arithmetic of the encoders (the codebook search stays fp32); auto is tf32 on CUDA, as VAR encodes, fp32 on a CPU",
-        choices=("auto", "fp32", "tf32", "bf16"), group="speed",
+    precision: str = SPEED(
+        "auto",
+        "arithmetic of the encoders (the codebook search stays fp32); auto is tf32 on CUDA, as VAR encodes, fp32 on a CPU",
+        choices=("auto", "fp32", "tf32", "bf16"),
     )
-    batch_size: int = option(16, "views encoded at once on each process", kind=positive(int), group="speed")
-    workers: int = option(None, "loader processes; without it as many as the tokenizer's run had", kind=non_negative(int), group="speed")
-    device: str = common.device("speed")
+    batch_size: int = SPEED(16, "views encoded at once on each process", positive(int))
+    workers: int | None = SPEED(
+        None, "loader processes; without it as many as the tokenizer's run had", non_negative(int)
+    )
+    device: str = shared.device(SPEED)
 
-    out: str = option("", "folder of the cache; without it `tokens` inside the tokenizer's run folder", metavar="DIR", group="run")
-    dry_run: bool = option(False, "print what the cache will hold and how large it will be, and leave", group="run")
-    # fmt: on
+    out: str = RUN("", "folder of the cache; without it `tokens` inside the tokenizer's run folder", metavar="DIR")
+    dry_run: bool = shared.dry_run(RUN, "print what the cache will hold and how large it will be, and exit")
+
+    def several_processes(self) -> bool:
+        return True

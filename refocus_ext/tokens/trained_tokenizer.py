@@ -51,8 +51,8 @@ def load_tokenizer(run: Path, device: torch.device | str = "cpu") -> Tokenizer:
     weights = run / "vae.pth"
     if not weights.is_file():
         raise UsageError(
-            f"--tokenizer {run} has no vae.pth yet: its training is not finished; the command that began it, typed again, "
-            "goes on with it."
+            f"--tokenizer {run} has no vae.pth yet: its training is not finished; run the command that began it again "
+            "to resume it."
         )
     check_weights(run, config, weights.name)
     pyramid, vae, trained_with = _build(run, config, device)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import small_vae, write_images
-from runs import TINY, TRAINED_WITH
+from runs import TINY, TRAINED_WITH, parsed
 from torch import Tensor, nn
 
 from patches import Focus, Upstream, load_upstream
@@ -29,7 +29,6 @@ from refocus_ext.evaluation.tokenizer import Evaluation, main
 from refocus_ext.images.crops import Crops
 from refocus_ext.images.folder import image_folder
 from refocus_ext.optics.pyramid import FocusPyramid
-from refocus_ext.options.parser import parse
 from refocus_ext.tokenizer import prefixes
 from refocus_ext.tokens.trained_tokenizer import Tokenizer, load_tokenizer
 from refocus_ext.vector_quantization import usage_and_perplexity
@@ -209,8 +208,8 @@ def test_what_cannot_be_measured_is_named_with_the_way_to_it(
 def test_a_named_file_that_is_missing_is_an_error(trained: Path) -> None:
     options = EvalOptions(tokenizer=str(trained / "run"), device="cpu", workers=0)
     for named in (
-        dataclasses.replace(options, lpips_weights="nowhere.pth"),
-        dataclasses.replace(options, inception_weights="nowhere.pth"),
+        options.replace(lpips_weights="nowhere.pth"),
+        options.replace(inception_weights="nowhere.pth"),
     ):
         with pytest.raises(UsageError, match=r"nowhere\.pth is no file"):
             main(named)
@@ -265,12 +264,10 @@ def test_without_data_the_demo_photographs(trained: Path) -> None:
 
 
 def test_options_parse_and_their_help_is_complete() -> None:
-    options = parse(
-        EvalOptions, ["--tokenizer", "r", "--images", "9", "--json", "f"], prog="eval", description="measures"
-    )
+    options = parsed("eval", "--tokenizer", "r", "--images", "9", "--json", "f")
     assert options == EvalOptions(tokenizer="r", images=9, json="f")
     with pytest.raises(SystemExit):
-        parse(EvalOptions, ["--images", "0"], prog="eval", description="measures")
+        parsed("eval", "--images", "0")
 
 
 # ------------------------------------------------------------------------------------------------ the measures

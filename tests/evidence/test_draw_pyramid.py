@@ -10,14 +10,12 @@ import pytest
 import torch
 from conftest import write_images
 from PIL import Image
-from runs import run_main
+from runs import parsed, run_main
 
-from refocus_ext.evidence.aliasing.options import AliasingOptions, PyramidOptions
 from refocus_ext.evidence.aliasing.pyramid_figure import GAP, HEAD, LEFT, SIDE, _beside_passband, draw, look
 from refocus_ext.images.picture import to_image
 from refocus_ext.optics.charts import chart
 from refocus_ext.optics.pyramid import FocusPyramid
-from refocus_ext.options.parser import parse
 
 SMALL = ("--image-size", "64", "--focus-states", "3", "--rho-max", "6")
 
@@ -102,9 +100,9 @@ def test_bad_input_is_one_sentence(
 
 
 def test_a_bare_word_and_several_words_are_parsed(capsys: pytest.CaptureFixture[str]) -> None:
-    options = parse(PyramidOptions, ["x.png", "--rho-max", "3"], prog="bash run.sh pyramid", description="")
+    options = parsed("pyramid", "x.png", "--rho-max", "3")
     assert options.image == "x.png" and options.rho_max == 3
-    several = parse(AliasingOptions, ["--data", "a", "b", "--images", "3"], prog="bash run.sh aliasing", description="")
+    several = parsed("aliasing", "--data", "a", "b", "--images", "3")
     assert several.data == ("a", "b") and several.images == 3 and several.tokenizer == ()
     assert run_main("pyramid", "--help") == 0
     assert "bash run.sh pyramid [IMAGE] [options]" in capsys.readouterr().out

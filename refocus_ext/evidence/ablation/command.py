@@ -18,6 +18,7 @@ from refocus_ext.evidence.ablation.options import AblateOptions
 from refocus_ext.evidence.ablation.report import write_report
 from refocus_ext.evidence.ablation.rows import TABLE, TOKENIZERS
 from refocus_ext.storage.atomic import save_json
+from refocus_ext.storage.results import results_file, write_numbers
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -26,6 +27,7 @@ def main(options: AblateOptions) -> int:
     """Runs the command; returns its exit code."""
     if options.demo and options.preset != "demo":
         raise UsageError(f"--demo is the preset demo; leave it out for --preset {options.preset}.")
+    json_file = results_file("--json", options.json) if options.json else None
     plan = commands(options)
     if options.dry_run:
         for words in plan:
@@ -37,7 +39,7 @@ def main(options: AblateOptions) -> int:
         print(f"\n[{number}/{len(plan)}] bash run.sh {shlex.join(words)}", flush=True)
         if code := launch(words):
             if code in (130, 143):
-                print("stopped; the same `ablate` goes on from here")
+                print("stopped; run the same `ablate` again to resume it")
                 return code
             raise RunFailed(f"`bash run.sh {shlex.join(words)}` ended with exit code {code}; its words are above.")
     print("\nmeasuring", flush=True)
@@ -47,8 +49,8 @@ def main(options: AblateOptions) -> int:
     }
     summary = {name: summarise(name, results) for name in results}
     write_report(options, TABLE, summary, results, [folder(options, name, options.seeds[0]) for name in options.rows])
-    if options.json:
-        save_json(Path(options.json), {"rows": summary, "runs": results, "seeds": list(options.seeds)})
+    if json_file:
+        write_numbers(json_file, {"rows": summary, "runs": results, "seeds": list(options.seeds)})
     return 0
 
 

@@ -1,19 +1,19 @@
-"""Options and presets of `ablate`. Standard library only, so that help is instant."""
+"""Options of `ablate`. Imports no torch, so that help is instant."""
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
-from typing import Any
+from collections.abc import Mapping
 
 from refocus_ext.evidence.ablation.rows import ROWS
-from refocus_ext.options import shared as common
-from refocus_ext.options.parser import int_list, option, positive
+from refocus_ext.options import shared
+from refocus_ext.options.fields import Heading, Options
+from refocus_ext.options.kinds import int_list, positive
 
-ABLATE_DESCRIPTION = """
-Trains the rows of Table 2 (plain VAR, all of it, and all of it without one part) under one budget, measures them alike
-and writes a report with the paper's numbers beside. Typed again, the same command goes on where it stopped.
-"""
+WHAT = Heading("what to train")
+BUDGET = Heading("budget")
+MEASURE = Heading("measurement")
+RESULTS = Heading("results")
 
 
 def row_list(text: str) -> tuple[str, ...]:
@@ -24,43 +24,48 @@ def row_list(text: str) -> tuple[str, ...]:
     return names
 
 
-@dataclasses.dataclass(frozen=True)
-class AblateOptions:
-    """The rows of the paper's Table 2 under one budget."""
+class AblateOptions(Options):
+    """
+    Trains the rows of Table 2 (plain VAR, all of it, and all of it without one part) under one budget, measures them
+    alike and writes a report with the paper's numbers beside. Run the same command again to resume an interrupted
+    ablation.
+    """
 
-    # fmt: off
-    preset: str = option("", "of both stages; demo without --data, paper with it", choices=("demo", "vanilla", "paper", "paper-512"), group="what to train")
-    demo: bool = option(False, "the preset demo: minutes on two CPU cores", group="what to train", identity=False)
-    data: str = option("", "ImageFolder with train/CLASS/*.JPEG and val/CLASS/*.JPEG; without it the demo photographs", metavar="DIR", group="what to train")
-    rows: tuple[str, ...] = option(ROWS, f"which rows, of {', '.join(ROWS)}", kind=row_list, metavar="NAME,..", group="what to train", identity=False)
-    seeds: tuple[int, ...] = option((0,), "one run of every row for each; a spread needs several", kind=int_list, group="what to train", identity=False)
-    depth: int = option(None, "D of the students", kind=positive(int), group="budget")
-    tokenizer_steps: int = option(None, "steps of each tokenizer", kind=positive(int), group="budget")
-    distill_steps: int = option(None, "steps of each student", kind=positive(int), group="budget")
-    tokenizer_options: str = option("", "further options of `tokenizer` for all rows, in quotes", metavar="WORDS", group="budget")
-    distill_options: str = option("", "further options of `distill` for all rows, in quotes", metavar="WORDS", group="budget")
+    stage = "ablate"
 
-    points: int = option(4, "checkpoints of each student that are measured, the last one included", kind=positive(int), group="measurement")
-    images: int = option(None, "sampled at each point, and at most as many taken of the data", kind=positive(int), group="measurement")
-    batch_size: int = option(32, "images sampled at once", kind=positive(int), group="measurement")
-    inception_weights: str = option("", "Inception for FID; empty looks in torch's hub folder, and where there is none FID is left out", metavar="FILE", group="measurement", identity=False)
-    device: str = option("auto", "of the measurements: cpu, cuda or cuda:N", group="measurement", identity=False)
+    preset: str = shared.preset(WHAT, "of both stages; demo without --data, paper with it")
+    demo: bool = WHAT(False, "the preset demo: minutes on two CPU cores", identity=False)
+    data: str = WHAT(
+        "",
+        "ImageFolder with train/CLASS/*.JPEG and val/CLASS/*.JPEG; without it the demo photographs",
+        metavar="DIR",
+    )
+    rows: tuple[str, ...] = WHAT(ROWS, f"which rows, of {', '.join(ROWS)}", row_list, metavar="NAME,..", identity=False)
+    seeds: tuple[int, ...] = WHAT(
+        (0,), "one run of every row for each; a spread needs several", int_list, identity=False
+    )
+    depth: int = BUDGET(None, "D of the students", positive(int))
+    tokenizer_steps: int = BUDGET(None, "steps of each tokenizer", positive(int))
+    distill_steps: int = BUDGET(None, "steps of each student", positive(int))
+    tokenizer_options: str = BUDGET("", "further options of `tokenizer` for all rows, in quotes", metavar="WORDS")
+    distill_options: str = BUDGET("", "further options of `distill` for all rows, in quotes", metavar="WORDS")
 
-    out: str = option("runs/ablate", "folder of all runs and of report.md", metavar="DIR", group="results", identity=False)
-    json: str = common.json_file("results")
-    dry_run: bool = option(False, "print the commands that would run and leave", group="results", identity=False)
-    # fmt: on
+    points: int = MEASURE(4, "checkpoints of each student that are measured, the last one included", positive(int))
+    images: int = MEASURE(None, "images sampled at each point, and at most as many taken from the data", positive(int))
+    batch_size: int = MEASURE(32, "images sampled at once", positive(int))
+    inception_weights: str = MEASURE(
+        "",
+        "Inception for FID; without this option it is taken from torch's hub folder, and FID is left out if it is not there",
+        metavar="FILE",
+        identity=False,
+    )
+    device: str = MEASURE("auto", "of the measurements: cpu, cuda or cuda:N", identity=False)
 
+    out: str = RESULTS("runs/ablate", "folder of all runs and of report.md", metavar="DIR", identity=False)
+    json: str = shared.json_file(RESULTS)
+    dry_run: bool = shared.dry_run(RESULTS, "print the commands that would run and exit")
 
-_PAPER: dict[str, Any] = dict(depth=16, tokenizer_steps=100_000, distill_steps=400_000, images=10_000)
-ABLATE_PRESETS: dict[str, dict[str, Any]] = {
-    "demo": dict(depth=4, tokenizer_steps=300, distill_steps=400, images=304),
-    "vanilla": _PAPER,
-    "paper": _PAPER,
-    "paper-512": _PAPER | dict(depth=36),
-}
-
-
-def choose_ablate_preset(typed: dict[str, Any]) -> str:
-    """demo with --demo or without --data, paper with it."""
-    return "paper" if typed.get("data") and not typed.get("demo") else "demo"
+    @classmethod
+    def choose_preset(cls, typed: Mapping[str, object]) -> str:
+        """demo with --demo or without --data, paper with it."""
+        return "demo" if typed.get("demo") else super().choose_preset(typed)

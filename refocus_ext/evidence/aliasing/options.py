@@ -1,68 +1,75 @@
-"""Options of the optics commands. Standard library only, so that help is instant."""
+"""Options of the optics commands. Imports no torch, so that help is instant."""
 
 from __future__ import annotations
 
-import dataclasses
-
 from refocus_ext.optics.names import BLURS, CHARTS
-from refocus_ext.options import shared as common
-from refocus_ext.options.parser import non_negative, option, positive
+from refocus_ext.options import shared
+from refocus_ext.options.fields import Heading, Options
+from refocus_ext.options.kinds import non_negative, positive
 
-PYRAMID_DESCRIPTION = """
-Draws figure 2 of the paper for any picture: plain decimation D_k, the focused view L_k, the alias residual A_k and the
-focus state F_k of every state, with radii and scales, each above its spectrum.
-"""
-ALIASING_DESCRIPTION = """
-Measures on test charts what defocus, Gaussian, sinc, box and bicubic filters let alias and what they cost in detail
-(seconds on one CPU core). --data adds photographs, --tokenizer how trained tokenizers take shifts of less than a
-latent cell, --samples how the energy spectrum of generated images follows that of --reference. Nothing is random.
-"""
+DRAW = Heading("what to draw")
+FOCUS = Heading("focus pyramid")
+OPTICS = Heading("optics")
+TOKENIZERS = Heading("tokenizers")
+SAMPLES = Heading("samples")
+SPEED = Heading("speed")
+RESULTS = Heading("results")
 
 
-@dataclasses.dataclass(frozen=True)
-class PyramidOptions:
-    """Figure 2 of the paper for any picture."""
+class PyramidOptions(Options):
+    """
+    Draws figure 2 of the paper for any picture: plain decimation D_k, the focused view L_k, the alias residual A_k and
+    the focus state F_k of every state, with radii and scales, each above its spectrum.
+    """
 
-    # fmt: off
-    image: str = option("", "a photograph; its central square is drawn", metavar="IMAGE", positional=True, group="what to draw")
-    chart: str = option(
-        "", "a built-in test chart instead; without both the zone plate", choices=CHARTS, group="what to draw",
+    image: str = DRAW("", "a photograph; its central square is drawn", metavar="IMAGE", positional=True)
+    chart: str = DRAW("", "a built-in test chart instead; without both the zone plate", choices=CHARTS)
+    image_size: int = DRAW(256, "the square is resized to this, a multiple of 16", positive(int), unit="pixels")
+    blur: str = FOCUS(
+        "disk", "defocus PSF; with none F_k is the picture itself and L_k and A_k keep the disk", choices=BLURS
     )
-    image_size: int = option(256, "the square is resized to this, a multiple of 16", unit="pixels", kind=positive(int), group="what to draw")
-    blur: str = option("disk", "defocus PSF; with none F_k is the picture itself and L_k and A_k keep the disk", choices=BLURS, group="focus pyramid")
-    focus_states: int = option(4, "K, number of focus states", kind=positive(int), group="focus pyramid")
-    rho_max: float = option(12.0, "radius of the widest PSF", unit="pixels", kind=non_negative(float), group="focus pyramid")
-    out: str = option("runs/pyramid.png", "the picture", metavar="FILE", group="results")
-    json: str = option("", "write radii, scales and energies here", metavar="FILE", group="results")
-    # fmt: on
+    focus_states: int = FOCUS(4, "K, number of focus states", positive(int))
+    rho_max: float = FOCUS(12.0, "radius of the widest PSF", non_negative(float), unit="pixels")
+    out: str = RESULTS("runs/pyramid.png", "the picture", metavar="FILE")
+    json: str = shared.json_file(RESULTS, "also write radii, scales and energies to this file, as JSON")
 
 
-@dataclasses.dataclass(frozen=True)
-class AliasingOptions:
-    """The alias benchmark: optics always, tokenizers and samples where they are given."""
+class AliasingOptions(Options):
+    """
+    Measures on test charts what defocus, Gaussian, sinc, box and bicubic filters let alias and what they cost in detail
+    (seconds on one CPU core). --data adds photographs, --tokenizer how trained tokenizers respond to shifts of less than
+    a latent cell, --samples how the energy spectrum of generated images follows that of --reference. Nothing is random.
+    """
 
-    # fmt: off
-    data: tuple[str, ...] = option(
-        (), "folders of photographs (all in them, at any depth) or single ones, measured beside the charts",
-        metavar="DIR_OR_IMAGE", several=True, group="optics",
+    data: tuple[str, ...] = OPTICS(
+        (),
+        "folders of photographs (searched at any depth) or single ones, measured beside the charts",
+        metavar="DIR_OR_IMAGE",
+        nargs="+",
     )
-    images: int = option(
-        None, "at most this many photographs, evenly spread; without it all for the optics and 32 for tokenizers",
-        kind=positive(int), group="optics",
+    images: int | None = OPTICS(
+        None,
+        "at most this many photographs, evenly spread; without it all for the optics and 32 for tokenizers",
+        positive(int),
     )
-    image_size: int = option(256, "charts and centre crops of photographs, a multiple of 16, at least 64", unit="pixels", kind=positive(int), group="optics")
-    focus_states: int = option(4, "K, number of focus states", kind=positive(int), group="optics")
-    rho_max: float = option(12.0, "radius of the widest PSF", unit="pixels", kind=non_negative(float), group="optics")
-    tokenizer: tuple[str, ...] = option(
-        (), "run folders of `bash run.sh tokenizer` or published vae_*.pth files (plain VAR), measured on shifted images: "
-        "those of --data, else the demo photographs", metavar="RUN", several=True, group="tokenizers",
+    image_size: int = OPTICS(
+        256, "charts and centre crops of photographs, a multiple of 16, at least 64", positive(int), unit="pixels"
     )
-    samples: str = option(
-        "", "generated images whose energy spectrum is compared: an npz with arr_0 (N,H,W,3) uint8, or a folder",
-        metavar="NPZ_OR_DIR", group="samples",
+    focus_states: int = OPTICS(4, "K, number of focus states", positive(int))
+    rho_max: float = OPTICS(12.0, "radius of the widest PSF", non_negative(float), unit="pixels")
+    tokenizer: tuple[str, ...] = TOKENIZERS(
+        (),
+        "run folders of `bash run.sh tokenizer` or published vae_*.pth files (plain VAR), measured on shifted images: "
+        "those of --data, else the demo photographs",
+        metavar="RUN",
+        nargs="+",
     )
-    reference: str = option("", "the data they are compared with, likewise", metavar="NPZ_OR_DIR", group="samples")
-    device: str = common.device("speed", "of the tokenizers: ")
-    out: str = option("runs/aliasing", "folder of report.md and the plots", metavar="DIR", group="results")
-    json: str = common.json_file("results")
-    # fmt: on
+    samples: str = SAMPLES(
+        "",
+        "generated images whose energy spectrum is compared: an npz with arr_0 (N,H,W,3) uint8, or a folder",
+        metavar="NPZ_OR_DIR",
+    )
+    reference: str = SAMPLES("", "the data they are compared with, in the same forms", metavar="NPZ_OR_DIR")
+    device: str = shared.device(SPEED, "of the tokenizers: ")
+    out: str = RESULTS("runs/aliasing", "folder of report.md and the plots", metavar="DIR")
+    json: str = shared.json_file(RESULTS)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,11 +14,12 @@ from refocus_ext.evidence.bench import distill, sampling
 from refocus_ext.evidence.bench.options import BenchOptions
 from refocus_ext.evidence.bench.tokenizer import measure, table
 from refocus_ext.optics.pyramid import FocusPyramid
-from refocus_ext.storage.atomic import save_json
+from refocus_ext.storage.results import results_file, write_numbers
 
 
 def main(options: BenchOptions) -> int:
     """Runs the command; returns its exit code."""
+    json_file = results_file("--json", options.json) if options.json else None
     upstream = load_upstream()
     print(upstream.describe())
     device = pick_device(options.device)
@@ -42,8 +42,8 @@ def main(options: BenchOptions) -> int:
         print(f"\n{name}\n")
         report[name], lines = SECTIONS[name](options, upstream, pyramid, device)
         print("\n".join(lines))
-    if options.json:
-        save_json(Path(options.json), report)
+    if json_file:
+        write_numbers(json_file, report)
     return 0
 
 

@@ -1,0 +1,41 @@
+"""Parsers of an option's text. Their names are what --help shows in the place of a value: INT, FLOAT, ..."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable
+from typing import TypeVar
+
+N = TypeVar("N", int, float)
+
+
+def int_list(text: str) -> tuple[int, ...]:
+    """'1,2,3,4' (or with '_' or '-', as VAR writes patch_nums) -> (1, 2, 3, 4)."""
+    return tuple(int(part) for part in re.split(r"[,_\- ]+", text.strip()))
+
+
+def positive(kind: type[N]) -> Callable[[str], N]:
+    """A parser of numbers > 0."""
+
+    def parse(text: str) -> N:
+        value = kind(text)
+        if not value > 0:
+            raise argparse.ArgumentTypeError(f"{text} is not greater than 0")
+        return value
+
+    parse.__name__ = kind.__name__
+    return parse
+
+
+def non_negative(kind: type[N]) -> Callable[[str], N]:
+    """A parser of numbers >= 0."""
+
+    def parse(text: str) -> N:
+        value = kind(text)
+        if not value >= 0:
+            raise argparse.ArgumentTypeError(f"{text} is less than 0")
+        return value
+
+    parse.__name__ = kind.__name__
+    return parse

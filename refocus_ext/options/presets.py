@@ -1,0 +1,76 @@
+"""The presets: for each its values of every stage, side by side. Another preset is one more entry of PRESETS."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from refocus_ext.errors import UsageError
+
+Value = int | float | str | tuple[int, ...]
+Stage = Mapping[str, Value]
+
+VAR_PATCH_NUMS = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
+
+# fmt: off
+_PAPER_TOKENIZER: Stage = dict(
+    image_size=256, patch_nums=VAR_PATCH_NUMS, codebook_size=8192, ch=160, focus_states=4, rho_max=12.0,
+    l1=0.2, lpips=1.0, gan=0.4, steps=100_000, warm_autoencoder=1000, batch_size=256, lr=1e-4, alias_lr=1e-4,
+    lr_end=0.01, warmup=1000, beta1=0.5, beta2=0.9, weight_decay=0.05, ema=0.9999, revive=1000, workers=8,
+    save_every=1000, picture_every=2000,
+)
+_PAPER_DISTILL: Stage = dict(
+    depth=16, num_classes=1000, crops=4, steps=400_000, batch_size=256, lr=1e-4, workers=8, save_every=2500, keep=2,
+    picture_every=5000, log_every=100, val_images=1024, samples=16,
+)
+_PAPER_ABLATE: Stage = dict(depth=16, tokenizer_steps=100_000, distill_steps=400_000, images=10_000)
+
+PRESETS: dict[str, Mapping[str, Stage]] = {
+    "demo": {
+        "tokenizer": dict(
+            image_size=64, patch_nums=(1, 2, 3, 4), codebook_size=512, ch=32, focus_states=3, rho_max=6.0,
+            l1=1.0, lpips=0.0, gan=0.0, steps=500, warm_autoencoder=200, batch_size=8, lr=6e-4, alias_lr=1e-3,
+            lr_end=0.05, warmup=20, beta1=0.9, beta2=0.99, weight_decay=0.0, ema=0.0, revive=25, workers=0,
+            save_every=100, picture_every=100,
+        ),
+        "distill": dict(
+            depth=8, num_classes=0, crops=4, steps=80, batch_size=8, lr=6e-4, workers=0, save_every=0, keep=1,
+            picture_every=40, log_every=10, val_images=64, samples=16,
+        ),
+        "ablate": dict(depth=4, tokenizer_steps=300, distill_steps=400, images=304),
+    },
+    "vanilla": {
+        "tokenizer": {**_PAPER_TOKENIZER, "codebook_size": 4096},
+        "distill": _PAPER_DISTILL,
+        "ablate": _PAPER_ABLATE,
+    },
+    "paper": {"tokenizer": _PAPER_TOKENIZER, "distill": _PAPER_DISTILL, "ablate": _PAPER_ABLATE},
+    "paper-512": {
+        "tokenizer": {**_PAPER_TOKENIZER, "image_size": 512, "patch_nums": (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)},
+        "distill": {**_PAPER_DISTILL, "depth": 36},
+        "ablate": {**_PAPER_ABLATE, "depth": 36},
+    },
+}
+# fmt: on
+
+
+def preset_names() -> list[str]:
+    """What --preset can be."""
+    return list(PRESETS)
+
+
+def presets_of(stage: str) -> dict[str, Stage]:
+    """The values of a stage under every preset that has some; none for a command without presets."""
+    return {name: stages[stage] for name, stages in PRESETS.items() if stage in stages}
+
+
+def preset(name: str, stage: str) -> Stage:
+    """The values of one stage under one preset.
+
+    Raises:
+        UsageError: there is no such preset, or it has none for this stage.
+    """
+    known = presets_of(stage)
+    if name not in known:
+        why = f"has no values for `{stage}`" if name in PRESETS else "does not exist"
+        raise UsageError(f"preset {name} {why}; give --preset one of {', '.join(known)}.")
+    return known[name]
