@@ -13,6 +13,8 @@ from torch import nn
 from patches import BlockCausal, Upstream
 from patches.block_causal import GROUPS
 from patches.checkpointed_block import Checkpointed
+from patches.faces import VAR, as_module
+from patches.parts import blocks_of
 from patches.teacher_block import Recording
 from refocus_ext.distill import recipe
 from refocus_ext.distill.teacher.geometry import TeacherGeometry
@@ -54,7 +56,7 @@ class NetworkPlan:
 class Networks(NamedTuple):
     """Student and teacher, patched, on their device, in train mode."""
 
-    var: Any
+    var: VAR
     teacher: AliasTeacher | None
 
 
@@ -82,7 +84,7 @@ def build_networks(
     return Networks(var.train(), teacher.train() if teacher else None)
 
 
-def _patched(var: Any, plan: NetworkPlan, recorded: int, doubled: int) -> Any:
+def _patched(var: VAR, plan: NetworkPlan, recorded: int, doubled: int) -> VAR:
     """For a whole run, so that upstream is checked for drift once and not at every step.
 
     Args:
@@ -94,19 +96,19 @@ def _patched(var: Any, plan: NetworkPlan, recorded: int, doubled: int) -> Any:
     if plan.grad_checkpoint:
         Checkpointed(keep=doubled).apply(var)
     if plan.compile:
-        for block in list(var.blocks)[: len(var.blocks) - doubled]:
+        for block in blocks_of(var)[: plan.depth - doubled]:
             block.compile()
     return var
 
 
-def load_init(var: Any, path: Path) -> None:
+def load_init(var: VAR, path: Path) -> None:
     """Loads VAR weights strictly.
 
     Raises:
         UsageError: the file holds none, or those of another geometry.
     """
     load_strictly(
-        var,
+        as_module(var),
         var_state_dict(path),
         f"--init {path} does not fit this student ({{reason}}); the published var_dN.pth need --depth N, 1000 "
         "classes and a tokenizer of preset vanilla.",

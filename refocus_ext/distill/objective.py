@@ -6,11 +6,11 @@ Shapes: B batch, L structure tokens, T alias tokens, C width, V codes, S token s
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from patches.faces import VAR, VQVAE
 from patches.teacher_block import StudentPass
 from refocus_ext.distill.losses import Terms, distillation_loss_from_hidden, feature_distance
 from refocus_ext.distill.recipe import DistillWeights
@@ -23,7 +23,7 @@ from refocus_ext.tokens.tokenize import split_maps
 class TokenEmbedding:
     """From tokens to what the networks read, by the frozen tokenizers; without gradient and in fp32."""
 
-    def __init__(self, vae: Any, alias: AliasTokenizer | None) -> None:
+    def __init__(self, vae: VQVAE, alias: AliasTokenizer | None) -> None:
         self.vae, self.alias_tokenizer = vae, alias
         self.sides = vae.quantize.v_patch_nums
 
@@ -52,9 +52,9 @@ class DistillObjective(nn.Module):
         teacher: an `AliasTeacher`, or None for VAR's own training.
     """
 
-    def __init__(self, var: Any, teacher: AliasTeacher | None, weights: DistillWeights) -> None:
+    def __init__(self, var: VAR, teacher: AliasTeacher | None, weights: DistillWeights) -> None:
         super().__init__()
-        self.var: Any = var
+        self.var: VAR = var
         self.teacher, self.weights = teacher, weights
 
     def forward(
@@ -87,7 +87,9 @@ class DistillObjective(nn.Module):
 
     def student_head(self, tape: StudentPass) -> Callable[[Tensor], Tensor]:
         """(B,l,C) -> logits (B,l,V), fp32."""
-        return lambda h_BlC: self.var.get_logits(h_BlC, tape.cond_BD)
+        cond_BD = tape.cond_BD
+        assert cond_BD is not None, "the tape holds no finished pass"
+        return lambda h_BlC: self.var.get_logits(h_BlC, cond_BD)
 
     def passes(
         self, label_B: Tensor, x_BLCv_wo_first_l: Tensor, alias_K: Sequence[Tensor]

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 
 from patches import Upstream
+from patches.faces import as_module
 from refocus_ext.distill.options import DistillOptions
 from refocus_ext.distill.teacher.cost import teacher_overhead
 from refocus_ext.distill.teacher.geometry import TeacherGeometry
@@ -131,7 +132,7 @@ def sizes(
     )
     kind = KINDS[options.teacher]
     parameters = cost.var_parameters + (kind.parameters_added(cost) if kind else 0)
-    vae = state_bytes(tokenizer.vae)
+    vae = state_bytes(as_module(tokenizer.vae))
     return Sizes(cost, parameters, ADAMW_BYTES * parameters, STATE_BYTES * parameters, 4 * parameters + vae)
 
 

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from patches.faces import as_module
 from refocus_ext.distill.losses import Terms, var_report
 from refocus_ext.distill.networks import Networks, adamw
 from refocus_ext.distill.objective import DistillObjective, TokenEmbedding
@@ -70,7 +71,9 @@ class DistillTraining(Training):
             sharding.shard(self.var, here, kept=self.teacher.geometry.blocks if self.teacher else 0)
         self.objective = DistillObjective(self.var, self.teacher, recipe.weights)
         self.parallel = self.objective if self.sharded else here.parallel(self.objective)
-        self.modules = {"var": self.var} | ({"teacher": self.teacher} if self.teacher else {})
+        self.modules: dict[str, nn.Module] = {"var": as_module(self.var)}
+        if self.teacher:
+            self.modules["teacher"] = self.teacher
         self.optimizers = {name: adamw(module, recipe.teacher_lr) for name, module in self.modules.items()}
 
     def _validation_tokens(self, val: ImageList) -> ValidationTokens:
@@ -148,7 +151,7 @@ class DistillTraining(Training):
     def _synchronized(self, last: bool) -> contextlib.AbstractContextManager[None]:
         """Gradients travel between processes with the last micro-batch only."""
         if self.sharded:
-            self.var.set_requires_gradient_sync(last)
+            sharding.sync_gradients(self.var, last)
             return contextlib.nullcontext()
         return self.world.sync_gradients(self.parallel, last)
 

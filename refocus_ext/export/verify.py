@@ -17,11 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from patches.sampling import sample_as_upstream
 from patches.upstream import PINNED_REVISION, SUBMODULE, load_upstream, submodule_present
 from refocus_ext.errors import RunFailed, UsageError
 from refocus_ext.export.builder_arguments import build_arguments, builder_obstacle
 from refocus_ext.export.options import VerifyOptions
-from refocus_ext.sampling.sampler import Guidance, sample_as_upstream
+from refocus_ext.sampling.sampler import Guidance
 from refocus_ext.sampling.student import Student, load_student
 from refocus_ext.storage.atomic import save_json, sha256
 

@@ -13,6 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from patches import FastSampling, patched
+from patches.parts import compile_for_sampling
+from patches.sampling import sample_as_upstream
 from refocus_ext.engine.distributed import World
 from refocus_ext.errors import RunFailed, UsageError
 from refocus_ext.images.order import spread
@@ -21,7 +23,7 @@ from refocus_ext.sampling.editing import edit, kept_region, load_square, parse_b
 from refocus_ext.sampling.options import SampleOptions
 from refocus_ext.sampling.pictures import draw_comparison, draw_edit, draw_grid, draw_strip
 from refocus_ext.sampling.sample_set import Plan
-from refocus_ext.sampling.sampler import FOR_FID, Guidance, Prefixes, sample_as_upstream, sample_images
+from refocus_ext.sampling.sampler import FOR_FID, Guidance, Prefixes, sample_images
 from refocus_ext.sampling.student import Student, load_student
 from refocus_ext.storage.atomic import sha256
 
@@ -46,8 +48,7 @@ def ready(student: Student, options: SampleOptions) -> Iterator[None]:
         if not options.stock:
             stack.enter_context(patched(student.var, FastSampling()))
         if options.compile:
-            for network in (*(block.ffn for block in student.var.blocks), student.vae.decoder):
-                network.compile(dynamic=True)
+            compile_for_sampling(student.var, student.vae)
         yield
 
 

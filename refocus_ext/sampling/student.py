@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from patches import Focus, load_upstream, patched
+from patches.faces import VAR, VQVAE, device_of
 from refocus_ext.errors import UsageError
 from refocus_ext.images.class_names import choose_class_names, labels_of, name_of
 from refocus_ext.optics.pyramid import FocusPyramid
@@ -30,8 +31,8 @@ class Student:
     trained with; None for files that don't tell, whose VAE then encodes as upstream's.
     """
 
-    var: Any
-    vae: Any
+    var: VAR
+    vae: VQVAE
     geometry: VARGeometry
     classes: tuple[str, ...]
     pyramid: FocusPyramid | None
@@ -57,7 +58,7 @@ class Student:
 
     @property
     def device(self) -> torch.device:
-        return self.var.pos_1LC.device
+        return device_of(self.var)
 
     def labels(self, words: str) -> list[int]:
         """Labels of classes by number or name: '207,golden retriever'; 'none' is no class.

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from patches.faces import FocusedVQVAE, as_module
 from refocus_ext.tokenizer.alias.tokenizer import AliasTokenizer
 
 WARMUP_POWER = 2 / 3  # decay 0.9 after 31 steps, 0.99 after 1000
@@ -59,9 +60,9 @@ class Averages:
         decay: 0 averages nothing; the networks themselves are then the finished ones.
     """
 
-    def __init__(self, vae: Any, alias: AliasTokenizer | None, decay: float) -> None:
+    def __init__(self, vae: FocusedVQVAE, alias: AliasTokenizer | None, decay: float) -> None:
         self._vae, self._alias = vae, alias
-        self.of_vae = WeightAverage(vae, decay) if decay else None
+        self.of_vae = WeightAverage(as_module(vae), decay) if decay else None
         self.of_alias = WeightAverage(alias, decay) if decay and alias is not None else None
         if self.of_alias is not None and self.of_alias.module.geometry.codebook == "shared":
             self.of_alias.module.share(self.vae.quantize.embedding)
@@ -79,7 +80,7 @@ class Averages:
     def update(self, step: int, warm_autoencoder: int) -> None:
         """Follows both networks after step `step` (0-based); the VQVAE's average begins with its quantization."""
         if self.of_vae is not None:
-            self.of_vae.update(self._vae, step=max(0, step - warm_autoencoder))
+            self.of_vae.update(as_module(self._vae), step=max(0, step - warm_autoencoder))
         if self.of_alias is not None and self._alias is not None:
             self.of_alias.update(self._alias, step=step)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from patches.faces import FocusedQuantizer, FocusedVQVAE
 from refocus_ext.engine.distributed import World
 from refocus_ext.engine.training import RunPlan
 from refocus_ext.images.crops import Crops
@@ -23,7 +24,7 @@ from refocus_ext.vector_quantization import kmeans
 
 
 @torch.no_grad()
-def initialise_codebook(quantizer: Any, T_K: Sequence[Tensor], generator: torch.Generator) -> None:
+def initialise_codebook(quantizer: FocusedQuantizer, T_K: Sequence[Tensor], generator: torch.Generator) -> None:
     """Fills the codebook from focus targets: scale by scale, k-means of the residual that the codes so far leave.
 
     Each scale gets codes in proportion to the square root of its tokens, so that the few tokens of the coarse scales,
@@ -51,6 +52,15 @@ def initialise_codebook(quantizer: Any, T_K: Sequence[Tensor], generator: torch.
         rest = rest - (chosen if pn == latent else F.interpolate(chosen, size=(latent, latent), mode="bicubic"))
 
 
+class Codebook(Protocol):
+    """A quantizer whose codes can be revived."""
+
+    @property
+    def embedding(self) -> nn.Embedding: ...
+    @property
+    def vocab_size(self) -> int: ...
+
+
 class CodeRevival:
     """Counts which codes are used; those unused since the last revival become residuals of the current batch.
 
@@ -59,7 +69,7 @@ class CodeRevival:
         margin: a code with at most this many hits since the last revival is dead.
     """
 
-    def __init__(self, quantizer: Any, margin: int = 0) -> None:
+    def __init__(self, quantizer: Codebook, margin: int = 0) -> None:
         self.quantizer, self.margin = quantizer, margin
         self.hits_V = torch.zeros(quantizer.vocab_size, dtype=torch.long)
 
@@ -118,7 +128,7 @@ class Codebooks:
         plan: RunPlan,
         recipe: TokenizerRecipe,
         world: World,
-        vae: Any,
+        vae: FocusedVQVAE,
         alias: AliasTokenizer | None,
         averages: Averages,
         data: Crops,
@@ -182,12 +192,10 @@ class Codebooks:
         counts: dict[str, float] = {}
         idx, pool = [i for out in outputs for i in out.idx_S], [r for out in outputs for r in out.residual_S]
         if idx:
-            pair = (self.vae.quantize, self.averages.vae.quantize)
-            counts |= self._revive(step, "revived", self.revival, idx, pool, pair, optimizer)
+            counts |= self._revive(step, "revived", self.revival, idx, pool, self.averages.vae.quantize, optimizer)
         if aliases and self.alias_revival:
             idx, pool = [i for out in aliases for i in out.idx_K], [p for out in aliases for p in out.points_K]
-            pair = (self.alias, self.averages.alias)
-            counts |= self._revive(step, "alias/revived", self.alias_revival, idx, pool, pair, optimizer)
+            counts |= self._revive(step, "alias/revived", self.alias_revival, idx, pool, self.averages.alias, optimizer)
         return counts
 
     def _revive(
@@ -197,7 +205,7 @@ class Codebooks:
         revival: CodeRevival,
         idx: list[Tensor],
         pool: list[Tensor],
-        quantizers: tuple[Any, Any],
+        averaged: Codebook,
         optimizer: torch.optim.Optimizer,
     ) -> dict[str, float]:
         """One codebook's turn, in the averaged weights as well."""
@@ -207,8 +215,7 @@ class Codebooks:
             return {}
         generator = torch.Generator().manual_seed(stream_seed(self.plan.seed, Stream.REVIVAL, step))
         revived = revival.revive(pool, optimizer, generator, self.world)
-        trained, averaged = (quantizer.embedding.weight.data for quantizer in quantizers)
-        averaged[revived] = trained[revived]
+        averaged.embedding.weight.data[revived] = revival.quantizer.embedding.weight.data[revived]
         return {name: float(len(revived))}
 
     def state_dict(self) -> dict[str, Any]:

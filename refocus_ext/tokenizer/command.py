@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from patches import Upstream, load_upstream
+from patches.faces import FocusedVQVAE, as_module
 from refocus_ext.engine.checks import check_share
 from refocus_ext.engine.devices import pick_device
 from refocus_ext.engine.distributed import World, world
@@ -46,7 +47,7 @@ class Prepared(NamedTuple):
     train: ImageList
     val: ImageList
     geometry: AliasGeometry | None
-    vae: Any
+    vae: FocusedVQVAE
     notes: list[str]
 
 
@@ -103,7 +104,7 @@ def _run(options: TokenizerOptions, here: World) -> int:
     lpips = perceptual_loss(options, here.device)
     run = open_run(options, pyramid, geometry, upstream, train) if here.main else None
     if run:
-        run.require_space(3 * 3 * state_bytes(vae))
+        run.require_space(3 * 3 * state_bytes(as_module(vae)))
     here.barrier()  # the others look into the folder only after rank 0 has put it in order
     plan, recipe = RunPlan.of(options), recipe_of(options)
     data = Crops(train, options.image_size, scale=options.crop_scale, hflip=options.hflip, seed=options.seed)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from patches import Focus, Upstream
+from patches.faces import VQVAE, as_module
 from patches.vae_init import init_vae_weights
 from refocus_ext.engine.checks import check_run_options
 from refocus_ext.errors import UsageError
@@ -79,7 +80,7 @@ def build_vae(upstream: Upstream, options: TokenizerOptions, pyramid: FocusPyram
     return vae.train()
 
 
-def load_published(vae: Any, path: Path) -> None:
+def load_published(vae: VQVAE, path: Path) -> None:
     """Loads VQVAE weights strictly, from a plain state dict or from upstream's training checkpoint.
 
     Raises:
@@ -90,7 +91,7 @@ def load_published(vae: Any, path: Path) -> None:
     except UsageError as error:
         raise UsageError(f"--init {error}") from None
     load_strictly(
-        vae,
+        as_module(vae),
         state,
         f"--init {path} does not fit this tokenizer ({{reason}}); the published vae_ch160v4096z32.pth needs --preset vanilla.",
     )
@@ -99,7 +100,7 @@ def load_published(vae: Any, path: Path) -> None:
 def print_plan(
     options: TokenizerOptions,
     pyramid: FocusPyramid,
-    vae: Any,
+    vae: VQVAE,
     alias: AliasGeometry | None,
     images: ImageList,
     device: torch.device,
@@ -127,7 +128,7 @@ def print_plan(
 
 
 def print_cost(
-    options: TokenizerOptions, pyramid: FocusPyramid, vae: Any, device: torch.device, world_size: int
+    options: TokenizerOptions, pyramid: FocusPyramid, vae: VQVAE, device: torch.device, world_size: int
 ) -> None:
     """FLOPs of a step and a process's memory, for --dry-run."""
     parameters = sum(p.numel() for p in vae.parameters())

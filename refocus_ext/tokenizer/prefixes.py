@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from patches.faces import FocusedVQVAE
 from refocus_ext.vector_quantization import code_health
 
 
@@ -56,21 +56,21 @@ def psnr(image: Tensor, target: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def prefixes(vae: Any, x_B3HW: Tensor) -> list[Tensor]:
+def prefixes(vae: FocusedVQVAE, x_B3HW: Tensor) -> list[Tensor]:
     """The image of each focus state's prefix, K times (B,3,H,W): the tokens up to the last scale the state serves."""
     targets = vae.encode_targets(x_B3HW)
     return decode_prefixes(vae, vae.quantize.f_to_idxBl_or_fhat(targets, to_fhat=True))
 
 
 @torch.no_grad()
-def decode_prefixes(vae: Any, f_hat_S: Sequence[Tensor]) -> list[Tensor]:
+def decode_prefixes(vae: FocusedVQVAE, f_hat_S: Sequence[Tensor]) -> list[Tensor]:
     """As `prefixes`, from the quantizer's f_hat after each scale, (B,C,n,n)."""
     scales = vae.focus_pyramid.last_scale_of_state(vae.quantize.v_patch_nums)
     return [vae.decode(f_hat_S[-1 if scale is None else scale]).clamp_(-1, 1) for scale in scales]
 
 
 @torch.no_grad()
-def validate(vae: Any, batches: Iterable[Tensor]) -> PrefixReport:
+def validate(vae: FocusedVQVAE, batches: Iterable[Tensor]) -> PrefixReport:
     """Measures prefixes and code usage over image batches with the model in eval mode (restored afterwards)."""
     training, pyramid = vae.training, vae.focus_pyramid
     vae.eval()

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from patches.faces import FocusedVQVAE, as_module
+from patches.parts import compile_autoencoder, last_decoder_weight
 from refocus_ext.engine.devices import autocast, autocast_dtype, kind_of
 from refocus_ext.engine.distributed import World
 from refocus_ext.engine.optimization import finite, gradient_norm, warmup_cosine
@@ -44,7 +46,7 @@ class TokenizerTraining(Training):
         recipe: TokenizerRecipe,
         here: World,
         run: RunFolder | None,
-        vae: Any,
+        vae: FocusedVQVAE,
         geometry: AliasGeometry | None,
         lpips: nn.Module | None,
         data: Crops,
@@ -74,8 +76,7 @@ class TokenizerTraining(Training):
         if wanted == "on" or (wanted == "auto" and kind_of(self.world.device).channels_last):
             self.vae.to(memory_format=torch.channels_last)
         if self.recipe.compile:  # in place, so that the state dict keeps upstream's names
-            self.vae.encoder.compile()
-            self.vae.decoder.compile()
+            compile_autoencoder(self.vae)
 
     def _build_critic(self, adamw: dict[str, Any]) -> NoCritic:
         recipe, size = self.recipe, self.vae.focus_pyramid.image_size
@@ -106,7 +107,7 @@ class TokenizerTraining(Training):
             for name, term in terms.items():
                 values[name] = values.get(name, 0.0) + float(term) / len(images)
         self.scaler.unscale_(self.optimizer)
-        norm = gradient_norm(self.vae, recipe.clip)
+        norm = gradient_norm(as_module(self.vae), recipe.clip)
         if self.alias is not None and aliases:  # clipped apart, so that neither tokenizer feels the other
             values["alias/grad_norm"] = gradient_norm(self.alias, recipe.clip)
         # fp16 overflows now and then: its scaler skips such a step by itself and lowers the scale
@@ -137,7 +138,7 @@ class TokenizerTraining(Training):
                 loss, sharp = loss + recipe.lpips * perceptual, sharp + recipe.lpips * perceptual
                 terms["lpips"] = perceptual.detach()
             if self.critic.active(step):
-                last_layer = self.vae.decoder.conv_out.weight
+                last_layer = last_decoder_weight(self.vae)
                 term, shown = self.critic.generator_term(step, out.image, sharp, last_layer)
                 loss, terms = loss + term, terms | shown
         terms = {"loss": loss.detach(), **terms}

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from patches.faces import device_of
 from refocus_ext.engine.progress import Progress
 from refocus_ext.engine.run_folder import RunFolder
 from refocus_ext.images.crops import Crops
@@ -46,7 +47,7 @@ class Validation:
 
     def batches(self) -> Iterator[Tensor]:
         """Centre crops, on the networks' device."""
-        device = next(self.averages.vae.parameters()).device
+        device = device_of(self.averages.vae)
         for chunk in chunks(spread(range(len(self.data)), self.most), self.batch):
             yield torch.stack([self.data[index].image for index in chunk]).to(device)
 

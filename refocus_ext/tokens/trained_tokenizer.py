@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from patches import Focus, load_upstream
+from patches.faces import FocusedVQVAE
 from refocus_ext.errors import UsageError
 from refocus_ext.optics.pyramid import FocusPyramid
 from refocus_ext.storage.atomic import sha256
@@ -27,7 +28,7 @@ class Tokenizer:
     are frozen and in eval mode. `config` is the run's config.json, `trained_with` what it says of the training.
     """
 
-    vae: Any
+    vae: FocusedVQVAE
     alias: AliasTokenizer | None
     pyramid: FocusPyramid
     config: dict[str, Any]
@@ -63,7 +64,9 @@ def load_tokenizer(run: Path, device: torch.device | str = "cpu") -> Tokenizer:
     return Tokenizer(vae, _load_alias(run, config, vae, device), pyramid, config, trained_with, run)
 
 
-def _load_alias(run: Path, config: dict[str, Any], vae: Any, device: torch.device | str) -> AliasTokenizer | None:
+def _load_alias(
+    run: Path, config: dict[str, Any], vae: FocusedVQVAE, device: torch.device | str
+) -> AliasTokenizer | None:
     """The alias tokenizer that the configuration describes."""
     if not config.get("alias"):
         return None

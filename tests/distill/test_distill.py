@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import write_images
+from conftest import inside, write_images
 from torch import Tensor
 
 from patches import load_upstream
@@ -197,7 +197,7 @@ def test_accumulation_sums_to_the_same_gradient(run: Any, tmp_path: Path) -> Non
 def without_drop(*args: Any) -> Any:
     networks = build_networks(*args)
     networks.var.cond_drop_rate = 0.0
-    for block in networks.var.blocks:
+    for block in inside(networks.var).blocks:
         block.drop_path = torch.nn.Identity()
     return networks
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from patches.faces import VAR
 from patches.teacher_block import StudentPass
 from refocus_ext.distill.teacher.alias_gate import AliasEmbedding
 from refocus_ext.distill.teacher.geometry import TeacherGeometry
@@ -61,7 +62,7 @@ class AliasTeacher(nn.Module):
 
     @abstractmethod
     def passes(
-        self, var: Any, label_B: Tensor, x_BLCv_wo_first_l: Tensor, alias_K: Sequence[Tensor]
+        self, var: VAR, label_B: Tensor, x_BLCv_wo_first_l: Tensor, alias_K: Sequence[Tensor]
     ) -> tuple[StudentPass, TeacherPass]:
         """The student's pass, with VAR's own bits and random numbers, and the teacher's, both up to their heads.
 
@@ -74,7 +75,7 @@ class AliasTeacher(nn.Module):
 
     @abstractmethod
     def taught_again(
-        self, var: Any, tape: StudentPass, label_B: Tensor, x_BLCv_wo_first_l: Tensor, alias_K: Sequence[Tensor]
+        self, var: VAR, tape: StudentPass, label_B: Tensor, x_BLCv_wo_first_l: Tensor, alias_K: Sequence[Tensor]
     ) -> TeacherPass:
         """The teacher's pass with other alias tokens, beside the student's pass `tape` that is there already."""
 

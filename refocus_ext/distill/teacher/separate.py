@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from patches.faces import VAR
 from patches.instance import patched
 from patches.teacher_block import Crossing, StudentPass
 from refocus_ext.distill.teacher.alias_gate import AliasEmbedding
@@ -31,7 +32,7 @@ class SeparateTeacher(AliasTeacher):
         var: a VAR built like the student; it becomes part of this module.
     """
 
-    def __init__(self, geometry: TeacherGeometry, var: Any) -> None:
+    def __init__(self, geometry: TeacherGeometry, var: VAR) -> None:
         super().__init__()
         self.geometry = geometry
         self.var, self.aliases = var, Teacher(geometry)
@@ -67,7 +68,7 @@ class SeparateTeacher(AliasTeacher):
         return f"+{100 * counts.parameters:.1f}% parameters and a second VAR"
 
     def passes(
-        self, var: Any, label_B: Tensor, x_BLCv_wo_first_l: Tensor, alias_K: Sequence[Tensor]
+        self, var: VAR, label_B: Tensor, x_BLCv_wo_first_l: Tensor, alias_K: Sequence[Tensor]
     ) -> tuple[StudentPass, TeacherPass]:
         device = x_BLCv_wo_first_l.device
         state = kind_of(device).random_state(device)
@@ -75,7 +76,7 @@ class SeparateTeacher(AliasTeacher):
         return tape, self._pass(label_B, x_BLCv_wo_first_l, alias_K, state)
 
     def taught_again(
-        self, var: Any, tape: StudentPass, label_B: Tensor, x_BLCv_wo_first_l: Tensor, alias_K: Sequence[Tensor]
+        self, var: VAR, tape: StudentPass, label_B: Tensor, x_BLCv_wo_first_l: Tensor, alias_K: Sequence[Tensor]
     ) -> TeacherPass:
         return self.passes(var, label_B, x_BLCv_wo_first_l, alias_K)[1]
 

@@ -13,7 +13,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from patches.faces import VAR
 from patches.instance import patched
+from patches.parts import blocks_of
 from patches.teacher_block import Recording, StudentPass, attention_half, detached_call, detached_logits, ffn_half
 from patches.upstream import pristine_initializers
 from refocus_ext.distill.teacher.alias_gate import AliasEmbedding, AliasGateCrossAttention
@@ -31,7 +33,7 @@ class TeacherOutput(NamedTuple):
 
 
 def record(
-    var: Any,
+    var: VAR,
     label_B: Tensor,
     x_BLCv_wo_first_l: Tensor,
     blocks: int,
@@ -91,19 +93,19 @@ class Teacher(AliasTeacher):
         return f"+{100 * counts.parameters:.1f}% parameters, +{100 * counts.flops:.1f}% FLOPs"
 
     def passes(
-        self, var: Any, label_B: Tensor, x_BLCv_wo_first_l: Tensor, alias_K: Sequence[Tensor]
+        self, var: VAR, label_B: Tensor, x_BLCv_wo_first_l: Tensor, alias_K: Sequence[Tensor]
     ) -> tuple[StudentPass, TeacherPass]:
         tape = self.observe(var, label_B, x_BLCv_wo_first_l, defer_head=True)
         return tape, self.taught_again(var, tape, label_B, x_BLCv_wo_first_l, alias_K)
 
     def taught_again(
-        self, var: Any, tape: StudentPass, label_B: Tensor, x_BLCv_wo_first_l: Tensor, alias_K: Sequence[Tensor]
+        self, var: VAR, tape: StudentPass, label_B: Tensor, x_BLCv_wo_first_l: Tensor, alias_K: Sequence[Tensor]
     ) -> TeacherPass:
         return TeacherPass(self.teach(var, tape, alias_K), lambda h_BlC: self.logits(var, tape, h_BlC))
 
     def observe(
         self,
-        var: Any,
+        var: VAR,
         label_B: Tensor,
         x_BLCv_wo_first_l: Tensor,
         run: Callable[..., Tensor] | None = None,
@@ -125,7 +127,7 @@ class Teacher(AliasTeacher):
             )
         return record(var, label_B, x_BLCv_wo_first_l, self.geometry.blocks, run, defer_head)
 
-    def teach(self, var: Any, tape: StudentPass, alias_K: Sequence[Tensor]) -> list[Tensor]:
+    def teach(self, var: VAR, tape: StudentPass, alias_K: Sequence[Tensor]) -> list[Tensor]:
         """Features of the teacher's pass through the last M blocks, M times (B,L,C).
 
         Args:
@@ -134,7 +136,7 @@ class Teacher(AliasTeacher):
         aliases = self.embed(alias_K)
         x_BLC = tape.blocks[0].mid_BLC  # the first doubled block shares the student's self-attention
         features: list[Tensor] = []
-        for block, cross, record in zip(var.blocks[-len(self.cross) :], self.cross, tape.blocks, strict=True):
+        for block, cross, record in zip(blocks_of(var)[-len(self.cross) :], self.cross, tape.blocks, strict=True):
             if features:
                 x_BLC = detached_call(attention_half, block, x_BLC, record.six, tape.attn_bias, record.drop_attn)
             x_BLC = cross(x_BLC, aliases, self.visible_LN)
@@ -142,14 +144,14 @@ class Teacher(AliasTeacher):
             features.append(x_BLC)
         return features
 
-    def logits(self, var: Any, tape: StudentPass, feature_BlC: Tensor) -> Tensor:
+    def logits(self, var: VAR, tape: StudentPass, feature_BlC: Tensor) -> Tensor:
         """Logits (B,l,V), fp32, of the last of `teach`'s features, or of some of its tokens."""
         assert tape.cond_BD is not None, "the tape holds no finished pass"
         return detached_logits(var, feature_BlC.float(), tape.cond_BD.detach())
 
     def forward(
         self,
-        var: Any,
+        var: VAR,
         label_B: Tensor,
         x_BLCv_wo_first_l: Tensor,
         alias_K: Sequence[Tensor],

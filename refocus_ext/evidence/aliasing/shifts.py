@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from patches import Focus
+from patches.faces import FocusedVQVAE
 from patches.upstream import VAR_PATCH_NUMS
 from refocus_ext.errors import UsageError
 from refocus_ext.optics.pyramid import FocusPyramid
@@ -160,7 +161,7 @@ def load_published(path: Path, device: torch.device | str) -> Any:
     return vae
 
 
-def vae_subject(name: str, vae: Any) -> Subject:
+def vae_subject(name: str, vae: FocusedVQVAE) -> Subject:
     """A focus-patched VQVAE, looked at through the prefix of every state that serves a token scale.
 
     Raises:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from patches import Upstream
+from patches.faces import VQVAE
 from patches.upstream_trainer import upstream_train_step
 from refocus_ext.distill import recipe
 from refocus_ext.distill.objective import DistillObjective, DistillWeights, TokenEmbedding
@@ -30,7 +31,7 @@ CODES, CODE_DIM, STRIDE = 512, 32, 8  # of the alias tokenizer, at its defaults
 class _Codes(TokenEmbedding):
     """Alias codes without an alias tokenizer: a table of the same shape."""
 
-    def __init__(self, vae: Any, geometry: TeacherGeometry, device: torch.device) -> None:
+    def __init__(self, vae: VQVAE, geometry: TeacherGeometry, device: torch.device) -> None:
         super().__init__(vae, None)
         self.table_VC, self.lengths = torch.randn(CODES, CODE_DIM, device=device), geometry.tokens
 
