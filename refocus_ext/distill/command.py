@@ -115,7 +115,7 @@ def _run(options: DistillOptions, here: World) -> int:
         here.barrier()  # the others look into the folder only after rank 0 has put it in order
         data = training_data(options, tokenizer, train, here, interruption)
         if data is None:
-            return interruption.exit_code
+            return interruption.agreed(here)
         networks = build_networks(network_plan(options, classes), upstream, tokenizer, geometry, here.device)
         recipe = recipe_of(options, held_out=val is not train)
         training = DistillTraining(RunPlan.of(options), recipe, here, run, tokenizer, networks, data, val)

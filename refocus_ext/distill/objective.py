@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from patches.faces import VAR, VQVAE
 from patches.teacher_block import StudentPass
-from refocus_ext.distill.losses import Terms, distillation_loss_from_hidden, feature_distance
+from refocus_ext.distill.losses import Terms, distillation_loss, feature_distance
 from refocus_ext.distill.recipe import DistillWeights
 from refocus_ext.distill.teacher.interface import AliasTeacher, TeacherPass
 from refocus_ext.distill.teacher.shared_weights import record
@@ -69,7 +69,7 @@ class DistillObjective(nn.Module):
         """
         tape, taught = self.passes(label_B, x_BLCv_wo_first_l, alias_K)
         assert tape.hidden_BLC is not None
-        loss, terms = distillation_loss_from_hidden(
+        loss, terms = distillation_loss(
             tape.hidden_BLC,
             taught.features[-1] if taught else None,
             idx_BL,

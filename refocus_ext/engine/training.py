@@ -162,11 +162,11 @@ class Training(ABC):
         try:
             for batches in self._steps():
                 self._one_step(batches, progress)
-                (stop,) = self.world.any(interruption.signal is not None)
-                if stop and self.step < self.plan.steps:
+                code = interruption.agreed(self.world)
+                if code and self.step < self.plan.steps:
                     self.save()
                     progress.say(f"saved step {self.step}; the same command continues from here")
-                    return interruption.exit_code
+                    return code
         finally:
             progress.close()
             if self.run:

@@ -31,7 +31,7 @@ from refocus_ext.images.order import spread
 from refocus_ext.images.sources import demo_photographs
 from refocus_ext.tokenizer.alias.explained_variance import ExplainedVariance
 from refocus_ext.tokens.trained_tokenizer import Tokenizer, load_tokenizer
-from refocus_ext.vector_quantization import usage_and_perplexity
+from refocus_ext.vector_quantization import codebook_use
 
 PAPERS_IMAGES = 50_000  # on which papers report rFID: ImageNet val
 
@@ -200,6 +200,6 @@ class Evaluation:
     def _scales(self) -> list[ScaleHealth]:
         states = self.pyramid.states_of(self.sides)
         return [
-            ScaleHealth(s, side, k + 1, int(hits_V.sum()), *usage_and_perplexity(hits_V))
+            ScaleHealth(s, side, k + 1, int(hits_V.sum()), *codebook_use(hits_V))
             for s, (side, k, hits_V) in enumerate(zip(self.sides, states, self.hits_SV, strict=True), start=1)
         ]

@@ -114,11 +114,6 @@ class FocusPyramid:
         return self.image_size // self.stride
 
     @property
-    def state_sizes(self) -> tuple[float, ...]:
-        """n_k = n / s_k, latent cells that the view of state k still holds; may be fractional."""
-        return tuple(self.latent_size / s for s in self.factors)
-
-    @property
     def refocuses(self) -> bool:
         """Whether the structure path is blurred at all: False for blur "none", which is upstream's pyramid."""
         return self.blur != "none"

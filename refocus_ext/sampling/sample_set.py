@@ -171,12 +171,12 @@ def draw_set(parts: Parts, draw: Draw, world: World) -> int:
             for batch in mine[done : done + 1]:
                 _draw_batch(parts, draw, batch)
             progress.update(done + 1, {})
-            stop = world.any(interruption.signal is not None)[0]
-            if stop and done + 1 < rounds:
+            code = interruption.agreed(world)
+            if code and done + 1 < rounds:
                 progress.close()
                 if world.main:
                     print(f"stopped; {len(parts.missing())} batches are missing, the same command draws them")
-                return interruption.exit_code if interruption.signal else 143
+                return code
     progress.close()
     return 0
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from patches.faces import FocusedVQVAE
-from refocus_ext.vector_quantization import code_health
+from refocus_ext.vector_quantization import codebook_use_of
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def validate(vae: FocusedVQVAE, batches: Iterable[Tensor]) -> PrefixReport:
     vae.train(training)
     codes = vae.quantize.vocab_size
     idx_S = [torch.cat(tokens) for tokens in zip(*idx, strict=True)]
-    health = [code_health(tokens, codes) for tokens in idx_S]
+    health = [codebook_use_of(tokens, codes) for tokens in idx_S]
     states = pyramid.states_of(vae.quantize.v_patch_nums)
     by_state = [[t for t, state in zip(idx_S, states, strict=True) if state == k] for k in range(pyramid.states)]
     return PrefixReport(
@@ -92,6 +92,6 @@ def validate(vae: FocusedVQVAE, batches: Iterable[Tensor]) -> PrefixReport:
         psnr_sharp_K=torch.cat(sharp, dim=1).mean(1).tolist(),
         usage_S=[usage for usage, _ in health],
         perplexity_S=[perplexity for _, perplexity in health],
-        usage_K=[code_health(torch.cat(parts), codes)[0] if parts else 0.0 for parts in by_state],
+        usage_K=[codebook_use_of(torch.cat(parts), codes)[0] if parts else 0.0 for parts in by_state],
         tokens_S=[len(tokens) for tokens in idx_S],
     )

@@ -17,7 +17,7 @@ from refocus_ext.tokenizer.alias.explained_variance import ExplainedVariance, ex
 from refocus_ext.tokenizer.averages import Averages
 from refocus_ext.tokenizer.picture import draw_alias, draw_prefixes
 from refocus_ext.tokenizer.prefixes import PrefixReport, validate
-from refocus_ext.vector_quantization import code_health
+from refocus_ext.vector_quantization import codebook_use_of
 
 
 def summary(report: PrefixReport, codes: int) -> str:
@@ -74,7 +74,7 @@ class Validation:
         self.explained = total.compute()
         states = [torch.cat([t.flatten() for t in state]) for state in zip(*idx, strict=True)]
         for k, (explained, tokens) in enumerate(zip(self.explained, states, strict=True), start=1):
-            usage, perplexity = code_health(tokens, alias.vocab_size)
+            usage, perplexity = codebook_use_of(tokens, alias.vocab_size)
             names = {f"alias_explained{k}": explained, f"alias_usage{k}": usage, f"alias_perplexity{k}": perplexity}
             self.run.log(step, names, "val/")
         shown = " ".join(f"{100 * value:.0f}%" for value in self.explained)

@@ -90,7 +90,8 @@ class CacheBuilder:
         try:
             for number in range(1, rounds + 1):
                 error = self._advance(work)
-                code, failed, all_broken, done = self._agree(interruption, error)
+                code = interruption.agreed(self.world)
+                failed, all_broken, done = self._agree(error)
                 if failed:
                     raise error or RunFailed("another process could not go on; it says why above.")
                 self._limit_broken(broken + all_broken)
@@ -153,13 +154,12 @@ class CacheBuilder:
             return from_loader(error)
         return None
 
-    def _agree(self, interruption: Interruption, error: RunFailed | None) -> tuple[int, bool, int, int]:
-        """Over all processes: the exit code of an interruption or 0, whether one failed, broken images, images done."""
-        number = interruption.signal or 0
-        mine = [number == 2, number == 15, error is not None, len(self.crops.known_broken), self.done]
+    def _agree(self, error: RunFailed | None) -> tuple[bool, int, int]:
+        """Over all processes: whether one failed, broken images, images done."""
+        mine = [error is not None, len(self.crops.known_broken), self.done]
         total = self.world.sum(torch.tensor(mine, dtype=torch.float64)).tolist()
-        ctrl_c, terminated, failed, broken, done = (round(value) for value in total)
-        return 130 if ctrl_c else 143 if terminated else 0, bool(failed), broken, done
+        failed, broken, done = (round(value) for value in total)
+        return bool(failed), broken, done
 
     def _limit_broken(self, broken: int) -> None:
         if broken > self.crops.broken_limit:

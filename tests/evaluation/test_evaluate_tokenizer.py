@@ -31,7 +31,7 @@ from refocus_ext.images.folder import image_folder
 from refocus_ext.optics.pyramid import FocusPyramid
 from refocus_ext.tokenizer import prefixes
 from refocus_ext.tokens.trained_tokenizer import Tokenizer, load_tokenizer
-from refocus_ext.vector_quantization import usage_and_perplexity
+from refocus_ext.vector_quantization import codebook_use
 
 
 @pytest.fixture(scope="module")
@@ -337,6 +337,6 @@ def test_ssim_by_hand() -> None:
 
 
 def test_usage_and_perplexity_by_hand() -> None:
-    usage, perplexity = usage_and_perplexity(torch.tensor([2, 1, 1, 0, 0, 0, 0, 0]))
+    usage, perplexity = codebook_use(torch.tensor([2, 1, 1, 0, 0, 0, 0, 0]))
     assert usage == 37.5
     assert perplexity == pytest.approx(math.exp(0.5 * math.log(2) + 0.5 * math.log(4)))

@@ -71,7 +71,7 @@ def test_psnr_by_hand() -> None:
 
 
 def test_code_health_by_hand() -> None:
-    usage, perplexity = vector_quantization.code_health(torch.tensor([0, 0, 1, 1]), 8)
+    usage, perplexity = vector_quantization.codebook_use_of(torch.tensor([0, 0, 1, 1]), 8)
     assert usage == 25 and perplexity == pytest.approx(2)
 
 

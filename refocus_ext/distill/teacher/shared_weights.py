@@ -37,13 +37,12 @@ def record(
     label_B: Tensor,
     x_BLCv_wo_first_l: Tensor,
     blocks: int,
-    run: Callable[..., Tensor] | None = None,
     defer_head: bool = False,
 ) -> StudentPass:
     """VAR's own teacher-forced pass, with what its last `blocks` blocks (0: none) and its head were called with."""
     tape = StudentPass(defer_head=defer_head)
     with patched(var, Recording(blocks, tape)):
-        logits_BLV = (run or var)(label_B, x_BLCv_wo_first_l)
+        logits_BLV = var(label_B, x_BLCv_wo_first_l)
     tape.logits_BLV = None if defer_head else logits_BLV
     return tape
 
@@ -108,7 +107,6 @@ class Teacher(AliasTeacher):
         var: VAR,
         label_B: Tensor,
         x_BLCv_wo_first_l: Tensor,
-        run: Callable[..., Tensor] | None = None,
         defer_head: bool = False,
     ) -> StudentPass:
         """Runs the student and records what the teacher's pass shares with it.
@@ -117,7 +115,6 @@ class Teacher(AliasTeacher):
             var: the VAR, unwrapped.
             label_B: class labels (B,).
             x_BLCv_wo_first_l: teacher-forcing input (B, L - first_l, Cvae).
-            run: what to call in VAR's place, for example DDP around it.
             defer_head: leave the logits to the caller, who has them from `var.get_logits(hidden, cond)` of the pass.
         """
         if tuple(var.patch_nums) != self.geometry.patch_nums or self.geometry.width != var.C or var.prog_si >= 0:
@@ -125,7 +122,7 @@ class Teacher(AliasTeacher):
                 f"this teacher is for a VAR of width {self.geometry.width} and patch_nums {self.geometry.patch_nums} without "
                 f"progressive training; got width {var.C}, {tuple(var.patch_nums)}, prog_si {var.prog_si}"
             )
-        return record(var, label_B, x_BLCv_wo_first_l, self.geometry.blocks, run, defer_head)
+        return record(var, label_B, x_BLCv_wo_first_l, self.geometry.blocks, defer_head)
 
     def teach(self, var: VAR, tape: StudentPass, alias_K: Sequence[Tensor]) -> list[Tensor]:
         """Features of the teacher's pass through the last M blocks, M times (B,L,C).
@@ -155,10 +152,9 @@ class Teacher(AliasTeacher):
         label_B: Tensor,
         x_BLCv_wo_first_l: Tensor,
         alias_K: Sequence[Tensor],
-        run: Callable[..., Tensor] | None = None,
     ) -> TeacherOutput:
         """Student and teacher on one batch; see `observe` and `teach` for the arguments."""
-        tape = self.observe(var, label_B, x_BLCv_wo_first_l, run)
+        tape = self.observe(var, label_B, x_BLCv_wo_first_l)
         features = self.teach(var, tape, alias_K)
         assert tape.logits_BLV is not None
         student = [record.out_BLC for record in tape.blocks]
