@@ -132,7 +132,7 @@ _refocus_run_sh() {
         _ARGCOMPLETE_IFS="\$IFS" _ARGCOMPLETE_SHELL=bash PYTHONPATH=$(printf %q "$here") $(printf %q "$1") -m refocus_ext \\
         8>&1 9>/dev/null >/dev/null 2>&1))
 }
-complete -o default -o bashdefault -F _refocus_run_sh bash
+complete -o nospace -o default -o bashdefault -F _refocus_run_sh bash
 EOF
 }
 

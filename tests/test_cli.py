@@ -8,13 +8,16 @@ import shutil
 import subprocess
 import sys
 import time
+import zipfile
+from collections.abc import Callable
+from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
 from conftest import write_images
 from runs import run_main
 
-from refocus_ext.commands import COMMANDS
+from refocus_ext.commands import COMMANDS, OF_RUN_SH
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -44,7 +47,7 @@ assert "torch" not in sys.modules and "numpy" not in sys.modules
 def test_the_list_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_main() == 0
     out = capsys.readouterr().out
-    assert all(re.search(rf"^  {name} ", out, flags=re.M) for name in [*COMMANDS, "test"])
+    assert all(re.search(rf"^  {name} ", out, flags=re.M) for name in [*COMMANDS, *OF_RUN_SH])
 
 
 def test_help_gives_unit_and_default_of_every_option(capsys: pytest.CaptureFixture[str]) -> None:
@@ -135,6 +138,94 @@ def test_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert not (tmp_path / "run").exists()
 
 
+# ------------------------------------------------------------------------------------------------ processes
+
+
+@pytest.mark.parametrize(
+    ("line", "nproc", "answer"),
+    [
+        ("tokenizer", "", "several"),
+        ("distill", "", "several"),
+        ("tokens", "", "several"),
+        ("tokenizer --device cuda:1", "", "one"),
+        ("tokenizer --device=cpu", "", "one"),
+        ("tokenizer --device cpu", "2", "several"),
+        ("sample", "", "one"),
+        ("sample", "2", "one"),
+        ("sample --npz a.npz", "", "several"),
+        ("sample --folder=a", "", "several"),
+        ("sample --npz a.npz --device cpu", "", "one"),
+        ("eval", "2", "one"),
+        ("eval --samples a --reference b", "", "several"),
+        ("export", "2", "one"),
+        ("bench", "", "one"),
+        ("ablate", "2", "one"),
+    ],
+)
+def test_commands_say_whether_they_start_several_processes(
+    line: str,
+    nproc: str,
+    answer: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NPROC", nproc)
+    assert run_main("--check", *line.split()) == 0
+    assert capsys.readouterr().out == answer + "\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("tokenizer --data /nowhere", "/nowhere is not a folder"),
+        ("tokenizer --device cuda:77", "--device cuda:77 is not available"),
+        ("tokenizer --batch-size 9", "--batch-size 9 does not divide over 2 processes"),
+        ("tokenizer --lpips 1 --lpips-weights nowhere.pth", "but nowhere.pth is no file"),
+        ("tokenizer --init nowhere.pth", "--init nowhere.pth is no file"),
+        ("tokenizer --out full", "--out full holds files but no run"),
+        ("distill --tokenizer /nowhere", "--tokenizer /nowhere is no folder"),
+        ("distill --crops 0", "--crops 0 draws a new crop every epoch"),
+        ("tokens --tokenizer /nowhere", "--tokenizer /nowhere is no folder"),
+        ("tokens --precision tf32 --device cpu", "--precision tf32 is CUDA's"),
+        ("sample --npz a.npz --folder b", "--npz and --folder are two jobs"),
+        ("sample --npz a.npz --student /nowhere", "/nowhere"),
+        ("sample --npz a.npz", "there is no runs/distill-* here"),
+        ("eval --samples a", "--samples needs --reference"),
+        ("eval --samples /nowhere --reference b", "--samples /nowhere is neither a file nor a folder"),
+    ],
+)
+def test_preflight_refuses_what_every_process_would(
+    line: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").write_text("")
+    assert run_main("--preflight", "2", *line.split()) == 2
+    out, error = capsys.readouterr()
+    assert words in error and len(error.strip().splitlines()) == 1 and not out
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "full"]
+
+
+def test_preflight_lets_good_options_pass_and_does_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for line in ("tokenizer", "tokenizer --steps 30", "tokenizer --dry-run --batch-size 9", "bench"):
+        assert run_main("--preflight", "2", *line.split()) == 0
+    assert capsys.readouterr() == ("", "") and not any(tmp_path.iterdir())
+
+
+def test_of_several_processes_the_first_says_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for rank, lines in (("0", 1), ("1", 0)):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        assert run_main("tokenizer", "--data", "/nowhere") == 2
+        assert len(capsys.readouterr().err.splitlines()) == lines
+
+
 # ------------------------------------------------------------------------------------------------ run.sh
 
 
@@ -167,3 +258,110 @@ def test_environment_check_sees_versions(monkeypatch: pytest.MonkeyPatch) -> Non
     assert environment.lacking("test") == []
     monkeypatch.setattr(environment, "_requirements", lambda group: ["torch>=999", "no-such-package>=1"])
     assert [lack.split(" ")[0] for lack in environment.lacking()] == ["torch>=999", "no-such-package"]
+
+
+def test_environment_check_knows_an_upper_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    from refocus_ext import environment
+
+    monkeypatch.setattr(environment, "_requirements", lambda group: ["pytest>=1,<2", "typed-argparse>=0.3.1,<0.4"])
+    assert [lack.split(" ")[0] for lack in environment.lacking()] == ["pytest<2"]
+    assert environment.requirements("command-line") == ["typed-argparse>=0.3.1,<0.4"]
+
+
+@pytest.mark.parametrize("options", [["tokenizer", "--data", "/nowhere"], ["distill", "--tokenizer", "/nowhere"]])
+def test_several_processes_refuse_with_one_sentence(options: list[str], tmp_path: Path) -> None:
+    """No report of torchrun's, though the device is named and NPROC asks for two."""
+    words = [*options, "--device", "cpu", "--out", str(tmp_path / "run")]
+    result = shell(*words, REFOCUS_PYTHON=sys.executable, NPROC="2")
+    assert result.returncode == 2 and not result.stdout
+    assert re.fullmatch(r"refocus: --(data|tokenizer) /nowhere is .*\n", result.stderr)
+    assert not (tmp_path / "run").exists()
+
+
+def test_tab_completes_commands_options_and_choices() -> None:
+    script = """
+eval "$(bash run.sh completion)"
+COMP_LINE="$1" COMP_POINT=${#1} COMP_WORDS=($1)
+_refocus_run_sh
+printf '%s\\n' "${COMPREPLY[@]}"
+"""
+
+    def complete(line: str) -> list[str]:
+        command = ["bash", "-c", script, "bash", line]
+        environment = os.environ | {"REFOCUS_PYTHON": sys.executable}
+        result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=True)
+        return result.stdout.split()
+
+    assert complete("bash run.sh tokenizer --bl") == ["--blur"]
+    assert complete("bash run.sh tok") == ["tokenizer", "tokens"]
+    assert complete("bash run.sh tokenizer --blur g") == ["gaussian"]
+    assert complete("bash another.sh tokenizer --bl") == []
+
+
+# ------------------------------------------------------------------------------------------------ a new machine
+
+
+def make_wheel(name: str, folder: Path) -> None:
+    """An installed pure-Python package as a wheel, for a pip that has no network."""
+    package = distribution(name)
+    stem = f"{name.replace('-', '_')}-{package.version}"
+    with zipfile.ZipFile(folder / f"{stem}-py3-none-any.whl", "w") as wheel:
+        for file in package.files or ():
+            if (
+                "__pycache__" not in file.parts
+                and file.parts[0] != ".."
+                and file.name not in ("INSTALLER", "REQUESTED")
+            ):
+                wheel.write(str(file.locate()), str(file))
+
+
+@pytest.fixture
+def new_machine(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """`machine(words..., wheels=True)` runs run.sh where python3 has no packages; wheels: whether pip finds typed-argparse."""
+    root = tmp_path / "project"
+    shutil.copytree(ROOT / "refocus_ext", root / "refocus_ext", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("run.sh", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, root)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "bare")], check=True)
+    (tmp_path / "wheels").mkdir()
+    for package in ("typed-argparse", "typing-extensions"):
+        make_wheel(package, tmp_path / "wheels")
+
+    def machine(*words: str, wheels: bool) -> subprocess.CompletedProcess[str]:
+        environment = {
+            "PATH": f"{tmp_path / 'bare' / 'bin'}:/usr/bin:/bin",
+            "HOME": str(tmp_path),
+            "PIP_NO_INDEX": "1",
+            "PIP_FIND_LINKS": str(tmp_path / "wheels") if wheels else "",
+            "REFOCUS_TICK": "0.1",
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
+        command = ["bash", str(root / "run.sh"), *words]
+        return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=root)
+
+    return machine
+
+
+def test_without_network_there_is_the_list(new_machine: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    for words in ([], ["help"], ["--help"]):
+        listed = new_machine(*words, wheels=False)
+        assert listed.returncode == 0 and "usage: bash run.sh COMMAND" in listed.stdout and not listed.stderr
+    assert "did you mean 'tokenizer'?" in new_machine("tokeniser", "--help", wheels=False).stderr
+    assert "--slow" in new_machine("test", "--help", wheels=False).stdout
+    refused = new_machine("tokenizer", "--help", wheels=False)
+    assert refused.returncode == 1 and not refused.stdout
+    assert "installing typed-argparse>=0.3.1,<0.4 failed (above: why)" in refused.stderr
+
+
+def test_options_are_read_before_the_heavy_packages_are_installed(
+    new_machine: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    helped = new_machine("tokenizer", "--help", wheels=True)
+    assert helped.returncode == 0 and "--blur {disk" in helped.stdout
+    assert "installing typed-argparse>=0.3.1,<0.4, which reads the options, into" in helped.stderr
+    assert re.search(r"^refocus: installing for \d+ s: ", helped.stderr, flags=re.M), "it says that it is at work"
+    wrong = new_machine("tokenizer", "--stps", "3", wheels=False)
+    assert wrong.returncode == 2 and "did you mean --steps?" in wrong.stderr and "installing" not in wrong.stderr
+    right = new_machine("tokenizer", "--steps", "3", wheels=False)
+    assert right.returncode == 1 and "installing the packages failed (above: why)" in right.stderr
+    assert re.search(r"lacks torch>?.*torchvision.*: installing into", right.stderr)

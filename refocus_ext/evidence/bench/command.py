@@ -10,7 +10,7 @@ import torch
 from patches import Upstream, load_upstream
 from refocus_ext.engine.devices import pick_device
 from refocus_ext.errors import UsageError
-from refocus_ext.evidence.bench import distill, sampling
+from refocus_ext.evidence.bench import distill, sampling, startup
 from refocus_ext.evidence.bench.options import BenchOptions
 from refocus_ext.evidence.bench.tokenizer import measure, table
 from refocus_ext.optics.pyramid import FocusPyramid
@@ -93,8 +93,15 @@ def _sampling(
     return report, sampling.table(report)
 
 
+def _startup(options: BenchOptions, *_: object) -> tuple[dict[str, Any], list[str]]:
+    """The start of commands beside the import of torch."""
+    report = startup.measure(options.repeats)
+    return report, startup.table(report)
+
+
 SECTIONS: dict[str, Callable[..., tuple[dict[str, Any], list[str]]]] = {
     "tokenizer": _tokenizer,
     "distill": _distill,
     "sampling": _sampling,
+    "startup": _startup,
 }

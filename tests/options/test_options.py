@@ -1,0 +1,197 @@
+"""Options: the same values, bytes and identities as before typed-argparse, presets in one table, values that follow steps."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from runs import parsed, run_main
+
+from refocus_ext.commands import COMMANDS, command_line
+from refocus_ext.distill.options import DistillOptions
+from refocus_ext.errors import UsageError
+from refocus_ext.options import presets
+from refocus_ext.sampling.options import SampleOptions
+from refocus_ext.tokenizer.options import TokenizerOptions
+
+# Options and identity of command lines, as the argparse of revision 04adc42 wrote them into config.json.
+BEFORE = json.loads((Path(__file__).parent / "before_typed_argparse.json").read_text())
+
+
+@pytest.fixture(autouse=True)
+def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No runs/ folder: distill looks into that of its tokenizer."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("line", BEFORE)
+def test_config_json_is_byte_for_byte_what_it_was(line: str) -> None:
+    options = parsed(*line.split())
+    assert json.dumps(options.to_dict()) == json.dumps(BEFORE[line]["options"])
+    if options.stage != "ablate":  # its runs are bound by names of its own
+        assert json.dumps(options.identity()) == json.dumps(BEFORE[line]["identity"])
+
+
+def test_options_do_not_change() -> None:
+    options = SampleOptions(seed=3)
+    assert options.seed == 3 and options.top_k == 900 and options.compare is None
+    for change in ({"seed": 4}, {"sed": 4}):
+        with pytest.raises(AttributeError, match=f"SampleOptions.{next(iter(change))} cannot be set"):
+            setattr(options, *change.popitem())
+    assert options.replace(seed=4).seed == 4 and options.seed == 3
+    assert options == SampleOptions(seed=3) != options.replace(seed=4)
+    with pytest.raises(TypeError, match="SampleOptions has no option 'sed'"):
+        SampleOptions(**{"sed": 4})
+    with pytest.raises(TypeError, match="has no option 'sed'"):
+        options.replace(sed=4)
+
+
+def test_what_is_typed_wins_over_the_preset_and_the_preset_over_the_default() -> None:
+    options = parsed("tokenizer", "--preset", "paper", "--ch", "64")
+    assert (options.ch, options.focus_states, options.l2) == (64, 4, 1.0)
+    assert parsed("tokenizer", "--blur=none").blur == "none"
+    assert type(parsed("tokenizer", "--patch-nums", "1_2_4").patch_nums) is tuple
+
+
+def test_a_value_of_the_wrong_type_is_no_option(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {"tokenizer": {**presets.PRESETS["demo"]["tokenizer"], "patch_nums": ("1", "2")}}
+    monkeypatch.setitem(presets.PRESETS, "demo", values)
+    with pytest.raises(TypeError, match="'patch_nums'"):
+        parsed("tokenizer")
+
+
+def test_every_option_of_every_command_has_help() -> None:
+    parser = command_line()
+    for name in COMMANDS:
+        assert {"--help", "-h"} < parser.flags_of(name)
+    for cls in (TokenizerOptions, DistillOptions, SampleOptions):
+        assert all(option.help and option.heading for option in cls.fields().values())
+
+
+# ------------------------------------------------------------------------------------------------ presets
+
+
+@pytest.fixture
+def paper_1024(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A preset for the stages 1 and 2 alone: one entry."""
+    tokenizer = {**presets.PRESETS["paper"]["tokenizer"], "image_size": 1024}
+    monkeypatch.setitem(
+        presets.PRESETS, "paper-1024", {"tokenizer": tokenizer, "distill": presets.PRESETS["paper"]["distill"]}
+    )
+
+
+def test_another_preset_is_one_entry(paper_1024: None, capsys: pytest.CaptureFixture[str]) -> None:
+    assert parsed("tokenizer", "--preset", "paper-1024").image_size == 1024
+    assert parsed("distill", "--preset", "paper-1024").depth == 16
+    assert run_main("tokenizer", "--help") == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "--preset {demo,vanilla,paper,paper-512,paper-1024}" in out and "paper-1024 1024" in out
+
+
+def test_a_preset_without_a_stage_is_refused(paper_1024: None, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_main("ablate", "--preset", "paper-1024") == 2
+    error = capsys.readouterr().err
+    assert error == (
+        "refocus: preset paper-1024 has no values for `ablate`; give --preset one of demo, vanilla, paper, paper-512.\n"
+    )
+
+
+def write_config(run: Path, **options: object) -> Path:
+    run.mkdir()
+    (run / "config.json").write_text(json.dumps({"command": "tokenizer", "options": options}))
+    return run
+
+
+def test_distill_takes_the_preset_of_its_tokenizer(tmp_path: Path) -> None:
+    words = ["distill", "--tokenizer", str(write_config(tmp_path / "run", preset="vanilla"))]
+    assert parsed(*words).preset == "vanilla" and parsed(*words, "--preset", "demo").preset == "demo"
+    demo = ["distill", "--tokenizer", str(write_config(tmp_path / "demo", preset="demo"))]
+    assert parsed(*demo).preset == "demo" and parsed(*demo, "--data", "d").preset == "paper"
+    assert parsed("distill").preset == "demo", "there is no run yet"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"preset": "paper-2048"}, "has the preset 'paper-2048', which this version does not know"),
+        ({}, "names no preset"),
+    ],
+)
+def test_a_tokenizer_of_an_unknown_preset_is_never_taken_for_a_demo(
+    options: dict[str, str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = write_config(tmp_path / "run", **options)
+    for data in ([], ["--data", "d"]):
+        assert run_main("distill", "--tokenizer", str(run), *data) == 2
+        assert f"{words}; give --preset one of demo" in capsys.readouterr().err
+    assert parsed("distill", "--tokenizer", str(run), "--preset", "demo").preset == "demo"
+
+
+def test_stages_are_named_in_one_place() -> None:
+    assert {stage for stages in presets.PRESETS.values() for stage in stages} == {"tokenizer", "distill", "ablate"}
+    with pytest.raises(UsageError, match="preset nothing does not exist; give --preset one of demo"):
+        presets.preset("nothing", "tokenizer")
+
+
+# ------------------------------------------------------------------------------------------------ what follows the steps
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("", (200, 20)),
+        ("--steps 500", (200, 20)),
+        ("--steps 30", (12, 1)),
+        ("--steps 5000", (2000, 200)),
+        ("--steps 30 --warm-autoencoder 3", (3, 1)),
+        ("--steps 30 --warmup 7", (12, 7)),
+        ("--preset paper --steps 1000", (10, 10)),
+    ],
+)
+def test_warm_up_follows_the_steps_unless_it_is_typed(words: str, expected: tuple[int, int]) -> None:
+    options = parsed("tokenizer", *words.split())
+    assert (options.warm_autoencoder, options.warmup) == expected
+    assert options.save_every == (1000 if "paper" in words else 100), "intervals do not follow"
+
+
+def test_a_short_demo_starts(tmp_path: Path) -> None:
+    assert run_main("tokenizer", "--steps", "30", "--dry-run", "--out", str(tmp_path / "run")) == 0
+
+
+def test_help_says_what_follows_the_steps(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_main("tokenizer", "--help") == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "(default: demo 200, others 1000; scales with --steps)" in out
+
+
+def test_a_run_of_an_earlier_version_resumes(tmp_path: Path) -> None:
+    """Its warm-up was the preset's own, whatever the steps."""
+    words = ["tokenizer", "--steps", "1000", "--out", str(tmp_path / "run")]
+    write_config(tmp_path / "run", steps=1000, warm_autoencoder=200, warmup=20)
+    assert (parsed(*words).warm_autoencoder, parsed(*words).warmup) == (200, 20)
+    assert parsed(*words, "--resume", "never").warm_autoencoder == 400
+    assert parsed(*words, "--warm-autoencoder", "5").warm_autoencoder == 5
+    assert parsed("tokenizer", "--steps", "2000", *words[3:]).warm_autoencoder == 800, "of other steps: another run"
+    (tmp_path / "run" / "config.json").write_text("{")
+    assert parsed(*words).warm_autoencoder == 400
+
+
+# ------------------------------------------------------------------------------------------------ imports
+
+
+def test_no_command_imports_what_it_may_not_need() -> None:
+    heavy = {"timm", "matplotlib", "tensorboard", "scipy", "skimage", "torchmetrics", "torchvision", "torch._dynamo"}
+    modules = {command.module for command in COMMANDS.values()} - {"refocus_ext.tokenizer.command"}  # timm's ModelEmaV3
+    modules |= {"refocus_ext.evaluation.samples", "refocus_ext.evaluation.tokenizer", "refocus_ext.tokenizer.plan"}
+    script = f"""
+import importlib, sys
+for module in {sorted(modules)}:
+    importlib.import_module(module)
+print(*({heavy} & set(sys.modules)))
+"""
+    result: Any = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert result.stdout.split() == []
