@@ -29,7 +29,9 @@ from refocus_ext.engine.distributed import World, world
 from refocus_ext.engine.interruption import Interruption
 from refocus_ext.engine.run_folder import RunFolder
 from refocus_ext.engine.training import TrainingData
-from refocus_ext.images.folder import ImageList, check_images
+from refocus_ext.errors import named
+from refocus_ext.images.checks import check_images
+from refocus_ext.images.source import ImageSource
 from refocus_ext.images.sources import find_images
 from refocus_ext.images.views import ViewPlan
 from refocus_ext.options.shared import identity
@@ -51,13 +53,18 @@ def _run(options: DistillOptions, here: World) -> int:
     upstream = load_upstream()
     here.say(upstream.describe())
     check_options(options)
-    pick_precision(options.tokens_precision, here.device, "--tokens-precision")
-    tokenizer = prepare(load_tokenizer(Path(options.tokenizer), here.device))
+    with named("--tokens-precision"):
+        pick_precision(options.tokens_precision, here.device)
+    with named("--tokenizer"):
+        tokenizer = prepare(load_tokenizer(Path(options.tokenizer), here.device))
     here.say(why_preset(options, tokenizer))
-    train, val = find_images(options.data or tokenizer.options["data"])
+    with named("--data"):
+        train, val = find_images(options.data or tokenizer.options["data"])
     classes = check_data(options, train, val)
     geometry = teacher_geometry(options, tokenizer)
-    if note := check_images(train, tokenizer.options["image_size"], options.small_images):
+    with named("--data"):
+        note = check_images(train, tokenizer.options["image_size"], options.small_images)
+    if note:
         here.say(f"note: {note}")
     size = sizes(upstream, options, geometry, tokenizer, classes)
     if here.main:
@@ -85,7 +92,7 @@ def open_run(
     tokenizer: Tokenizer,
     geometry: TeacherGeometry | None,
     upstream: Upstream,
-    images: ImageList,
+    images: ImageSource,
     classes: int,
 ) -> RunFolder:
     """The run folder, with its configuration, class map and a copy of the tokenizer that the student needs."""
@@ -126,7 +133,7 @@ def open_run(
 
 
 def training_data(
-    options: DistillOptions, tokenizer: Tokenizer, images: ImageList, here: World, interruption: Interruption
+    options: DistillOptions, tokenizer: Tokenizer, images: ImageSource, here: World, interruption: Interruption
 ) -> TrainingData | None:
     """The token cache, made first where it is missing, or the images themselves; None if making it was interrupted."""
     plan = ViewPlan(options.crops, options.hflip, options.seed)
@@ -138,7 +145,8 @@ def training_data(
     if not (folder / FILE).is_file():
         here.say(f"there is no token cache in {folder} yet: making it first, as `bash run.sh tokens` would")
     interruption.promise = "stopping after this batch; finished shards stay"
-    built = build_cache(folder, source, here, interruption=interruption, workers=options.workers)
+    with named("--cache"):
+        built = build_cache(folder, source, here, interruption=interruption, workers=options.workers)
     if built.exit_code:
         return None
     interruption.promise = "saving at the end of this step"

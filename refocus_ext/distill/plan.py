@@ -14,7 +14,7 @@ from refocus_ext.distill.teacher.cost import TeacherOverhead, teacher_overhead
 from refocus_ext.distill.teacher.geometry import TeacherGeometry
 from refocus_ext.engine.checks import check_run_options
 from refocus_ext.errors import UsageError
-from refocus_ext.images.folder import ImageList
+from refocus_ext.images.source import ImageSource
 from refocus_ext.storage.weights import state_bytes
 from refocus_ext.tokens.trained_tokenizer import Tokenizer
 
@@ -51,7 +51,7 @@ def check_options(options: DistillOptions) -> None:
         )
 
 
-def check_data(options: DistillOptions, images: ImageList, val: ImageList) -> int:
+def check_data(options: DistillOptions, images: ImageSource, val: ImageSource) -> int:
     """The number of classes of the student's embedding.
 
     Raises:
@@ -164,7 +164,7 @@ def print_plan(
     options: DistillOptions,
     tokenizer: Tokenizer,
     geometry: TeacherGeometry | None,
-    images: ImageList,
+    images: ImageSource,
     classes: int,
     size: Sizes,
     device: torch.device,

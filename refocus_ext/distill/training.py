@@ -24,8 +24,8 @@ from refocus_ext.engine.progress import Progress
 from refocus_ext.engine.run_folder import RunFolder
 from refocus_ext.engine.training import Training, TrainingData
 from refocus_ext.images.crops import Sample
-from refocus_ext.images.folder import ImageList
 from refocus_ext.images.order import spread
+from refocus_ext.images.source import ImageSource
 from refocus_ext.tokens.tokenize import pick_precision, tokenize, tokenize_images
 from refocus_ext.tokens.trained_tokenizer import Tokenizer
 
@@ -45,7 +45,7 @@ class DistillTraining(Training):
         tokenizer: Tokenizer,
         networks: Networks,
         data: TrainingData,
-        val: ImageList,
+        val: ImageSource,
         classes: tuple[str, ...],
     ) -> None:
         super().__init__(options, here, run, data)
@@ -67,7 +67,7 @@ class DistillTraining(Training):
         self.modules = {"var": self.var} | ({"teacher": self.teacher} if self.teacher else {})
         self.optimizers = {name: adamw(module, options.teacher_lr) for name, module in self.modules.items()}
 
-    def _validation_tokens(self, val: ImageList) -> ValidationTokens:
+    def _validation_tokens(self, val: ImageSource) -> ValidationTokens:
         """Tokens of centre crops, the same on every process."""
         options, theirs = self.options, self.tokenizer.options
         picks = spread(range(len(val)), options.val_images)

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from refocus_ext.errors import UsageError
-from refocus_ext.images.folder import ImageList
+from refocus_ext.images.source import ImageSource
 
 
-def check_run_options(options: Any, images: ImageList) -> None:
+def check_run_options(options: Any, images: ImageSource) -> None:
     """Raises UsageError where what `Training` reads of the options does not fit itself or the data."""
     if options.resume not in ("auto", "never") and not Path(options.resume).is_file():
         raise UsageError(f"--resume {options.resume} is neither auto nor never nor a checkpoint file.")

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from refocus_ext.engine.distributed import World, world
 from refocus_ext.engine.progress import Progress
+from refocus_ext.errors import named
 from refocus_ext.evaluation.frechet import FeatureStatistics, Moments, frechet_distance
 from refocus_ext.evaluation.inception import InceptionFeatures, load_inception
 from refocus_ext.evaluation.options import EvalOptions
@@ -34,14 +35,17 @@ def main(options: EvalOptions) -> int:
     """Runs the command; returns its exit code."""
     with world(options.device) as here:
         threads = 4 if options.workers is None else options.workers
-        samples = open_samples(options.samples, threads)
-        reference = open_reference(options.reference, samples, threads)
+        with named("--samples"):
+            samples = open_samples(options.samples, threads)
+        with named("--reference"):
+            reference = open_reference(options.reference, samples, threads)
         inception = load_inception(options.inception_weights, here.device)
         report = evaluate(samples, reference, inception, options.batch_size or 64, here)
         if report is not None:
             print("\n" + "\n".join(table(report, options.depth)))
             if options.json:
-                write_json(Path(options.json), options, report)
+                with named("--json"):
+                    write_json(Path(options.json), options, report)
     return 0
 
 

@@ -6,9 +6,8 @@ import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from refocus_ext.errors import RunFailed
 from refocus_ext.evaluation.options import EvalOptions
-from refocus_ext.storage.atomic import save_json
+from refocus_ext.storage.results import write_numbers
 
 # ------------------------------------------------------------------------------------------------ measuring
 
@@ -85,7 +84,4 @@ def write_json(path: Path, options: EvalOptions, report: SampleReport) -> None:
     Raises:
         RunFailed: the file cannot be written.
     """
-    try:
-        save_json(path, {"samples": options.samples, "reference": options.reference} | dataclasses.asdict(report))
-    except OSError as error:
-        raise RunFailed(f"--json {path} could not be written ({error.strerror}).") from error
+    write_numbers(path, {"samples": options.samples, "reference": options.reference} | dataclasses.asdict(report))

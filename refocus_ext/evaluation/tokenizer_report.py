@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from refocus_ext.errors import RunFailed
-from refocus_ext.storage.atomic import save_json
+from refocus_ext.storage.results import write_numbers
 from refocus_ext.tokens.trained_tokenizer import Tokenizer
 
 # ------------------------------------------------------------------------------------------------ measuring
@@ -122,7 +121,4 @@ def write_json(path: Path, tokenizer: Tokenizer, source: str, report: TokenizerR
     """
     origin = {"tokenizer": str(tokenizer.path), "weights": tokenizer.config.get("weights", {}), "data": source}
     pyramid = {"pyramid": tokenizer.pyramid.to_dict()}
-    try:
-        save_json(path, origin | pyramid | {"reconstruction": report.reconstruction} | dataclasses.asdict(report))
-    except OSError as error:
-        raise RunFailed(f"--json {path} could not be written ({error.strerror}).") from error
+    write_numbers(path, origin | pyramid | {"reconstruction": report.reconstruction} | dataclasses.asdict(report))

@@ -15,7 +15,7 @@ from pathlib import Path
 from PIL import Image
 
 from patches.upstream import SUBMODULE, load_upstream, submodule_present
-from refocus_ext.errors import RunFailed, UsageError
+from refocus_ext.errors import RunFailed, UsageError, named
 from refocus_ext.export.builder_arguments import NOTEBOOK, build_arguments, changes_for_notebook, vae_file_name
 from refocus_ext.export.options import NotebookOptions
 from refocus_ext.export.run_cells import code_cells
@@ -55,10 +55,8 @@ def notebook_files(options: NotebookOptions) -> dict[str, Path]:
         raise UsageError("notebook needs --weights, a folder that `bash run.sh export` wrote.")
     folder = Path(options.weights)
     one_of_several = folder / f"var_d{options.depth}.pth"
-    try:
+    with named("--weights"):
         student = load_student(one_of_several if one_of_several.is_file() else folder)
-    except UsageError as error:
-        raise UsageError(str(error).replace("--student", "--weights").replace(" with --vae FILE", "")) from None
     check_geometry(student)
     return names_in_notebook(student)
 
@@ -125,6 +123,6 @@ def _keep(picture: Path, out: Path) -> tuple[int, int]:
         with written_beside(out) as beside:
             shutil.copyfile(picture, beside)
     except OSError as error:
-        raise RunFailed(f"--out {out} could not be written ({error.strerror}).") from error
+        raise RunFailed(f"{out} could not be written ({error.strerror}).") from error
     with Image.open(out) as image:
         return image.size

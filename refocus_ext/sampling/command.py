@@ -6,7 +6,7 @@ from pathlib import Path
 
 from patches import load_upstream
 from refocus_ext.engine.distributed import World, world
-from refocus_ext.errors import UsageError
+from refocus_ext.errors import UsageError, named
 from refocus_ext.sampling.jobs import (
     compare,
     describe_how,
@@ -74,7 +74,8 @@ def run(options: SampleOptions, job: str, here: World) -> int:
     with ready(student, options):
         if job == "npz":
             plan = set_plan(student, options)
-            return write_npz_set(Path(options.npz), plan, drawer(student, options), here)
+            with named("--npz"):
+                return write_npz_set(Path(options.npz), plan, drawer(student, options), here)
         if job == "folder":
             return write_png_set(Path(options.folder), set_plan(student, options), drawer(student, options), here)
         if job == "edit":

@@ -201,7 +201,7 @@ def write_npz_set(path: Path, plan: Plan, draw: Draw, world: World) -> int:
     if path.exists():
         made_by = read_made_by(path)
         if made_by is None:
-            raise UsageError(f"--npz {path} is there and was not drawn by this command; choose another name.")
+            raise UsageError(f"{path} is there and was not drawn by this command; choose another name.")
         check_identity(path, made_by, plan.identity)
         if world.main:
             print(f"{path} is there already, drawn with these options")
@@ -214,7 +214,7 @@ def write_npz_set(path: Path, plan: Plan, draw: Draw, world: World) -> int:
         try:
             parts.join(path)
         except OSError as error:
-            raise RunFailed(f"--npz {path} could not be written ({error.strerror}); its parts are whole.") from error
+            raise RunFailed(f"{path} could not be written ({error.strerror}); its parts are whole.") from error
         shutil.rmtree(parts.folder)
         print(f"{path}: {len(plan.labels)} images of {plan.size} px, shuffled, {path.stat().st_size / 2**20:.1f} MiB")
     return code

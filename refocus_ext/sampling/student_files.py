@@ -50,8 +50,8 @@ def find_files(source: Path, vae: Path | None = None) -> Files:
             config = export
     else:
         raise UsageError(
-            f"--student {source} is not there; it takes the run folder of `bash run.sh distill`, a folder with var_dN.pth "
-            "and its VAE, or a var_dN.pth."
+            f"{source} is not there; a student is the run folder of `bash run.sh distill`, a folder with var_dN.pth and its "
+            "VAE, or a var_dN.pth."
         )
     return Files(source, var, vae or _vae_beside(var), config)
 
@@ -60,12 +60,12 @@ def _run_files(run: Path, config: dict[str, Any], vae: Path | None) -> Files:
     var = run / config["student"]["file"]
     if not var.is_file():
         raise UsageError(
-            f"--student {run} has no {var.name} yet: its training is not finished; the command that began it, typed again, "
-            "goes on with it."
+            f"{run} has no {var.name} yet: its training is not finished; run the command that began it again, and it "
+            "continues."
         )
     own = run / "vae.pth"
     if not vae and not own.is_file():
-        raise UsageError(f"--student {run} lacks its vae.pth; restore it, or name the VAE with --vae FILE.")
+        raise UsageError(f"{run} lacks its vae.pth; restore it, or name the file of its VAE.")
     return Files(run, var, vae or own, config)
 
 
@@ -86,10 +86,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError):
         command = None
     if command and command != "distill":
-        raise UsageError(
-            f"--student {folder} is a run of `{command}`, which has no student; give one of `bash run.sh distill`."
-        )
-    raise UsageError(f"{file} is not the configuration of a distill run; give another --student.")
+        raise UsageError(f"{folder} is a run of `{command}`, which has no student; give one of `bash run.sh distill`.")
+    raise UsageError(f"{file} is not the configuration of a distill run; give another run folder.")
 
 
 def _read_export(folder: Path) -> dict[str, Any]:
@@ -107,17 +105,17 @@ def _read_export(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError):
         raise UsageError(f"{file} is not what an export writes; restore it, or remove it.") from None
     if unfinished:
-        raise UsageError(f"the export to {folder} was interrupted; the same command, typed again, makes it whole.")
+        raise UsageError(f"the export to {folder} was interrupted; run the same command again, and it is completed.")
     return geometry
 
 
-def _only(folder: Path, pattern: str, what: str, way_out: str) -> Path:
+def _only(folder: Path, pattern: str, what: str, advice: str) -> Path:
     found = sorted(folder.glob(pattern))
     if len(found) == 1:
         return found[0]
     if found:
-        raise UsageError(f"{folder} holds several files of {what} ({', '.join(p.name for p in found)}); {way_out}.")
-    raise UsageError(f"{folder} holds no {what} ({pattern}); {way_out}.")
+        raise UsageError(f"{folder} holds several files of {what} ({', '.join(p.name for p in found)}); {advice}.")
+    raise UsageError(f"{folder} holds no {what} ({pattern}); {advice}.")
 
 
 def _vae_beside(var: Path) -> Path:
@@ -126,7 +124,7 @@ def _vae_beside(var: Path) -> Path:
         with contextlib.suppress(UsageError):
             vae_state_dict(var)
             return var
-    return _only(var.parent, "vae*.pth", "VAE weights", "name the VAE with --vae FILE")
+    return _only(var.parent, "vae*.pth", "VAE weights", "name the file of its VAE")
 
 
 # ------------------------------------------------------------------------------------------------ checks

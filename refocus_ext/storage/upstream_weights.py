@@ -67,7 +67,7 @@ def _load(path: Path) -> dict[str, Any]:
     except Exception:  # a damaged or foreign file raises nearly anything
         state = None
     if not isinstance(state, dict):
-        raise UsageError(f"{path} is no file of weights that torch can load safely, or is damaged; copy it anew.")
+        raise UsageError(f"{path} is no file of weights that torch can load safely, or is damaged; copy it again.")
     return state
 
 

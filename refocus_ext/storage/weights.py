@@ -25,18 +25,18 @@ def find_weights(given: str, *names: str) -> Path | None:
     return next((path for path in candidates if path.is_file()), None)
 
 
-def read_state_dict(path: Path, way_out: str) -> dict[str, Tensor]:
+def read_state_dict(path: Path, advice: str) -> dict[str, Tensor]:
     """A plain state dict from a file, on the CPU; nothing but tensors is ever unpickled.
 
     Raises:
-        UsageError: it is anything else or damaged; `way_out` is the clause that then says what to do.
+        UsageError: it is anything else or damaged; `advice` is the clause that then says what to do.
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # a damaged or foreign file raises nearly anything
         state = None
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UsageError(f"{path} is not a file of network weights, or is damaged; {way_out}.")
+        raise UsageError(f"{path} is not a file of network weights, or is damaged; {advice}.")
     return state
 
 

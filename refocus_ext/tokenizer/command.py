@@ -13,7 +13,9 @@ from patches import Upstream, load_upstream
 from refocus_ext.engine.distributed import World, world
 from refocus_ext.engine.interruption import Interruption
 from refocus_ext.engine.run_folder import RunFolder
-from refocus_ext.images.folder import ImageList, check_images
+from refocus_ext.errors import named
+from refocus_ext.images.checks import check_images
+from refocus_ext.images.source import ImageSource
 from refocus_ext.images.sources import find_images
 from refocus_ext.options.shared import identity
 from refocus_ext.seeds import derived_seed
@@ -46,9 +48,12 @@ def _run(options: TokenizerOptions, here: World) -> int:
     if options.init:  # its codebook fits its latents: quantized from the first step
         options = dataclasses.replace(options, warm_autoencoder=0)
     pyramid = make_pyramid(options)
-    train, val = find_images(options.data)
+    with named("--data"):
+        train, val = find_images(options.data)
     check_plan(options, pyramid, train)
-    for line in (check_images(train, options.image_size, options.small_images), *pyramid.rayleigh_warnings()):
+    with named("--data"):
+        note = check_images(train, options.image_size, options.small_images)
+    for line in (note, *pyramid.rayleigh_warnings()):
         if line:
             here.say(f"note: {line}")
     geometry = alias_geometry(options, pyramid)
@@ -80,7 +85,7 @@ def perceptual_loss(options: TokenizerOptions, device: torch.device) -> nn.Modul
 
 
 def open_run(
-    options: TokenizerOptions, pyramid: Any, geometry: AliasGeometry | None, upstream: Upstream, images: ImageList
+    options: TokenizerOptions, pyramid: Any, geometry: AliasGeometry | None, upstream: Upstream, images: ImageSource
 ) -> RunFolder:
     """The run folder, with its configuration and class map written."""
     config = {

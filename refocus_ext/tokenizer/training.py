@@ -17,8 +17,8 @@ from refocus_ext.engine.progress import Progress
 from refocus_ext.engine.run_folder import RunFolder
 from refocus_ext.engine.training import Training
 from refocus_ext.images.crops import Crops, Sample
-from refocus_ext.images.folder import ImageList
 from refocus_ext.images.order import StepBatches, spread
+from refocus_ext.images.source import ImageSource
 from refocus_ext.optics.pyramid import alias_views
 from refocus_ext.seeds import derived_seed
 from refocus_ext.tokenizer.alias.explained_variance import ExplainedVariance, explained_warnings
@@ -45,8 +45,8 @@ class TokenizerTraining(Training):
         vae: Any,
         geometry: AliasGeometry | None,
         lpips: nn.Module | None,
-        train: ImageList,
-        val: ImageList,
+        train: ImageSource,
+        val: ImageSource,
     ) -> None:
         data = Crops(train, options.image_size, scale=options.crop_scale, hflip=options.hflip, seed=options.seed)
         super().__init__(options, here, run, data)

@@ -7,8 +7,10 @@ from pathlib import Path
 from patches import load_upstream
 from refocus_ext.engine.distributed import World, world
 from refocus_ext.engine.interruption import Interruption
-from refocus_ext.images.folder import ImageList, check_images, image_folder
-from refocus_ext.images.sources import demo_photographs
+from refocus_ext.errors import named
+from refocus_ext.images.checks import check_images
+from refocus_ext.images.source import ImageSource
+from refocus_ext.images.sources import find_split
 from refocus_ext.images.views import ViewPlan
 from refocus_ext.tokens.cache import CacheSource, build_cache, default_folder, summary
 from refocus_ext.tokens.index import size_text
@@ -26,11 +28,15 @@ def main(options: TokensOptions) -> int:
 
 def _run(options: TokensOptions, here: World) -> int:
     here.say(load_upstream().describe())
-    precision = pick_precision(options.precision, here.device)
-    tokenizer = load_tokenizer(Path(options.tokenizer), here.device)
-    images, name = train_images(tokenizer, options.data)
+    with named("--precision"):
+        precision = pick_precision(options.precision, here.device)
+    with named("--tokenizer"):
+        tokenizer = load_tokenizer(Path(options.tokenizer), here.device)
     small = options.small_images or tokenizer.options.get("small_images", "auto")
-    if note := check_images(images, tokenizer.pyramid.image_size, small):
+    with named("--data"):
+        images, name = train_images(tokenizer, options.data)
+        note = check_images(images, tokenizer.pyramid.image_size, small)
+    if note:
         here.say(f"note: {note}")
     plan = ViewPlan(options.crops, options.hflip, options.seed)
     source = CacheSource(tokenizer, images, plan, options.crop_scale, precision)
@@ -43,7 +49,7 @@ def _run(options: TokensOptions, here: World) -> int:
     if options.dry_run:
         return 0
     workers = tokenizer.options.get("workers", 0) if options.workers is None else options.workers
-    with Interruption("stopping after this batch; finished shards stay") as interruption:
+    with Interruption("stopping after this batch; finished shards stay") as interruption, named("--out"):
         built = build_cache(
             folder,
             source,
@@ -51,21 +57,20 @@ def _run(options: TokensOptions, here: World) -> int:
             interruption=interruption,
             batch_size=options.batch_size,
             workers=workers,
-            flag="--out",
         )
     if not built.exit_code:
         here.say(summary(folder, layout, built))
     return built.exit_code
 
 
-def train_images(tokenizer: Tokenizer, data: str) -> tuple[ImageList, str]:
+def train_images(tokenizer: Tokenizer, data: str) -> tuple[ImageSource, str]:
     """The training images and their name: of `data`, else of the tokenizer's own data, else the demo photographs.
 
     Raises:
         UsageError: they are not there.
     """
     data = data or tokenizer.options.get("data", "")
-    return (image_folder(data, "train"), f"{data}/train") if data else (demo_photographs(), "the demo photographs")
+    return find_split(data, "train"), f"{data}/train" if data else "the demo photographs"
 
 
 def plan_lines(tokenizer: Tokenizer, name: str, plan: ViewPlan, layout: Layout) -> list[str]:

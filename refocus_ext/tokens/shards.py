@@ -73,7 +73,7 @@ def layout_of(tokenizer: Tokenizer, images: int, views: int, shard_images: int |
         if codes > LARGEST_CODEBOOK:
             raise UsageError(
                 f"the {name} codebook of {tokenizer.path} has {codes} codes; a token cache holds 16-bit tokens, so at most "
-                f"{LARGEST_CODEBOOK}: train without a cache (distill --cache off)."
+                f"{LARGEST_CODEBOOK}; train with the cache off."
             )
     shard_images = shard_images or max(SHARD_IMAGES, math.ceil(images / MOST_SHARDS))
     return Layout(images, views, *token_counts(tokenizer), shard_images)
@@ -101,7 +101,7 @@ def write_shard(folder: Path, shard: int, rows: np.ndarray) -> Path:
         draft.unlink(missing_ok=True)
         raise RunFailed(
             f"shard {shard} of the token cache could not be written to {folder} ({error.strerror or error}); the shards "
-            "before it are intact, so free some space and type the same command again."
+            "before it are intact, so free some space and run the same command again."
         ) from error
     return path
 

@@ -54,12 +54,11 @@ def load_tokenizer(run: Path, device: torch.device | str = "cpu") -> Tokenizer:
     weights = run / "vae.pth"
     if not weights.is_file():
         raise UsageError(
-            f"--tokenizer {run} has no vae.pth yet: its training is not finished; the command that began it, typed again, "
-            "goes on with it."
+            f"{run} has no vae.pth yet: its training is not finished; run the command that began it again, and it continues."
         )
     check_weights(run, config, weights.name)
     pyramid, vae = _build(run, config, device)
-    state = read_state_dict(weights, "train the run again, or copy it anew")
+    state = read_state_dict(weights, "train the run again, or copy the file again")
     load_strictly(vae, state, f"{weights} does not fit the geometry in {run / 'config.json'} ({{reason}}).")
     Focus(pyramid).apply(vae)
     vae.requires_grad_(False).eval()
@@ -76,7 +75,7 @@ def _load_alias(run: Path, config: dict[str, Any], vae: Any, device: torch.devic
             f"{run} trained an alias tokenizer but its alias.pth is missing; restore it, or train the run again."
         )
     check_weights(run, config, weights.name)
-    state = read_state_dict(weights, "train the run again, or copy it anew")
+    state = read_state_dict(weights, "train the run again, or copy the file again")
     try:
         alias = build_alias(AliasGeometry.from_dict(config["alias"]), vae, device)
     except (RuntimeError, TypeError, ValueError) as error:
@@ -93,18 +92,18 @@ def read_config(run: Path) -> dict[str, Any]:
     """
     if not run.is_dir():
         raise UsageError(
-            f"--tokenizer {run} is no folder; it takes the run folder of `bash run.sh tokenizer`, which comes first."
+            f"{run} is no folder; a tokenizer is the run folder of `bash run.sh tokenizer`, which comes first."
         )
     file = run / "config.json"
     if not file.is_file():
-        raise UsageError(f"--tokenizer {run} has no config.json; it takes the run folder of `bash run.sh tokenizer`.")
+        raise UsageError(f"{run} has no config.json; a tokenizer is the run folder of `bash run.sh tokenizer`.")
     try:
         config = json.loads(file.read_text())
         ours = config["command"] == "tokenizer" and isinstance(config["options"], dict) and "pyramid" in config
     except (OSError, ValueError, KeyError, TypeError):
         ours = False
     if not ours:
-        raise UsageError(f"{file} is not the configuration of a tokenizer's run; give another --tokenizer.")
+        raise UsageError(f"{file} is not the configuration of a tokenizer's run; give another run folder.")
     return config
 
 

@@ -280,7 +280,7 @@ def test_boxes() -> None:
     assert inside.int().tolist() == [[0, 0, 0, 0], [0, 0, 0, 0], [0, 1, 1, 0], [0, 1, 1, 0]]
     assert torch.equal(kept_region(Box(1, 2, 3, 4), 4, outside=False), ~inside)
     for text, message in (
-        ("1,2,3", "is no box; it takes four numbers"),
+        ("1,2,3", "is no box; give four numbers"),
         ("0.5,0,0.2,1", "read as fractions, is no box inside the image"),
         ("0,0,80,64", "read as pixels, is no box inside the image"),
         ("0,0,7,64", "narrower than a latent cell of 16 pixels"),
@@ -350,7 +350,7 @@ def test_edit_writes_pictures(here: Path, capsys: pytest.CaptureFixture[str]) ->
         (["--classes", "tosater"], "did you mean toaster?"),
         (["--top-p", "1.5"], "1.5 is not between 0 and 1"),
         (["--compare", "a"], "expected 2 arguments"),
-        (["--student", "nothing"], "--student nothing is not there"),
+        (["--student", "nothing"], "--student: nothing is not there"),
     ],
 )
 def test_bad_input(here: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str) -> None:

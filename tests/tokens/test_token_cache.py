@@ -37,7 +37,6 @@ from refocus_ext.tokenizer.alias.geometry import AliasGeometry
 from refocus_ext.tokenizer.alias.tokenizer import AliasTokenizer
 from refocus_ext.tokens import builder, index, shards
 from refocus_ext.tokens.cache import CacheSource, TokenCache, build_cache, open_cache
-from refocus_ext.tokens.identity import data_identity
 from refocus_ext.tokens.shards import layout_of
 from refocus_ext.tokens.tokenize import pick_precision, prepare, split_maps, tokenize, tokenize_images
 from refocus_ext.tokens.trained_tokenizer import Tokenizer, load_tokenizer
@@ -336,7 +335,7 @@ def truncate(path: Path) -> None:
 
 
 @pytest.mark.parametrize("harm", [flip_a_bit, truncate, lambda path: path.write_bytes(b"")])
-def test_a_damaged_shard_is_recognized_and_made_anew(
+def test_a_damaged_shard_is_recognized_and_made_again(
     harm: Any, tokenizer: Tokenizer, images: ImageList, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "cache"
@@ -418,7 +417,7 @@ def test_a_cache_of_another_run_is_refused(
         with pytest.raises(UsageError) as error:
             attempt(tmp_path / "cache", other, images, **changes)
         text = str(error.value)
-        assert words in text and "name another folder with --cache, or remove this one" in text
+        assert words in text and "choose another folder, or remove this one" in text
     assert contents(tmp_path / "cache") == before
 
 
@@ -449,7 +448,7 @@ def test_data_identity_sees_names_order_and_labels(images: ImageList) -> None:
         dataclasses.replace(images, classes=("cat", "wolf")),
         dataclasses.replace(images, square=True),
     ]
-    digests = [data_identity(other)["digest"] for other in (images, *changed)]
+    digests = [other.identity()["digest"] for other in (images, *changed)]
     assert len(set(digests)) == 5
 
 
@@ -482,7 +481,9 @@ def test_a_codebook_beyond_16_bits_is_refused(tokenizer: Tokenizer, monkeypatch:
     monkeypatch.setattr(tokenizer.vae.quantize, "vocab_size", 65536)
     assert layout_of(tokenizer, 12, 4).bytes == 960
     monkeypatch.setattr(tokenizer.vae.quantize, "vocab_size", 65537)
-    with pytest.raises(UsageError, match=r"structure codebook .* has 65537 codes; .* at most 65536: .*--cache off"):
+    with pytest.raises(
+        UsageError, match=r"structure codebook .* has 65537 codes; .* at most 65536; train with the cache off"
+    ):
         layout_of(tokenizer, 12, 4)
 
 
@@ -524,16 +525,20 @@ def test_the_command_makes_and_verifies_a_cache(
     assert "complete and verified, nothing to do" in capsys.readouterr().out
     assert command(trained, out, "--hflip", "--seed", "3") == 2
     error = capsys.readouterr().err
-    assert "seed = 0 (this run wants 3); name another folder with --out" in error and "Traceback" not in error
+    assert error.startswith("refocus: --out: the token cache ") and "Traceback" not in error
+    assert "seed = 0 (this run wants 3); choose another folder" in error
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--tokenizer", "nowhere"], "nowhere is no folder; it takes the run folder of `bash run.sh tokenizer`, which comes first"),
+        (
+            ["--tokenizer", "nowhere"],
+            "nowhere is no folder; a tokenizer is the run folder of `bash run.sh tokenizer`, which comes first",
+        ),
         (["--data", "nowhere"], "nowhere is not a folder"),
         (["--crops", "0"], "0 is not greater than 0"),
-        (["--precision", "tf32"], "--precision tf32 is CUDA's, and this runs on cpu"),
+        (["--precision", "tf32"], "--precision: tf32 is CUDA's, and this runs on cpu"),
         (["--precision", "fp8"], "invalid choice: 'fp8'"),
         (["--small-images", "refuse", "--data", "SMALL"], "smaller than the 32 pixel crop"),
     ],

@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from refocus_ext.errors import UsageError
+from refocus_ext.errors import UsageError, named
 from refocus_ext.evidence.aliasing.options import PyramidOptions
 from refocus_ext.images.photographs import load_square
 from refocus_ext.images.picture import BACKGROUND, FAINT, INK, save_png, to_image
@@ -39,8 +39,10 @@ def main(options: PyramidOptions) -> int:
         x = None if options.image else chart(options.chart or CHARTS[0], options.image_size)
     except ValueError as error:
         raise UsageError(f"{error}.") from None
-    out = results_file("--out", options.out)
-    json = results_file("--json", options.json) if options.json else None
+    with named("--out"):
+        out = results_file(options.out)
+    with named("--json"):
+        json = results_file(options.json) if options.json else None
     name = Path(options.image).name if options.image else f"chart {options.chart or CHARTS[0]}"
     periodic = x is not None
     if x is None:
@@ -52,7 +54,8 @@ def main(options: PyramidOptions) -> int:
     print("\n".join(table(pyramid, states)))
     print(f"\nwrote {out}")
     if json:
-        write_numbers(json, numbers(pyramid, name, states))
+        with named("--json"):
+            write_numbers(json, numbers(pyramid, name, states))
     return 0
 
 
