@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from refocus_ext.optics.psf import BLURS, defocus
+from refocus_ext.optics.names import BLURS
+from refocus_ext.optics.psf import defocus
 from refocus_ext.optics.pyramid import FocusPyramid
 
 VAR_PATCH_NUMS = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)

@@ -16,7 +16,7 @@ from refocus_ext.evidence.ablation.differences import summarise
 from refocus_ext.evidence.ablation.measure import Measure, measure_run
 from refocus_ext.evidence.ablation.options import AblateOptions
 from refocus_ext.evidence.ablation.report import write_report
-from refocus_ext.evidence.ablation.rows import TABLE, TOKENIZERS
+from refocus_ext.evidence.ablation.rows import TABLE, Stage1
 from refocus_ext.storage.atomic import save_json
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -37,7 +37,7 @@ def main(options: AblateOptions) -> int:
         print(f"\n[{number}/{len(plan)}] bash run.sh {shlex.join(words)}", flush=True)
         if code := launch(words):
             if code in (130, 143):
-                print("stopped; the same `ablate` goes on from here")
+                print("stopped; the same `ablate` continues from here")
                 return code
             raise RunFailed(f"`bash run.sh {shlex.join(words)}` ended with exit code {code}; its words are above.")
     print("\nmeasuring", flush=True)
@@ -58,9 +58,9 @@ def commands(options: AblateOptions) -> list[list[str]]:
     plan: list[list[str]] = []
     for seed in options.seeds:
         seeded = [*shared, "--seed", str(seed)]
-        for kind in dict.fromkeys(TABLE[name].tokenizer for name in options.rows):
-            out = str(tokenizer_folder(options, kind, seed))
-            words = ["tokenizer", *seeded, *TOKENIZERS[kind], "--steps", str(options.tokenizer_steps), "--out", out]
+        for stage1 in dict.fromkeys(TABLE[name].tokenizer for name in options.rows):
+            out = str(tokenizer_folder(options, stage1, seed))
+            words = ["tokenizer", *seeded, *stage1.options, "--steps", str(options.tokenizer_steps), "--out", out]
             plan.append([*words, *shlex.split(options.tokenizer_options)])
         every = max(1, options.distill_steps // options.points)
         watched = ["--save-every", str(every), "--picture-every", str(every), "--keep", str(options.points + 1)]
@@ -78,8 +78,8 @@ def folder(options: AblateOptions, row: str, seed: int) -> Path:
     return Path(options.out) / f"{row}-seed{seed}"
 
 
-def tokenizer_folder(options: AblateOptions, kind: str, seed: int) -> Path:
-    return Path(options.out) / f"tokenizer-{kind}-seed{seed}"
+def tokenizer_folder(options: AblateOptions, stage1: Stage1, seed: int) -> Path:
+    return Path(options.out) / f"tokenizer-{stage1.name}-seed{seed}"
 
 
 def bind(options: AblateOptions) -> None:
