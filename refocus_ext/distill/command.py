@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from pathlib import Path
 
 import torch
@@ -35,7 +34,7 @@ from refocus_ext.images.source import ImageSource
 from refocus_ext.images.sources import find_images
 from refocus_ext.images.views import ViewPlan
 from refocus_ext.options.shared import identity
-from refocus_ext.storage.atomic import save_json, written_beside
+from refocus_ext.storage.atomic import copy_file, save_json
 from refocus_ext.tokens.cache import CacheSource, build_cache, default_folder, open_cache
 from refocus_ext.tokens.cache import summary as cache_summary
 from refocus_ext.tokens.index import FILE
@@ -126,8 +125,7 @@ def open_run(
     if run.moved_to:
         print(f"the run that was in {options.out} is now in {run.moved_to}")
     save_json(run.path / "classes.json", list(images.classes))
-    with written_beside(run.path / "vae.pth") as beside:
-        shutil.copyfile(tokenizer.path / "vae.pth", beside)
+    copy_file(tokenizer.path / "vae.pth", run.path / "vae.pth")
     run.record_weights("vae.pth")
     return run
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from refocus_ext.errors import RunFailed, UsageError, named
 from refocus_ext.export.folder import check_folder, is_ours
 from refocus_ext.export.options import PullOptions
 from refocus_ext.sampling.student_files import GEOMETRY_FILE
-from refocus_ext.storage.atomic import sha256, written_beside
+from refocus_ext.storage.atomic import copy_file, sha256
 
 
 def address(repository: str) -> str:
@@ -136,13 +135,8 @@ def download(repository: str, revision: str | None, wanted: Sequence[str]) -> Pa
 
 def copy(snapshot: Path, folder: Path, names: Sequence[str]) -> None:
     """Copies out of the cache, whose files are links that it may prune."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in names:
-            with written_beside(folder / name) as beside:
-                shutil.copyfile(snapshot / name, beside)
-    except OSError as error:
-        raise RunFailed(f"{folder} could not be written ({error.strerror}).") from error
+    for name in names:
+        copy_file(snapshot / name, folder / name)
 
 
 def check_sums(folder: Path) -> None:

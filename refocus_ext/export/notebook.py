@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -20,7 +19,7 @@ from refocus_ext.export.builder_arguments import NOTEBOOK, build_arguments, chan
 from refocus_ext.export.options import NotebookOptions
 from refocus_ext.export.run_cells import code_cells
 from refocus_ext.sampling.student import Student, load_student
-from refocus_ext.storage.atomic import written_beside
+from refocus_ext.storage.atomic import copy_file
 from refocus_ext.storage.upstream_weights import is_plain
 
 SCRIPT = Path(__file__).with_name("run_cells.py")
@@ -118,11 +117,6 @@ def run_notebook(notebook: Path, files: Mapping[str, Path], out: Path, device: s
 
 
 def _keep(picture: Path, out: Path) -> tuple[int, int]:
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with written_beside(out) as beside:
-            shutil.copyfile(picture, beside)
-    except OSError as error:
-        raise RunFailed(f"{out} could not be written ({error.strerror}).") from error
+    copy_file(picture, out)
     with Image.open(out) as image:
         return image.size

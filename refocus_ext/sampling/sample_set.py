@@ -94,7 +94,7 @@ def check_identity(path: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> 
     if changed:
         shown = " and ".join(f"{key} = {_short(theirs.get(key))}, not {_short(ours.get(key))}" for key in changed[:3])
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
-        raise UsageError(f"{path} was begun with {shown}{more}; choose another name, or remove it to start afresh.")
+        raise UsageError(f"{path} was begun with {shown}{more}; choose another name, or remove it to start again.")
 
 
 def _short(value: Any) -> str:
@@ -188,7 +188,7 @@ def _draw_batch(parts: Parts, draw: Draw, batch: int) -> None:
         parts.keep(batch, images)
     except OSError as error:
         raise RunFailed(
-            f"{parts.folder} could not be written ({error.strerror}); free some space, then the same command goes on."
+            f"{parts.folder} could not be written ({error.strerror}); free some space, then the same command continues."
         ) from error
 
 

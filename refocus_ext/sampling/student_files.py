@@ -13,6 +13,7 @@ from typing import Any
 from refocus_ext.errors import UsageError
 from refocus_ext.storage.atomic import sha256
 from refocus_ext.storage.upstream_weights import vae_state_dict
+from refocus_ext.storage.weights import refuse_folder
 
 GEOMETRY_FILE = "geometry.json"  # what `bash run.sh export` leaves beside its files
 
@@ -57,13 +58,14 @@ def find_files(source: Path, vae: Path | None = None) -> Files:
 
 
 def _run_files(run: Path, config: dict[str, Any], vae: Path | None) -> Files:
-    var = run / config["student"]["file"]
+    var, own = run / config["student"]["file"], run / "vae.pth"
+    for path in (var, own) if not vae else (var,):
+        refuse_folder(path)
     if not var.is_file():
         raise UsageError(
             f"{run} has no {var.name} yet: its training is not finished; run the command that began it again, and it "
             "continues."
         )
-    own = run / "vae.pth"
     if not vae and not own.is_file():
         raise UsageError(f"{run} lacks its vae.pth; restore it, or name the file of its VAE.")
     return Files(run, var, vae or own, config)
@@ -112,6 +114,7 @@ def _read_export(folder: Path) -> dict[str, Any]:
 def _only(folder: Path, pattern: str, what: str, advice: str) -> Path:
     found = sorted(folder.glob(pattern))
     if len(found) == 1:
+        refuse_folder(found[0])
         return found[0]
     if found:
         raise UsageError(f"{folder} holds several files of {what} ({', '.join(p.name for p in found)}); {advice}.")

@@ -18,6 +18,12 @@ def state_bytes(module: nn.Module) -> int:
 # ------------------------------------------------------------------------------------------------ any network's weights
 
 
+def refuse_folder(path: Path) -> None:
+    """Raises UsageError if a folder is where a file of weights belongs."""
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder, not a file of weights; remove it and put the file in its place.")
+
+
 def find_weights(given: str, *names: str) -> Path | None:
     """The file `given`, or without one the first of `names` in torch.hub's folder; None if it is not there."""
     folder = Path(torch.hub.get_dir()) / "checkpoints"

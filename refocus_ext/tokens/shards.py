@@ -80,9 +80,17 @@ def layout_of(tokenizer: Tokenizer, images: int, views: int, shard_images: int |
 
 
 def find_shards(folder: Path, layout: Layout) -> dict[int, Path]:
-    """The shards that are there, by number; their contents are not looked at."""
+    """The shards that are there, by number; their contents are not looked at.
+
+    Raises:
+        UsageError: a folder is in the place of a shard.
+    """
     matches = ((_NAME.search(path.name), path) for path in sorted(folder.glob("shard-*.npy")))
-    return {int(match[1]): path for match, path in matches if match and int(match[1]) < layout.shards}
+    found = {int(match[1]): path for match, path in matches if match and int(match[1]) < layout.shards}
+    for path in found.values():
+        if path.is_dir():
+            raise UsageError(f"{path} is a folder, not a shard of the token cache; remove it.")
+    return found
 
 
 def write_shard(folder: Path, shard: int, rows: np.ndarray) -> Path:

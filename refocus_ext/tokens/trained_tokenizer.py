@@ -13,7 +13,7 @@ from patches import Focus, load_upstream
 from refocus_ext.errors import UsageError
 from refocus_ext.optics.pyramid import FocusPyramid
 from refocus_ext.storage.atomic import sha256
-from refocus_ext.storage.weights import load_strictly, read_state_dict
+from refocus_ext.storage.weights import load_strictly, read_state_dict, refuse_folder
 from refocus_ext.tokenizer.alias.geometry import AliasGeometry
 from refocus_ext.tokenizer.alias.tokenizer import AliasTokenizer, build_alias
 
@@ -52,6 +52,7 @@ def load_tokenizer(run: Path, device: torch.device | str = "cpu") -> Tokenizer:
     """
     config = read_config(run)
     weights = run / "vae.pth"
+    refuse_folder(weights)
     if not weights.is_file():
         raise UsageError(
             f"{run} has no vae.pth yet: its training is not finished; run the command that began it again, and it continues."
@@ -70,6 +71,7 @@ def _load_alias(run: Path, config: dict[str, Any], vae: Any, device: torch.devic
     if not config.get("alias"):
         return None
     weights = run / "alias.pth"
+    refuse_folder(weights)
     if not weights.is_file():
         raise UsageError(
             f"{run} trained an alias tokenizer but its alias.pth is missing; restore it, or train the run again."

@@ -131,6 +131,16 @@ def test_missing_files_are_named(run: Path, tmp_path: Path) -> None:
     assert "training is not finished" in complaint(run)
 
 
+@pytest.mark.parametrize("published", [False, True])
+@pytest.mark.parametrize("what", ["var", "vae"])
+def test_a_folder_in_the_place_of_weights_is_named(what: str, published: bool, run: Path, tmp_path: Path) -> None:
+    source = as_published(run, tmp_path / "published") if published else run
+    (file,) = source.glob(f"{what}*.pth")
+    file.unlink()
+    file.mkdir()
+    assert complaint(source) == f"{file} is a folder, not a file of weights; remove it and put the file in its place."
+
+
 def test_another_commands_run_is_refused(run: Path) -> None:
     config = json.loads((run / "config.json").read_text())
     (run / "config.json").write_text(json.dumps(config | {"command": "tokenizer"}))

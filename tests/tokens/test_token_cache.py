@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import io
 import json
 import multiprocessing
 import os
 import pickle
+import re
 import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pytest
@@ -28,9 +30,11 @@ from patches import Focus, Upstream
 from refocus_ext.engine.distributed import World
 from refocus_ext.engine.interruption import Interruption
 from refocus_ext.errors import RunFailed, UsageError
+from refocus_ext.images import sources
 from refocus_ext.images.crops import Crops
 from refocus_ext.images.folder import ImageList, image_folder
 from refocus_ext.images.order import StepBatches
+from refocus_ext.images.source import ImageSource, identity_of
 from refocus_ext.images.views import ViewCrops, ViewPlan
 from refocus_ext.optics.pyramid import FocusPyramid, alias_views
 from refocus_ext.tokenizer.alias.geometry import AliasGeometry
@@ -450,6 +454,73 @@ def test_data_identity_sees_names_order_and_labels(images: ImageList) -> None:
     ]
     digests = [other.identity()["digest"] for other in (images, *changed)]
     assert len(set(digests)) == 5
+
+
+def test_a_folder_in_the_place_of_a_shard_is_a_sentence(
+    tokenizer: Tokenizer, images: ImageList, tmp_path: Path
+) -> None:
+    build(tmp_path / "cache", tokenizer, images)
+    shard = next((tmp_path / "cache").glob("shard-00000-*.npy"))
+    shard.unlink()
+    shard.mkdir()
+    for attempt in (reopen, build):
+        with pytest.raises(
+            UsageError, match=r"shard-00000-\w+\.npy is a folder, not a shard of the token cache; remove it"
+        ):
+            attempt(tmp_path / "cache", tokenizer, images)
+    shard.rmdir()
+    build(tmp_path / "cache", tokenizer, images)
+    assert shard.is_file()
+
+
+@pytest.mark.parametrize("name", ["vae.pth", "alias.pth"])
+def test_a_folder_in_the_place_of_weights_is_a_sentence(name: str, trained: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(trained / "run", tmp_path / "run"))
+    (run / name).unlink()
+    (run / name).mkdir()
+    with pytest.raises(UsageError, match=rf"{re.escape(name)} is a folder, not a file of weights; remove it"):
+        load_tokenizer(run)
+
+
+class Encoded(ImageSource):
+    """A folder's images, held in memory under names of their own."""
+
+    def __init__(self, images: ImageList) -> None:
+        self.classes, self.square, self.labels = images.classes, images.square, images.labels
+        self.data = [Path(path).read_bytes() for path in images.paths]
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def name(self, index: int) -> str:
+        return f"archive/{index}"
+
+    def label(self, index: int) -> int:
+        return self.labels[index]
+
+    def open(self, index: int) -> BinaryIO:
+        return io.BytesIO(self.data[index])
+
+    def identity(self) -> dict[str, Any]:
+        return identity_of(self.classes, self.square, enumerate_labels(self), map(len, self.data))
+
+
+def enumerate_labels(images: ImageSource) -> list[tuple[str, int]]:
+    return [(images.name(index), images.label(index)) for index in range(len(images))]
+
+
+def test_another_kind_of_source_makes_the_same_shards_by_the_command(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    encoded = Encoded(image_folder(str(trained / "data"), "train"))
+    kind = sources.Kind(lambda data: data == "archive", lambda data, split: encoded)
+    monkeypatch.setattr(sources, "KINDS", (kind, *sources.KINDS))
+    for name, data in (("folder", str(trained / "data")), ("archive", "archive")):
+        assert command(trained, tmp_path / name, "--data", data) == 0
+    assert contents(tmp_path / "folder") == contents(tmp_path / "archive") != {}
+    assert "of archive/train" in capsys.readouterr().out
+    assert command(trained, tmp_path / "folder", "--data", "archive") == 2  # the names differ
+    assert "another data set (as many images, but other files" in capsys.readouterr().err
 
 
 def test_weights_without_a_recorded_checksum_are_read(tokenizer: Tokenizer, images: ImageList, tmp_path: Path) -> None:
