@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from refocus_ext.errors import UsageError
-from refocus_ext.images.crops import load_resized, to_tensor
 from refocus_ext.sampling.sampler import Guidance, KeptTokens, sample_images, to_unit
 from refocus_ext.sampling.student import STRIDE, Student
 
@@ -68,20 +65,6 @@ def kept_region(box: Box, cells: int, outside: bool) -> Tensor:
         left = "repaint" if outside else "keep"
         raise UsageError(f"the box covers the whole image, which leaves nothing to {left}; make it smaller.")
     return inside if outside else ~inside
-
-
-def load_square(path: Path, size: int) -> Tensor:
-    """The central square of an image file, `size` pixels wide: (1,3,size,size) in [-1,1].
-
-    Raises:
-        UsageError: no such file, or no image.
-    """
-    try:
-        with open(path, "rb") as file:
-            image: Image.Image = load_resized(file, size, square=True)
-    except (OSError, SyntaxError, ValueError):
-        raise UsageError(f"{path} is not an image that can be opened; give another one.") from None
-    return to_tensor(image).unsqueeze(0)
 
 
 @dataclass(frozen=True)

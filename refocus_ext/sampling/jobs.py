@@ -16,8 +16,9 @@ from patches import FastSampling, patched
 from refocus_ext.engine.distributed import World
 from refocus_ext.errors import RunFailed, UsageError, named
 from refocus_ext.images.order import spread
+from refocus_ext.images.photographs import load_square
 from refocus_ext.images.picture import image_bytes, save_png
-from refocus_ext.sampling.editing import edit, kept_region, load_square, parse_box
+from refocus_ext.sampling.editing import edit, kept_region, parse_box
 from refocus_ext.sampling.options import SampleOptions
 from refocus_ext.sampling.pictures import draw_comparison, draw_edit, draw_grid, draw_strip
 from refocus_ext.sampling.sample_set import Plan
@@ -196,7 +197,7 @@ def edit_image(student: Student, options: SampleOptions) -> int:
         box, unit = parse_box(options.mask, student.image_size)
         kept = kept_region(box, student.geometry.patch_nums[-1], options.outside)
     with named("--edit"):
-        x = load_square(Path(options.edit), student.image_size)
+        x = load_square(options.edit, student.image_size)[None]
     classes = given_labels(student, options) if options.classes else [student.num_classes]
     total = options.count or max(2, len(classes))
     labels = [classes[i * len(classes) // total] for i in range(total)]

@@ -23,10 +23,11 @@ from torch import Tensor
 from patches import load_upstream
 from refocus_ext.commands import main
 from refocus_ext.errors import RunFailed, UsageError
+from refocus_ext.images.photographs import load_square
 from refocus_ext.images.picture import image_bytes
 from refocus_ext.optics.pyramid import FocusPyramid
 from refocus_ext.sampling import jobs, sample_set
-from refocus_ext.sampling.editing import Box, edit, kept_region, load_square, parse_box
+from refocus_ext.sampling.editing import Box, edit, kept_region, parse_box
 from refocus_ext.sampling.options import SampleOptions
 from refocus_ext.sampling.pictures import shorten
 from refocus_ext.sampling.sampler import FOR_FID, sample_images
@@ -330,8 +331,8 @@ def test_edit_writes_pictures(here: Path, capsys: pytest.CaptureFixture[str]) ->
     assert main([*words, "--outside"]) == 0
     assert "keeps pixels" in capsys.readouterr().out
     (here / "broken.jpg").write_text("no image")
-    with pytest.raises(UsageError, match="is not an image that can be opened"):
-        load_square(here / "broken.jpg", 64)
+    with pytest.raises(UsageError, match=r"broken\.jpg is not an image that can be read"):
+        load_square(str(here / "broken.jpg"), 64)
 
 
 # ------------------------------------------------------------------------------------------------ usage

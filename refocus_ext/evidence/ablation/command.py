@@ -11,13 +11,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from refocus_ext.engine.devices import pick_device
-from refocus_ext.errors import RunFailed, UsageError
+from refocus_ext.errors import RunFailed, UsageError, named
 from refocus_ext.evidence.ablation.differences import summarise
 from refocus_ext.evidence.ablation.measure import Measure, measure_run
 from refocus_ext.evidence.ablation.options import AblateOptions
 from refocus_ext.evidence.ablation.report import write_report
 from refocus_ext.evidence.ablation.rows import TABLE, Stage1
 from refocus_ext.storage.atomic import save_json
+from refocus_ext.storage.results import write_numbers
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -48,7 +49,8 @@ def main(options: AblateOptions) -> int:
     summary = {name: summarise(name, results) for name in results}
     write_report(options, TABLE, summary, results, [folder(options, name, options.seeds[0]) for name in options.rows])
     if options.json:
-        save_json(Path(options.json), {"rows": summary, "runs": results, "seeds": list(options.seeds)})
+        with named("--json"):
+            write_numbers(Path(options.json), {"rows": summary, "runs": results, "seeds": list(options.seeds)})
     return 0
 
 

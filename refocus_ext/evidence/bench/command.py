@@ -10,12 +10,12 @@ import torch
 
 from patches import Upstream, load_upstream
 from refocus_ext.engine.devices import pick_device
-from refocus_ext.errors import UsageError
+from refocus_ext.errors import UsageError, named
 from refocus_ext.evidence.bench import distill, sampling
 from refocus_ext.evidence.bench.options import BenchOptions
 from refocus_ext.evidence.bench.tokenizer import measure, table
 from refocus_ext.optics.pyramid import FocusPyramid
-from refocus_ext.storage.atomic import save_json
+from refocus_ext.storage.results import write_numbers
 
 
 def main(options: BenchOptions) -> int:
@@ -43,7 +43,8 @@ def main(options: BenchOptions) -> int:
         report[name], lines = SECTIONS[name](options, upstream, pyramid, device)
         print("\n".join(lines))
     if options.json:
-        save_json(Path(options.json), report)
+        with named("--json"):
+            write_numbers(Path(options.json), report)
     return 0
 
 
