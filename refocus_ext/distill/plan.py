@@ -17,7 +17,7 @@ from refocus_ext.distill.teacher.kinds import KINDS
 from refocus_ext.engine.checks import check_run_options
 from refocus_ext.engine.devices import kind_of
 from refocus_ext.errors import UsageError
-from refocus_ext.images.folder import ImageList
+from refocus_ext.images.source import ImageSource
 from refocus_ext.storage.weights import state_bytes
 from refocus_ext.tokens.trained_tokenizer import Tokenizer
 
@@ -54,7 +54,7 @@ def check_options(options: DistillOptions) -> None:
         )
 
 
-def check_data(options: DistillOptions, images: ImageList, val: ImageList) -> int:
+def check_data(options: DistillOptions, images: ImageSource, val: ImageSource) -> int:
     """The number of classes of the student's embedding.
 
     Raises:
@@ -153,7 +153,7 @@ def print_plan(
     options: DistillOptions,
     tokenizer: Tokenizer,
     geometry: TeacherGeometry | None,
-    images: ImageList,
+    images: ImageSource,
     classes: int,
     size: Sizes,
     device: torch.device,

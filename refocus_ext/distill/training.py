@@ -33,8 +33,8 @@ from refocus_ext.engine.progress import Progress
 from refocus_ext.engine.run_folder import RunFolder
 from refocus_ext.engine.training import RunPlan, Training, TrainingData
 from refocus_ext.images.crops import Sample
-from refocus_ext.images.folder import ImageList
 from refocus_ext.images.order import spread
+from refocus_ext.images.source import ImageSource
 from refocus_ext.tokens.tokenize import pick_precision, tokenize, tokenize_images
 from refocus_ext.tokens.trained_tokenizer import Tokenizer
 
@@ -55,7 +55,7 @@ class DistillTraining(Training):
         tokenizer: Tokenizer,
         networks: Networks,
         data: TrainingData,
-        val: ImageList,
+        val: ImageSource,
     ) -> None:
         super().__init__(plan, here, run, data)
         self.recipe, self.tokenizer, self.classes = recipe, tokenizer, data.images.classes
@@ -76,7 +76,7 @@ class DistillTraining(Training):
             self.modules["teacher"] = self.teacher
         self.optimizers = {name: adamw(module, recipe.teacher_lr) for name, module in self.modules.items()}
 
-    def _validation_tokens(self, val: ImageList) -> ValidationTokens:
+    def _validation_tokens(self, val: ImageSource) -> ValidationTokens:
         """Tokens of centre crops, the same on every process."""
         recipe = self.recipe
         picks = spread(range(len(val)), recipe.val_images)

@@ -56,7 +56,11 @@ class Checkpoints:
         self.folder, self.keep = folder, keep
 
     def paths(self) -> list[Path]:
-        """Oldest first."""
+        """The files, oldest first."""
+        return [path for path in self._entries() if path.is_file()]
+
+    def _entries(self) -> list[Path]:
+        """Everything with the name of a checkpoint, oldest first; a folder may be among it."""
         return sorted(path for path in self.folder.glob("step-*.pt") if _NAME.search(path.name))
 
     def newest_step(self) -> int | None:
@@ -87,12 +91,13 @@ class Checkpoints:
         return path
 
     def load_latest(self, say: Callable[[str], None] = print) -> dict[str, Any] | None:
-        """The newest intact state, or None; each damaged file is named and passed over."""
-        for path in reversed(self.paths()):
+        """The newest intact state, or None; each damaged file, and a folder in its place, is named and passed over."""
+        entries = self._entries()
+        for path in reversed(entries):
             try:
                 return load_checkpoint(path)
             except UsageError as error:
-                older = path != self.paths()[0]
+                older = path != entries[0]
                 say(
                     f"{error} "
                     + ("Falling back to the one before." if older else "None is left: starting from step 0.")
@@ -107,6 +112,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         UsageError: it is missing, is no checkpoint of this project, or its contents do not match its checksum.
     """
     match = _NAME.search(path.name)
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder, not a checkpoint; remove it.")
     if not path.is_file() or not match:
         raise UsageError(f"{path} is no checkpoint; give a file checkpoints/step-*.pt of a run.")
     if sha256(path)[:16] != match[2]:

@@ -22,8 +22,8 @@ from refocus_ext.engine.interruption import Interruption, from_loader, leave_sig
 from refocus_ext.engine.progress import Progress
 from refocus_ext.engine.run_folder import RunFolder
 from refocus_ext.errors import RunFailed
-from refocus_ext.images.folder import ImageList
 from refocus_ext.images.order import StepBatches
+from refocus_ext.images.source import ImageSource
 from refocus_ext.seeds import Stream, stream_seed
 from refocus_ext.storage.atomic import save_tensors
 
@@ -99,7 +99,7 @@ class RunPlan:
 class TrainingData(Protocol):
     """What the loop asks of a data set whose items, by `SampleKey`, have a field `broken`."""
 
-    images: ImageList
+    images: ImageSource
     known_broken: set[int]
     broken_limit: int
 
@@ -205,10 +205,10 @@ class Training(ABC):
             )
 
     def batch_names(self, step: int, most: int = 4) -> str:
-        """The first few image paths of a step's global batch."""
+        """The names of the first few images of a step's global batch."""
         (keys,) = StepBatches(len(self.data), self.plan.batch_size, start=step, stop=step + 1, seed=self.plan.seed)
-        paths = [self.data.images.paths[key.index] for key in keys]
-        return ", ".join(paths[:most]) + (f" and {len(paths) - most} more" if len(paths) > most else "")
+        names = [self.data.images.name(key.index) for key in keys[:most]]
+        return ", ".join(names) + (f" and {len(keys) - most} more" if len(keys) > most else "")
 
     # ------------------------------------------------------------------ data
 
@@ -246,7 +246,7 @@ class Training(ABC):
             int(index) for batch in batches for index in batch.broken.tolist() if index >= 0
         } - self.data.known_broken
         for index in sorted(new):
-            print(f"broken image replaced: {self.data.images.paths[index]}", flush=True)
+            print(f"broken image replaced: {self.data.images.name(index)}", flush=True)
         self.data.known_broken |= new
         values["broken_images"] = float(len(self.data.known_broken))
         (too_many,) = self.world.any(len(self.data.known_broken) > self.data.broken_limit)

@@ -18,6 +18,7 @@ from torch import Tensor
 from refocus_ext.engine.devices import pick_device
 from refocus_ext.engine.distributed import World, world
 from refocus_ext.engine.progress import Progress
+from refocus_ext.errors import named
 from refocus_ext.evaluation.frechet import FeatureStatistics, Moments, frechet_distance
 from refocus_ext.evaluation.inception import InceptionFeatures, load_inception
 from refocus_ext.evaluation.options import EvalOptions
@@ -39,7 +40,8 @@ def main(options: EvalOptions) -> int:
         if report is not None:
             print("\n" + "\n".join(table(report, options.depth)))
             if options.json:
-                write_json(Path(options.json), options, report)
+                with named("--json"):
+                    write_json(Path(options.json), options, report)
     return 0
 
 
@@ -56,8 +58,10 @@ def open_inputs(options: EvalOptions, device: torch.device) -> tuple[ImageSet, R
         UsageError: one of them is not there, or is not what it should be.
     """
     threads = 4 if options.workers is None else options.workers
-    samples = open_samples(options.samples, threads)
-    reference = open_reference(options.reference, samples, threads)
+    with named("--samples"):
+        samples = open_samples(options.samples, threads)
+    with named("--reference"):
+        reference = open_reference(options.reference, samples, threads)
     return samples, reference, load_inception(options.inception_weights, device)
 
 

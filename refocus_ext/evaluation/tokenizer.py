@@ -19,16 +19,17 @@ from tqdm import tqdm
 from patches import load_upstream
 from refocus_ext.engine.checkpoints import checkpoints_of
 from refocus_ext.engine.devices import pick_device
-from refocus_ext.errors import UsageError
+from refocus_ext.errors import UsageError, named
 from refocus_ext.evaluation.frechet import FeatureStatistics, frechet_distance
 from refocus_ext.evaluation.inception import to_uint8
 from refocus_ext.evaluation.instruments import AliasCoder, Instruments, open_instruments
 from refocus_ext.evaluation.options import EvalOptions
 from refocus_ext.evaluation.tokenizer_report import ScaleHealth, StateQuality, TokenizerReport, table, write_json
+from refocus_ext.images.checks import check_images
 from refocus_ext.images.crops import Crops
-from refocus_ext.images.folder import ImageList, check_images, image_folder
 from refocus_ext.images.order import spread
-from refocus_ext.images.sources import demo_photographs
+from refocus_ext.images.source import ImageSource
+from refocus_ext.images.sources import find_split
 from refocus_ext.tokenizer.alias.explained_variance import ExplainedVariance
 from refocus_ext.tokens.trained_tokenizer import Tokenizer, load_tokenizer
 from refocus_ext.vector_quantization import codebook_use
@@ -42,10 +43,12 @@ def main(options: EvalOptions) -> int:
         raise UsageError("eval needs --tokenizer RUN, the run folder of `bash run.sh tokenizer`.")
     print(load_upstream().describe())
     device = pick_device(options.device)
-    tokenizer = load_tokenizer(Path(options.tokenizer), device)
+    with named("--tokenizer"):
+        tokenizer = load_tokenizer(Path(options.tokenizer), device)
     if unfinished := training_left(tokenizer):
         print(f"note: {unfinished}")
-    images, source = val_images(tokenizer, options.data)
+    with named("--data"):
+        images, source = val_images(tokenizer, options.data)
     tools = open_instruments(options, tokenizer, device)
     chosen = spread(range(len(images)), options.images or len(images))
     size = tokenizer.pyramid.image_size
@@ -53,7 +56,8 @@ def main(options: EvalOptions) -> int:
     report = evaluate(tokenizer, loader(tokenizer, images, chosen, options), tools, device)
     print("\n" + "\n".join(table(report)))
     if options.json:
-        write_json(Path(options.json), tokenizer, source, report)
+        with named("--json"):
+            write_json(Path(options.json), tokenizer, source, report)
     return 0
 
 
@@ -69,21 +73,21 @@ def training_left(tokenizer: Tokenizer) -> str:
     )
 
 
-def val_images(tokenizer: Tokenizer, data: str) -> tuple[ImageList, str]:
+def val_images(tokenizer: Tokenizer, data: str) -> tuple[ImageSource, str]:
     """The validation images and their name: of `data`, else of the run's own data, else the demo photographs.
 
     Raises:
         UsageError: they are not there, or smaller than the crop where the run refused such.
     """
     data = data or tokenizer.trained_with.data
-    images = image_folder(data, "val") if data else demo_photographs()
+    images = find_split(data, "val")
     note = check_images(images, tokenizer.pyramid.image_size, tokenizer.trained_with.small_images)
     if note:
         print(f"note: {note}")
     return images, f"{data}/val" if data else "the demo photographs (which the demo also trains on)"
 
 
-def loader(tokenizer: Tokenizer, images: ImageList, chosen: Sequence[int], options: EvalOptions) -> DataLoader[Any]:
+def loader(tokenizer: Tokenizer, images: ImageSource, chosen: Sequence[int], options: EvalOptions) -> DataLoader[Any]:
     """Centre crops of the chosen images, resized as the run's validation does."""
     trained = tokenizer.trained_with
     crops = Crops(images, tokenizer.pyramid.image_size, scale=trained.crop_scale, random=False)

@@ -70,12 +70,7 @@ def main(options: VerifyOptions) -> int:
     if not options.folder:
         raise UsageError("verify needs a folder: `bash run.sh verify DIR`, with a DIR that `bash run.sh export` wrote.")
     require_upstream()
-    try:
-        student = load_student(options.folder, vae=options.vae or None)
-    except UsageError as error:
-        raise UsageError(
-            str(error).replace("--student ", "").replace("give another .", "give another folder.")
-        ) from None
+    student = load_student(options.folder, vae=options.vae or None)
     print(student.describe())
     verdict = verify(student)
     print("\n".join(lines(verdict)))

@@ -48,7 +48,7 @@ class StepBatches(Sampler[list[SampleKey]]):
     ) -> None:
         if batch % (world * accumulate):
             raise UsageError(
-                f"--batch-size {batch} does not divide over {world} processes and --accumulate {accumulate}; choose a "
+                f"a batch size of {batch} does not divide over {world} processes and {accumulate} micro-batches; choose a "
                 f"multiple of {world * accumulate}."
             )
         self.images, self.batch, self.start, self.stop = images, batch, start, stop

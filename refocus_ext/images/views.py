@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from refocus_ext.images.crops import Crops, Sample
-from refocus_ext.images.folder import ImageList
 from refocus_ext.images.order import SampleKey
+from refocus_ext.images.source import ImageSource
 from refocus_ext.seeds import Stream, stream_seed
 
 
@@ -59,7 +59,7 @@ class ViewCrops(Crops):
     The pixels of a view are those of `Crops` for epoch = crop number, so that only (seed, crop number, index) decide.
     """
 
-    def __init__(self, images: ImageList, size: int, *, scale: float = 1.125, plan: ViewPlan) -> None:
+    def __init__(self, images: ImageSource, size: int, *, scale: float = 1.125, plan: ViewPlan) -> None:
         super().__init__(images, size, scale=scale, seed=plan.seed)
         self.plan = plan
 

@@ -188,7 +188,7 @@ def _draw_batch(parts: Parts, draw: Draw, batch: int) -> None:
         parts.keep(batch, images)
     except OSError as error:
         raise RunFailed(
-            f"{parts.folder} could not be written ({error.strerror}); free some space, then the same command goes on."
+            f"{parts.folder} could not be written ({error.strerror}); free some space, then the same command continues."
         ) from error
 
 
@@ -224,7 +224,7 @@ def write_npz_set(path: Path, plan: Plan, draw: Draw, world: World) -> int:
         try:
             parts.join(path)
         except OSError as error:
-            raise RunFailed(f"--npz {path} could not be written ({error.strerror}); its parts are whole.") from error
+            raise RunFailed(f"{path} could not be written ({error.strerror}); its parts are whole.") from error
         shutil.rmtree(parts.folder)
         print(f"{path}: {len(plan.labels)} images of {plan.size} px, shuffled, {path.stat().st_size / 2**20:.1f} MiB")
     return code

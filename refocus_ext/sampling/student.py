@@ -172,7 +172,7 @@ def _geometry(files: Files, var: dict[str, Tensor], vae: dict[str, Tensor]) -> V
     if (shape.vocab_size, shape.z_channels) != (codes.vocab_size, codes.z_channels):
         raise UsageError(
             f"{files.var} predicts {shape.vocab_size} codes of {shape.z_channels} channels, but {files.vae} has "
-            f"{codes.vocab_size} of {codes.z_channels}; name the VAE it was trained on with --vae FILE."
+            f"{codes.vocab_size} of {codes.z_channels}; name the file of the VAE that it was trained on."
         )
     return shape
 

@@ -16,8 +16,10 @@ from refocus_ext.engine.distributed import World, world
 from refocus_ext.engine.interruption import Interruption
 from refocus_ext.engine.run_folder import RunFolder, check_run_folder
 from refocus_ext.engine.training import RunPlan
+from refocus_ext.errors import named
+from refocus_ext.images.checks import check_images
 from refocus_ext.images.crops import Crops
-from refocus_ext.images.folder import ImageList, check_images
+from refocus_ext.images.source import ImageSource
 from refocus_ext.images.sources import find_images
 from refocus_ext.optics.pyramid import FocusPyramid
 from refocus_ext.seeds import Stream, stream_seed
@@ -44,8 +46,8 @@ class Prepared(NamedTuple):
 
     options: TokenizerOptions
     pyramid: FocusPyramid
-    train: ImageList
-    val: ImageList
+    train: ImageSource
+    val: ImageSource
     geometry: AliasGeometry | None
     vae: FocusedVQVAE
     notes: list[str]
@@ -79,9 +81,12 @@ def prepare(upstream: Upstream, options: TokenizerOptions, device: torch.device)
     if options.init:  # its codebook fits its latents: quantized from the first step
         options = options.replace(warm_autoencoder=0)
     pyramid = make_pyramid(options)
-    train, val = find_images(options.data)
+    with named("--data"):
+        train, val = find_images(options.data)
     check_plan(options, pyramid, train)
-    notes = [check_images(train, options.image_size, options.small_images), *pyramid.rayleigh_warnings()]
+    with named("--data"):
+        note = check_images(train, options.image_size, options.small_images)
+    notes = [note, *pyramid.rayleigh_warnings()]
     geometry = alias_geometry(options, pyramid)
     torch.manual_seed(stream_seed(options.seed, Stream.WEIGHTS))
     vae = build_vae(upstream, options, pyramid, device)
@@ -152,7 +157,7 @@ def perceptual_loss(options: TokenizerOptions, device: torch.device) -> nn.Modul
 
 
 def open_run(
-    options: TokenizerOptions, pyramid: Any, geometry: AliasGeometry | None, upstream: Upstream, images: ImageList
+    options: TokenizerOptions, pyramid: Any, geometry: AliasGeometry | None, upstream: Upstream, images: ImageSource
 ) -> RunFolder:
     """The run folder, with its configuration and class map written."""
     config = {

@@ -12,7 +12,7 @@ from patches.faces import VQVAE, as_module
 from patches.vae_init import init_vae_weights
 from refocus_ext.engine.checks import check_run_options
 from refocus_ext.errors import UsageError
-from refocus_ext.images.folder import ImageList
+from refocus_ext.images.source import ImageSource
 from refocus_ext.optics.pyramid import FocusPyramid
 from refocus_ext.storage.upstream_weights import vae_state_dict
 from refocus_ext.storage.weights import load_strictly
@@ -42,7 +42,7 @@ def make_pyramid(options: TokenizerOptions) -> FocusPyramid:
         raise UsageError(str(error)) from None
 
 
-def check_plan(options: TokenizerOptions, pyramid: FocusPyramid, images: ImageList) -> None:
+def check_plan(options: TokenizerOptions, pyramid: FocusPyramid, images: ImageSource) -> None:
     """Raises UsageError where the options do not fit each other or the data."""
     if list(options.patch_nums) != sorted(set(options.patch_nums)) or options.patch_nums[-1] != pyramid.latent_size:
         raise UsageError(
@@ -102,7 +102,7 @@ def print_plan(
     pyramid: FocusPyramid,
     vae: VQVAE,
     alias: AliasGeometry | None,
-    images: ImageList,
+    images: ImageSource,
     device: torch.device,
 ) -> None:
     """What is about to happen, in a few lines."""

@@ -143,7 +143,7 @@ class CacheBuilder:
     def _name_broken(self, indices: Sequence[int], further_B: Tensor) -> None:
         for index in (indices[row] for row in further_B.nonzero().flatten().tolist()):
             self.crops.known_broken.add(index)
-            print(f"broken image replaced: {self.crops.images.paths[index]}", flush=True)
+            print(f"broken image replaced: {self.crops.images.name(index)}", flush=True)
 
     def _advance(self, work: Iterator[int]) -> RunFailed | None:
         """One batch, if this process has one left; what made it fail."""

@@ -14,7 +14,7 @@ from patches.faces import FocusedVQVAE
 from refocus_ext.errors import UsageError
 from refocus_ext.optics.pyramid import FocusPyramid
 from refocus_ext.storage.atomic import sha256
-from refocus_ext.storage.weights import load_strictly, read_state_dict
+from refocus_ext.storage.weights import load_strictly, read_state_dict, refuse_folder
 from refocus_ext.tokenizer.alias.geometry import AliasGeometry
 from refocus_ext.tokenizer.alias.tokenizer import AliasTokenizer, build_alias
 from refocus_ext.tokenizer.stage_one import StageOne
@@ -50,14 +50,14 @@ def load_tokenizer(run: Path, device: torch.device | str = "cpu") -> Tokenizer:
     """
     config = read_config(run)
     weights = run / "vae.pth"
+    refuse_folder(weights)
     if not weights.is_file():
         raise UsageError(
-            f"--tokenizer {run} has no vae.pth yet: its training is not finished; run the command that began it again "
-            "to resume it."
+            f"{run} has no vae.pth yet: its training is not finished; run the command that began it again to resume it."
         )
     check_weights(run, config, weights.name)
     pyramid, vae, trained_with = _build(run, config, device)
-    state = read_state_dict(weights, "train the run again, or copy it anew")
+    state = read_state_dict(weights, "train the run again, or copy the file again")
     load_strictly(vae, state, f"{weights} does not fit the geometry in {run / 'config.json'} ({{reason}}).")
     Focus(pyramid).apply(vae)
     vae.requires_grad_(False).eval()
@@ -71,12 +71,13 @@ def _load_alias(
     if not config.get("alias"):
         return None
     weights = run / "alias.pth"
+    refuse_folder(weights)
     if not weights.is_file():
         raise UsageError(
             f"{run} trained an alias tokenizer but its alias.pth is missing; restore it, or train the run again."
         )
     check_weights(run, config, weights.name)
-    state = read_state_dict(weights, "train the run again, or copy it anew")
+    state = read_state_dict(weights, "train the run again, or copy the file again")
     try:
         alias = build_alias(AliasGeometry.from_dict(config["alias"]), vae, device)
     except (RuntimeError, TypeError, ValueError) as error:
@@ -93,18 +94,18 @@ def read_config(run: Path) -> dict[str, Any]:
     """
     if not run.is_dir():
         raise UsageError(
-            f"--tokenizer {run} is no folder; it takes the run folder of `bash run.sh tokenizer`, which comes first."
+            f"{run} is no folder; a tokenizer is the run folder of `bash run.sh tokenizer`, which comes first."
         )
     file = run / "config.json"
     if not file.is_file():
-        raise UsageError(f"--tokenizer {run} has no config.json; it takes the run folder of `bash run.sh tokenizer`.")
+        raise UsageError(f"{run} has no config.json; a tokenizer is the run folder of `bash run.sh tokenizer`.")
     try:
         config = json.loads(file.read_text())
         ours = config["command"] == "tokenizer" and isinstance(config["options"], dict) and "pyramid" in config
     except (OSError, ValueError, KeyError, TypeError):
         ours = False
     if not ours:
-        raise UsageError(f"{file} is not the configuration of a tokenizer's run; give another --tokenizer.")
+        raise UsageError(f"{file} is not the configuration of a tokenizer's run; give another run folder.")
     return config
 
 

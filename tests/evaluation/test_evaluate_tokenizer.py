@@ -218,11 +218,11 @@ def test_a_named_file_that_is_missing_is_an_error(trained: Path) -> None:
 def test_usage_errors(trained: Path, run: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="eval needs --tokenizer RUN"):
         main(EvalOptions(tokenizer=""))
-    with pytest.raises(UsageError, match="nowhere is no folder; it takes the run folder of"):
+    with pytest.raises(UsageError, match="nowhere is no folder; a tokenizer is the run folder of"):
         main(EvalOptions(tokenizer=str(tmp_path / "nowhere")))
     with pytest.raises(UsageError, match="has no val/ folder"):
         main(EvalOptions(tokenizer=str(run), data=str(run), device="cpu"))
-    with pytest.raises(RunFailed, match=r"--json .*nowhere.* could not be written"):
+    with pytest.raises(RunFailed, match=r"--json: .*nowhere.* could not be written"):
         main(
             EvalOptions(
                 tokenizer=str(run), images=2, workers=0, device="cpu", json=str(tmp_path / "nowhere" / "n.json")

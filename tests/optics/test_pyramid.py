@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from refocus_ext.optics.psf import BLURS, defocus
+from refocus_ext.optics.names import BLURS
+from refocus_ext.optics.psf import defocus
 from refocus_ext.optics.pyramid import FocusPyramid
 
 VAR_PATCH_NUMS = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
@@ -100,7 +101,7 @@ def test_patch_nums_must_rise_to_the_latent_size(patch_nums: tuple[int, ...]) ->
         ({"rho_max": -1.0}, "rho_max must be finite and at least 0 pixels, got -1.0"),
         ({"rho_max": math.inf}, "rho_max must be finite"),
         ({"rho_max": math.nan}, "rho_max must be finite"),
-        ({"blur": "box"}, "unknown blur 'box'; choose one of disk, gaussian, sinc, none"),
+        ({"blur": "box"}, f"unknown blur 'box'; choose one of {', '.join(BLURS)}"),
         ({"noise_min": 0.1}, "0 <= noise_min <= noise_max, got 0.1 and 0.01"),
         ({"noise_min": -1e-3}, "0 <= noise_min"),
         ({"noise_max": math.nan}, "noise_max, got 0.001 and nan"),

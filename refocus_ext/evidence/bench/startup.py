@@ -6,6 +6,7 @@ import functools
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ STARTS = {
 
 def measure(repeats: int) -> dict[str, Any]:
     """Median seconds of each start, and its ratio to `import torch` of the same run."""
-    parts = {name: functools.partial(_start, words) for name, words in STARTS.items()}
+    parts: dict[str, Callable[[], Any]] = {name: functools.partial(_start, words) for name, words in STARTS.items()}
     seconds = time_interleaved(parts, repeats, torch.device("cpu"))
     return {"seconds": seconds, "time": {name: value / seconds[TORCH] for name, value in seconds.items()}}
 
