@@ -181,19 +181,19 @@ def test_commands_say_whether_they_start_several_processes(
     [
         ("tokenizer --data /nowhere", "/nowhere is not a folder"),
         ("tokenizer --device cuda:77", "--device cuda:77 is not available"),
-        ("tokenizer --batch-size 9", "--batch-size 9 does not divide over 2 processes"),
+        ("tokenizer --batch-size 9", "--batch-size: a batch size of 9 does not divide over 2 processes"),
         ("tokenizer --lpips 1 --lpips-weights nowhere.pth", "but nowhere.pth is no file"),
         ("tokenizer --init nowhere.pth", "--init nowhere.pth is no file"),
         ("tokenizer --out full", "--out full holds files but no run"),
-        ("distill --tokenizer /nowhere", "--tokenizer /nowhere is no folder"),
+        ("distill --tokenizer /nowhere", "--tokenizer: /nowhere is no folder"),
         ("distill --crops 0", "--crops 0 draws a new crop every epoch"),
-        ("tokens --tokenizer /nowhere", "--tokenizer /nowhere is no folder"),
-        ("tokens --precision tf32 --device cpu", "--precision tf32 is CUDA's"),
+        ("tokens --tokenizer /nowhere", "--tokenizer: /nowhere is no folder"),
+        ("tokens --precision tf32 --device cpu", "--precision: tf32 is CUDA's"),
         ("sample --npz a.npz --folder b", "--npz and --folder are two jobs"),
         ("sample --npz a.npz --student /nowhere", "/nowhere"),
         ("sample --npz a.npz", "there is no runs/distill-* here"),
         ("eval --samples a", "--samples needs --reference"),
-        ("eval --samples /nowhere --reference b", "--samples /nowhere is neither a file nor a folder"),
+        ("eval --samples /nowhere --reference b", "--samples: /nowhere is neither a file nor a folder"),
     ],
 )
 def test_preflight_refuses_what_every_process_would(
@@ -274,7 +274,7 @@ def test_several_processes_refuse_with_one_sentence(options: list[str], tmp_path
     words = [*options, "--device", "cpu", "--out", str(tmp_path / "run")]
     result = shell(*words, REFOCUS_PYTHON=sys.executable, NPROC="2")
     assert result.returncode == 2 and not result.stdout
-    assert re.fullmatch(r"refocus: --(data|tokenizer) /nowhere is .*\n", result.stderr)
+    assert re.fullmatch(r"refocus: --(data|tokenizer): /nowhere is .*\n", result.stderr)
     assert not (tmp_path / "run").exists()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from refocus_ext.errors import UsageError
+from refocus_ext.errors import UsageError, named
 from refocus_ext.images.order import StepBatches
 from refocus_ext.images.source import ImageSource
 
@@ -30,6 +30,6 @@ def check_run_options(options: Any, images: ImageSource) -> None:
 
 def check_share(options: Any, images: ImageSource, processes: int) -> None:
     """Raises UsageError where the batch does not divide over the processes, which their loaders would find out."""
-    StepBatches(
-        len(images), options.batch_size, start=0, stop=0, seed=0, world=processes, accumulate=options.accumulate
-    )
+    batch, accumulate = options.batch_size, options.accumulate
+    with named("--batch-size"):
+        StepBatches(len(images), batch, start=0, stop=0, seed=0, world=processes, accumulate=accumulate)
