@@ -124,7 +124,7 @@ def _run(options: DistillOptions, here: World) -> int:
         if data is None:
             return interruption.agreed(here)
         networks = build_networks(network_plan(options, classes), upstream, tokenizer, geometry, here.device)
-        recipe = recipe_of(options, held_out=val is not train)
+        recipe = recipe_of(options, held_out=val != train)
         training = DistillTraining(RunPlan.of(options), recipe, here, run, tokenizer, networks, data, val)
         return training.fit(interruption)
 

@@ -116,7 +116,7 @@ def _run(options: TokenizerOptions, here: World) -> int:
     training = TokenizerTraining(plan, recipe, here, run, vae, geometry, lpips, data)
     if run:
         crops = Crops(val, options.image_size, scale=options.crop_scale, random=False)
-        batch, held_out = min(32, options.batch_size), val is not train
+        batch, held_out = min(32, options.batch_size), val != train
         training.validation = Validation(
             run, options.steps, crops, training.averages, batch, options.val_images, held_out
         )
