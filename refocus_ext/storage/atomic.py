@@ -25,7 +25,7 @@ def written_beside(path: Path) -> Iterator[Path]:
         IsADirectoryError: at once, if `path` is a folder, which a rename could not replace.
     """
     if path.is_dir():
-        raise IsADirectoryError(errno.EISDIR, "a folder is in the place of the file", str(path))
+        raise IsADirectoryError(errno.EISDIR, f"a folder is in the place of the file {path.name}", str(path))
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield beside

@@ -204,6 +204,18 @@ def test_what_is_not_ours_is_refused(
     assert (exported / VAR).read_bytes() == before and (tmp_path / "published" / VAR).read_text() == "theirs"
 
 
+def test_a_folder_in_the_place_of_a_file_is_a_sentence(
+    exported: Path, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (exported / VAR).unlink()
+    (exported / VAR).mkdir()
+    capsys.readouterr()
+    assert export_to(exported, run) == 1
+    assert f"{exported} could not be written (a folder is in the place of the file {VAR})" in complaint(capsys)
+    (exported / VAR).rmdir()
+    assert export_to(exported, run) == 0 and names(exported) == NAMES
+
+
 def test_an_interrupted_export_says_so_and_is_completed(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

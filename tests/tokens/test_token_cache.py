@@ -482,6 +482,20 @@ def test_a_folder_in_the_place_of_weights_is_a_sentence(name: str, trained: Path
         load_tokenizer(run)
 
 
+def test_a_run_that_cannot_write_its_weights_says_so(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Path(shutil.copytree(trained / "run", tmp_path / "run"))
+    (run / "vae.pth").unlink()
+    (run / "vae.pth").mkdir()
+    assert run_main("tokenizer", *TINY, "--data", str(trained / "data"), "--out", str(run)) == 1
+    error = capsys.readouterr().err
+    assert "a folder is in the place of the file vae.pth" in error and "Traceback" not in error
+    (run / "vae.pth").rmdir()
+    assert run_main("tokenizer", *TINY, "--data", str(trained / "data"), "--out", str(run)) == 0
+    assert (run / "vae.pth").read_bytes() == (trained / "run" / "vae.pth").read_bytes()
+
+
 class Encoded(ImageSource):
     """A folder's images, held in memory under names of their own."""
 
