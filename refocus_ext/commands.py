@@ -150,8 +150,18 @@ def _resolve(name: str) -> type[Options]:
     return getattr(importlib.import_module(module), attribute)
 
 
+class _Done(Exception):
+    """A command has ended, with this exit code."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
 def main(argv: list[str]) -> int:
     """Runs one command; returns the exit code: 0 done, 1 failed, 2 wrong usage, 130/143 interrupted and saved.
+
+    argparse's own way out, for wrong usage and after --help, is SystemExit.
 
     Before the command's name there may be words for run.sh:
         --known: say whether there is such a command.
@@ -178,8 +188,8 @@ def main(argv: list[str]) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         return _run(argv, mode, processes)
-    except SystemExit as stop:  # argparse's way out, and that of a binding
-        return int(stop.code or 0)
+    except _Done as done:
+        return done.code
 
 
 def _help_of_run_sh(name: str) -> int:
@@ -218,11 +228,11 @@ def _run(argv: list[str], mode: str, processes: int) -> int:
 
 
 def _binding(command: Command) -> Binding:
-    """The command's `main`, imported when it is called; leaves with its exit code."""
+    """The command's `main`, imported when it is called; raises _Done with its exit code, as the library has no use for it."""
     from typed_argparse import Binding
 
     def run(options: Options) -> None:
-        raise SystemExit(importlib.import_module(command.module).main(options))
+        raise _Done(importlib.import_module(command.module).main(options))
 
     return Binding(_resolve(command.options), run)
 

@@ -15,11 +15,33 @@ from patches import Focus, Upstream, load_upstream, submodule_present
 from refocus_ext.optics.pyramid import FocusPyramid
 
 PATCH_NUMS = (1, 2, 3, 4)
+TESTS = Path(__file__).parent
+# What `bash run.sh test --fast` runs: a minute or so of what most of the rest stands on.
+FAST = (
+    "test_cli.py",
+    "options/test_options.py",
+    "optics/",
+    "images/test_data.py",
+    "engine/test_checkpoint.py",
+    "patches/test_focus_patch.py",
+    "vanilla_var/",
+    "tokenizer/test_alias_tokenizer.py",
+    "distill/test_losses.py",
+    "distill/test_teacher.py",
+)
 WITHOUT_SUBMODULE = "submodule var_upstream is not populated: runs on the stand-in only"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="run the tests marked slow as well")
+    parser.addoption("--fast", action="store_true", help="run a part of the suite that takes about a minute")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """With --fast the other files are not even imported."""
+    if not config.getoption("--fast") or collection_path.is_dir():
+        return None
+    return None if collection_path.relative_to(TESTS).as_posix().startswith(FAST) else True
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
 import sys
 import time
-import zipfile
-from collections.abc import Callable
-from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
-from conftest import write_images
+import torch
+from conftest import FAST, write_images
 from runs import run_main
 
 from refocus_ext.commands import COMMANDS, OF_RUN_SH
@@ -217,6 +214,16 @@ def test_preflight_lets_good_options_pass_and_does_nothing(
     assert capsys.readouterr() == ("", "") and not any(tmp_path.iterdir())
 
 
+def test_more_processes_than_gpus_are_refused_before_they_start(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("refocus_ext.engine.distributed.pick_device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("NPROC", "3")
+    assert run_main("--preflight", "3", "tokenizer") == 2
+    assert "NPROC asks for 3 processes on a machine with 2 GPUs; lower NPROC" in sentence(capsys)
+
+
 def test_of_several_processes_the_first_says_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -226,142 +233,6 @@ def test_of_several_processes_the_first_says_it(
         assert len(capsys.readouterr().err.splitlines()) == lines
 
 
-# ------------------------------------------------------------------------------------------------ run.sh
-
-
-def shell(*argv: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        ["bash", str(ROOT / "run.sh"), *argv], capture_output=True, text=True, env=os.environ | environment
-    )
-
-
-def test_run_sh_helps_with_a_bare_interpreter(tmp_path: Path) -> None:
-    result = shell(PATH="/usr/bin:/bin:" + str(Path(sys.executable).parent), HOME=str(tmp_path))
-    assert result.returncode == 0 and "usage: bash run.sh COMMAND" in result.stdout
-
-
-def test_run_sh_tells_wrong_usage_before_it_installs() -> None:
-    for argv in (["tokenzier"], ["tokenizer", "--stps", "3"], ["distill"]):
-        result = shell(*argv, REFOCUS_PYTHON=sys.executable)
-        assert result.returncode == 2 and "installing" not in result.stderr
-
-
-def test_run_sh_names_what_a_chosen_interpreter_lacks(tmp_path: Path) -> None:
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "bare")], check=True)
-    result = shell("tokenizer", REFOCUS_PYTHON=str(tmp_path / "bare" / "bin" / "python"))
-    assert result.returncode == 1 and re.search(r"lacks torch, torchvision.*; install them, or unset it", result.stderr)
-
-
-def test_environment_check_sees_versions(monkeypatch: pytest.MonkeyPatch) -> None:
-    from refocus_ext import environment
-
-    assert environment.lacking("test") == []
-    monkeypatch.setattr(environment, "_requirements", lambda group: ["torch>=999", "no-such-package>=1"])
-    assert [lack.split(" ")[0] for lack in environment.lacking()] == ["torch>=999", "no-such-package"]
-
-
-def test_environment_check_knows_an_upper_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    from refocus_ext import environment
-
-    monkeypatch.setattr(environment, "_requirements", lambda group: ["pytest>=1,<2", "typed-argparse>=0.3.1,<0.4"])
-    assert [lack.split(" ")[0] for lack in environment.lacking()] == ["pytest<2"]
-    assert environment.requirements("command-line") == ["typed-argparse>=0.3.1,<0.4"]
-
-
-@pytest.mark.parametrize("options", [["tokenizer", "--data", "/nowhere"], ["distill", "--tokenizer", "/nowhere"]])
-def test_several_processes_refuse_with_one_sentence(options: list[str], tmp_path: Path) -> None:
-    """No report of torchrun's, though the device is named and NPROC asks for two."""
-    words = [*options, "--device", "cpu", "--out", str(tmp_path / "run")]
-    result = shell(*words, REFOCUS_PYTHON=sys.executable, NPROC="2")
-    assert result.returncode == 2 and not result.stdout
-    assert re.fullmatch(r"refocus: --(data|tokenizer): /nowhere is .*\n", result.stderr)
-    assert not (tmp_path / "run").exists()
-
-
-def test_tab_completes_commands_options_and_choices() -> None:
-    script = """
-eval "$(bash run.sh completion)"
-COMP_LINE="$1" COMP_POINT=${#1} COMP_WORDS=($1)
-_refocus_run_sh
-printf '%s\\n' "${COMPREPLY[@]}"
-"""
-
-    def complete(line: str) -> list[str]:
-        command = ["bash", "-c", script, "bash", line]
-        environment = os.environ | {"REFOCUS_PYTHON": sys.executable}
-        result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=True)
-        return result.stdout.split()
-
-    assert complete("bash run.sh tokenizer --bl") == ["--blur"]
-    assert complete("bash run.sh tok") == ["tokenizer", "tokens"]
-    assert complete("bash run.sh tokenizer --blur g") == ["gaussian"]
-    assert complete("bash another.sh tokenizer --bl") == []
-
-
-# ------------------------------------------------------------------------------------------------ a new machine
-
-
-def make_wheel(name: str, folder: Path) -> None:
-    """An installed pure-Python package as a wheel, for a pip that has no network."""
-    package = distribution(name)
-    stem = f"{name.replace('-', '_')}-{package.version}"
-    with zipfile.ZipFile(folder / f"{stem}-py3-none-any.whl", "w") as wheel:
-        for file in package.files or ():
-            if (
-                "__pycache__" not in file.parts
-                and file.parts[0] != ".."
-                and file.name not in ("INSTALLER", "REQUESTED")
-            ):
-                wheel.write(str(file.locate()), str(file))
-
-
-@pytest.fixture
-def new_machine(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """`machine(words..., wheels=True)` runs run.sh where python3 has no packages; wheels: whether pip finds typed-argparse."""
-    root = tmp_path / "project"
-    shutil.copytree(ROOT / "refocus_ext", root / "refocus_ext", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("run.sh", "pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, root)
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "bare")], check=True)
-    (tmp_path / "wheels").mkdir()
-    for package in ("typed-argparse", "typing-extensions"):
-        make_wheel(package, tmp_path / "wheels")
-
-    def machine(*words: str, wheels: bool) -> subprocess.CompletedProcess[str]:
-        environment = {
-            "PATH": f"{tmp_path / 'bare' / 'bin'}:/usr/bin:/bin",
-            "HOME": str(tmp_path),
-            "PIP_NO_INDEX": "1",
-            "PIP_FIND_LINKS": str(tmp_path / "wheels") if wheels else "",
-            "REFOCUS_TICK": "0.1",
-            "PYTHONDONTWRITEBYTECODE": "1",
-        }
-        command = ["bash", str(root / "run.sh"), *words]
-        return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=root)
-
-    return machine
-
-
-def test_without_network_there_is_the_list(new_machine: Callable[..., subprocess.CompletedProcess[str]]) -> None:
-    for words in ([], ["help"], ["--help"]):
-        listed = new_machine(*words, wheels=False)
-        assert listed.returncode == 0 and "usage: bash run.sh COMMAND" in listed.stdout and not listed.stderr
-    assert "did you mean 'tokenizer'?" in new_machine("tokeniser", "--help", wheels=False).stderr
-    assert "--slow" in new_machine("test", "--help", wheels=False).stdout
-    refused = new_machine("tokenizer", "--help", wheels=False)
-    assert refused.returncode == 1 and not refused.stdout
-    assert "installing typed-argparse>=0.3.1,<0.4 failed (above: why)" in refused.stderr
-
-
-def test_options_are_read_before_the_heavy_packages_are_installed(
-    new_machine: Callable[..., subprocess.CompletedProcess[str]],
-) -> None:
-    helped = new_machine("tokenizer", "--help", wheels=True)
-    assert helped.returncode == 0 and "--blur {disk" in helped.stdout
-    assert "installing typed-argparse>=0.3.1,<0.4, which reads the options, into" in helped.stderr
-    assert re.search(r"^refocus: installing for \d+ s: ", helped.stderr, flags=re.M), "it says that it is at work"
-    wrong = new_machine("tokenizer", "--stps", "3", wheels=False)
-    assert wrong.returncode == 2 and "did you mean --steps?" in wrong.stderr and "installing" not in wrong.stderr
-    right = new_machine("tokenizer", "--steps", "3", wheels=False)
-    assert right.returncode == 1 and "installing the packages failed (above: why)" in right.stderr
-    assert re.search(r"lacks torch>?.*torchvision.*: installing into", right.stderr)
+def test_the_fast_part_of_the_suite_is_there() -> None:
+    missing = [name for name in FAST if not (ROOT / "tests" / name).exists()]
+    assert not missing and (ROOT / "tests" / FAST[0]) == Path(__file__)

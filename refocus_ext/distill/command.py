@@ -26,8 +26,7 @@ from refocus_ext.distill.recipe import DistillRecipe, DistillWeights
 from refocus_ext.distill.teacher.geometry import TeacherGeometry
 from refocus_ext.distill.training import DistillTraining
 from refocus_ext.engine.checks import check_share
-from refocus_ext.engine.devices import pick_device
-from refocus_ext.engine.distributed import World, world
+from refocus_ext.engine.distributed import World, preflight_device, world
 from refocus_ext.engine.interruption import Interruption
 from refocus_ext.engine.run_folder import RunFolder, check_run_folder
 from refocus_ext.engine.training import RunPlan, TrainingData
@@ -66,7 +65,7 @@ def preflight(options: DistillOptions, processes: int) -> None:
     """Raises UsageError where `main` would in each of so many processes; leaves GPUs alone, and writes nothing."""
     options = complete(options)
     with named("--tokens-precision"):
-        precision = pick_precision(options.tokens_precision, pick_device(options.device))
+        precision = pick_precision(options.tokens_precision, preflight_device(options.device))
     prepared = prepare_run(load_upstream(), options, torch.device("cpu"))
     if options.dry_run:
         return

@@ -28,12 +28,11 @@ class DeviceKind:
     def available(self) -> bool:
         return True
 
-    def of_process(self, local_rank: int) -> torch.device:
-        """The device of one of several processes on a machine.
+    def require(self, processes: int) -> None:
+        """Raises UsageError where this machine has fewer devices than processes that want one."""
 
-        Raises:
-            UsageError: there are fewer devices than processes.
-        """
+    def of_process(self, local_rank: int) -> torch.device:
+        """The device of one of several processes on a machine."""
         return torch.device(self.name)
 
     def free_memory(self, device: torch.device) -> int | None:
@@ -77,11 +76,11 @@ class Cuda(DeviceKind):
     def available(self) -> bool:
         return torch.cuda.is_available()
 
+    def require(self, processes: int) -> None:
+        if processes > (there := torch.cuda.device_count()):
+            raise UsageError(f"NPROC asks for {processes} processes on a machine with {there} GPUs; lower NPROC.")
+
     def of_process(self, local_rank: int) -> torch.device:
-        if local_rank >= torch.cuda.device_count():
-            raise UsageError(
-                f"process {local_rank + 1} was started on a machine with {torch.cuda.device_count()} GPUs; lower NPROC."
-            )
         device = torch.device(self.name, local_rank)
         torch.cuda.set_device(device)
         return device

@@ -94,6 +94,17 @@ class World:
             return nn.parallel.DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False)
 
 
+def preflight_device(name: str) -> torch.device:
+    """The device that the processes of this machine will have, before any of them is started.
+
+    Raises:
+        UsageError: it is not there, or there are too few.
+    """
+    device = pick_device(name)
+    kind_of(device).require(int(os.environ.get("NPROC") or 1))
+    return device
+
+
 @contextmanager
 def world(device: str = "auto") -> Iterator[World]:
     """Joins the process group that torchrun describes (nccl on CUDA, gloo on CPUs), or stands alone without one.
@@ -107,6 +118,7 @@ def world(device: str = "auto") -> Iterator[World]:
         return
     local = int(os.environ.get("LOCAL_RANK", "0"))
     kind = kind_of(pick_device(device))
+    kind.require(int(os.environ.get("LOCAL_WORLD_SIZE", local + 1)))
     chosen = kind.of_process(local)
     seconds = float(os.environ.get("REFOCUS_DIST_TIMEOUT", "600"))
     try:

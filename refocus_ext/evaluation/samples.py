@@ -15,8 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from refocus_ext.engine.devices import pick_device
-from refocus_ext.engine.distributed import World, world
+from refocus_ext.engine.distributed import World, preflight_device, world
 from refocus_ext.engine.progress import Progress
 from refocus_ext.errors import named
 from refocus_ext.evaluation.frechet import FeatureStatistics, Moments, frechet_distance
@@ -47,7 +46,7 @@ def main(options: EvalOptions) -> int:
 
 def preflight(options: EvalOptions) -> None:
     """Raises UsageError where `main` would in every process."""
-    pick_device(options.device)
+    preflight_device(options.device)
     open_inputs(options, torch.device("cpu"))
 
 

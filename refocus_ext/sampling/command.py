@@ -6,8 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from patches import load_upstream
-from refocus_ext.engine.devices import pick_device
-from refocus_ext.engine.distributed import World, world
+from refocus_ext.engine.distributed import World, preflight_device, world
 from refocus_ext.errors import UsageError, named
 from refocus_ext.sampling.jobs import (
     compare,
@@ -42,7 +41,7 @@ def main(options: SampleOptions) -> int:
 def preflight(options: SampleOptions, processes: int) -> None:
     """Raises UsageError where `main` would in every process; leaves GPUs alone, and writes nothing."""
     job = check_options(options)
-    pick_device(options.device)
+    preflight_device(options.device)
     if job in ("npz", "folder"):
         with named("--student"):
             source = options.student or newest_run()

@@ -74,9 +74,7 @@ class SampleOptions(Options):
     )
     top_k: int = DRAW(900, "codes kept for each token; 0 keeps all", non_negative(int))
     top_p: float | None = DRAW(
-        None,
-        "probability kept for each token; 0 keeps all; default: 0.95, for --npz and --folder 0.96",
-        probability,
+        None, "probability kept for each token; 0 keeps all; default: 0.95, for --npz and --folder 0.96", probability
     )
     smooth: bool = DRAW(False, "mix codes by a Gumbel softmax (VAR's more_smooth): smoother pictures, not for FID")
     rng: str = DRAW(

@@ -11,8 +11,7 @@ from torch import nn
 from patches import Upstream, load_upstream
 from patches.faces import FocusedVQVAE, as_module
 from refocus_ext.engine.checks import check_share
-from refocus_ext.engine.devices import pick_device
-from refocus_ext.engine.distributed import World, world
+from refocus_ext.engine.distributed import World, preflight_device, world
 from refocus_ext.engine.interruption import Interruption
 from refocus_ext.engine.run_folder import RunFolder, check_run_folder
 from refocus_ext.engine.training import RunPlan
@@ -61,7 +60,7 @@ def main(options: TokenizerOptions) -> int:
 
 def preflight(options: TokenizerOptions, processes: int) -> None:
     """Raises UsageError where `main` would in each of so many processes; leaves GPUs alone, and writes nothing."""
-    pick_device(options.device)
+    preflight_device(options.device)
     cpu = torch.device("cpu")
     prepared = prepare(load_upstream(), options, cpu)
     if options.dry_run:

@@ -33,9 +33,7 @@ class TokenizerOptions(Options):
 
     preset: str = shared.preset(DATA, "where all other defaults come from; demo without --data, paper with it")
     data: str = DATA(
-        "",
-        "ImageFolder with train/CLASS/*.JPEG and val/CLASS/*.JPEG; without it the demo photographs",
-        metavar="DIR",
+        "", "ImageFolder with train/CLASS/*.JPEG and val/CLASS/*.JPEG; without it the demo photographs", metavar="DIR"
     )
     small_images: str = shared.small_images(DATA)
     crop_scale: float = shared.crop_scale(DATA)
@@ -59,10 +57,7 @@ class TokenizerOptions(Options):
     focus_states: int = FOCUS(None, "K, number of focus states", positive(int))
     rho_max: float = FOCUS(None, "radius of the widest PSF", non_negative(float), unit="pixels")
     noise_min: float = FOCUS(
-        1e-3,
-        "beta_1, noise on the most blurred view while training",
-        non_negative(float),
-        unit="images are in [-1,1]",
+        1e-3, "beta_1, noise on the most blurred view while training", non_negative(float), unit="images are in [-1,1]"
     )
     noise_max: float = FOCUS(
         1e-2, "beta_K, noise on the sharp view while training", non_negative(float), unit="images are in [-1,1]"
@@ -114,9 +109,7 @@ class TokenizerOptions(Options):
     weight_decay: float = TRAIN(None, "AdamW weight decay", non_negative(float))
     clip: float = TRAIN(1.0, "gradient-norm clip, 0 switches it off", non_negative(float))
     ema: float = TRAIN(
-        None,
-        "decay of the averaged weights that are validated and written; 0 averages nothing",
-        non_negative(float),
+        None, "decay of the averaged weights that are validated and written; 0 averages nothing", non_negative(float)
     )
     revive: int = TRAIN(None, "steps between revivals of dead codes, 0: never", non_negative(int))
     seed: int = TRAIN(0, "seed of weights, data order, crops and noise")

@@ -7,8 +7,7 @@ from pathlib import Path
 import torch
 
 from patches import load_upstream
-from refocus_ext.engine.devices import pick_device
-from refocus_ext.engine.distributed import World, world
+from refocus_ext.engine.distributed import World, preflight_device, world
 from refocus_ext.engine.interruption import Interruption
 from refocus_ext.errors import named
 from refocus_ext.images.checks import check_images
@@ -32,7 +31,7 @@ def main(options: TokensOptions) -> int:
 def preflight(options: TokensOptions, processes: int) -> None:
     """Raises UsageError where `main` would in every process; leaves GPUs alone, and writes nothing."""
     with named("--precision"):
-        precision = pick_precision(options.precision, pick_device(options.device))
+        precision = pick_precision(options.precision, preflight_device(options.device))
     source, _, _ = prepare(options, torch.device("cpu"), precision)
     with named("--out"):
         read_index(cache_folder(options, source), source.identity())

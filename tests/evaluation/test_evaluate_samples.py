@@ -29,6 +29,7 @@ from refocus_ext.evaluation.samples_report import PUBLISHED, SampleReport, table
 from refocus_ext.evaluation.scores import inception_score, precision_recall
 from refocus_ext.images.npz import NpzImages, write_npz
 from refocus_ext.images.readers import FolderImages, open_samples
+from refocus_ext.storage import results
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -396,6 +397,21 @@ def test_a_damaged_stream_is_a_failure_of_the_work(files: tuple[Path, Path]) -> 
         list(NpzImages(files[0]).batches(7))
 
 
-def test_a_json_that_cannot_be_written(colours: None, files: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_json_that_cannot_be_written(
+    colours: None, files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, value: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(results, "save_json", full)
     words = ["--samples", str(files[0]), "--reference", str(files[1]), "--json", str(tmp_path / "no" / "n.json")]
     assert main(["eval", *words, "--device", "cpu"]) == 1
+
+
+def test_json_is_looked_at_before_any_work(
+    files: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["eval", "--samples", str(files[0]), "--reference", str(files[1]), "--json", str(tmp_path)]
+    assert main(words) == 2 and main(["--preflight", "2", *words]) == 2
+    out, error = capsys.readouterr()
+    assert not out and error.count("is a folder; give the name of a file") == 2

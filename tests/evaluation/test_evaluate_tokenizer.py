@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from patches import Focus, Upstream, load_upstream
 from refocus_ext.commands import main as command_line
 from refocus_ext.errors import RunFailed, UsageError
-from refocus_ext.evaluation import instruments, tokenizer_report
+from refocus_ext.evaluation import command, instruments, tokenizer_report
 from refocus_ext.evaluation import tokenizer as evaluate_tokenizer
 from refocus_ext.evaluation.frechet import FeatureStatistics, frechet_distance
 from refocus_ext.evaluation.inception import to_uint8
@@ -29,6 +29,7 @@ from refocus_ext.evaluation.tokenizer import Evaluation, main
 from refocus_ext.images.crops import Crops
 from refocus_ext.images.folder import image_folder
 from refocus_ext.optics.pyramid import FocusPyramid
+from refocus_ext.storage import results
 from refocus_ext.tokenizer import prefixes
 from refocus_ext.tokens.trained_tokenizer import Tokenizer, load_tokenizer
 from refocus_ext.vector_quantization import codebook_use
@@ -222,12 +223,23 @@ def test_usage_errors(trained: Path, run: Path, tmp_path: Path) -> None:
         main(EvalOptions(tokenizer=str(tmp_path / "nowhere")))
     with pytest.raises(UsageError, match="has no val/ folder"):
         main(EvalOptions(tokenizer=str(run), data=str(run), device="cpu"))
-    with pytest.raises(RunFailed, match=r"--json: .*nowhere.* could not be written"):
-        main(
-            EvalOptions(
-                tokenizer=str(run), images=2, workers=0, device="cpu", json=str(tmp_path / "nowhere" / "n.json")
-            )
-        )
+
+
+def test_json_is_looked_at_first_and_may_still_fail(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(path: Path, value: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    options = EvalOptions(tokenizer=str(run), images=2, workers=0, device="cpu")
+    (tmp_path / "file").write_text("")
+    for name in (tmp_path, tmp_path / "file" / "n.json"):
+        with pytest.raises(UsageError, match=r"--json: .*(is a folder; give|cannot be a folder)"):
+            command.main(options.replace(json=str(name)))
+    assert not capsys.readouterr().out
+    monkeypatch.setattr(results, "save_json", full)
+    with pytest.raises(RunFailed, match=r"--json: .*n\.json could not be written \(No space left on device\)"):
+        command.main(options.replace(json=str(tmp_path / "n.json")))
 
 
 def test_with_every_network(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ import scipy.stats
 import torch
 from conftest import write_images
 from inceptions import load_colours
+from runs import parsed
 
 from refocus_ext.commands import main
 from refocus_ext.evaluation.frechet import FeatureStatistics, frechet_distance
@@ -166,3 +167,21 @@ def test_with_inception_rows_have_fid_and_inception_score(
     last = measured["points"][-1]
     assert last["fid*"] == pytest.approx(frechet_distance(*moments))
     assert last["is*"] == pytest.approx(inception_score(colours.class_logits(colours(drawn))))
+
+
+def test_json_is_looked_at_before_any_row_is_trained(
+    run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, launched = run("--json", str(tmp_path))
+    assert code == 2 and not launched
+    assert "is a folder; give the name of a file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("steps", "expected"), [(300, (200, 20)), (100, (40, 4))])
+def test_tokenizers_warm_up_as_in_the_measured_tables(
+    steps: int, expected: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    plan = ablate_command.commands(parsed("ablate", "--demo", "--tokenizer-steps", str(steps)))
+    options = parsed(*plan[0])
+    assert (options.warm_autoencoder, options.warmup) == expected

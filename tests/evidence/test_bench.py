@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,8 +16,9 @@ from patches.upstream_trainer import upstream_train_step
 from refocus_ext.commands import main
 from refocus_ext.distill.objective import DistillObjective, DistillWeights, TokenEmbedding
 from refocus_ext.engine.optimization import gradient_norm
-from refocus_ext.evidence.bench import clock, command, tokenizer
+from refocus_ext.evidence.bench import clock, command, startup, tokenizer
 from refocus_ext.optics.pyramid import FocusPyramid
+from refocus_ext.storage import results
 from refocus_ext.tokenizer.cost import PassCost
 
 TINY = "--image-size 32 --patch-nums 1,2 --focus-states 2 --rho-max 3 --ch 32 --codebook-size 64 --repeats 1".split()
@@ -98,3 +100,51 @@ def test_parts_take_turns_after_an_untimed_round() -> None:
     parts: dict[str, Callable[[], object]] = {"a": lambda: order.append("a"), "b": lambda: order.append("b")}
     times = clock.time_interleaved(parts, 2, torch.device("cpu"))
     assert order == list("ababab") and set(times) == {"a", "b"}
+
+
+def test_bench_starts_commands_beside_the_import_of_torch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every start runs once and works; their times are not asserted."""
+    started: list[str] = []
+
+    def once(parts: dict[str, Callable[[], object]], repeats: int, device: torch.device) -> dict[str, float]:
+        for name, part in parts.items():
+            part()
+            started.append(name)
+        return {name: 1.0 + number for number, name in enumerate(parts)}
+
+    monkeypatch.setattr(startup, "time_interleaved", once)
+    assert main(["bench", "--section", "startup", "--json", str(tmp_path / "bench.json")]) == 0
+    assert started == ["import torch", "help", "tokenizer --help", "tokenizer --dry-run"]
+    report = json.loads((tmp_path / "bench.json").read_text())["startup"]
+    assert report["time"]["tokenizer --dry-run"] == 4 and report["time"]["import torch"] == 1
+    assert "a dry run takes 3.0 s more than `import torch`" in capsys.readouterr().out
+
+
+def test_json_is_looked_at_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    for name, words in (
+        (tmp_path, "is a folder; give the name of a file"),
+        (tmp_path / "file" / "b.json", "cannot be a folder"),
+    ):
+        assert main(["bench", *TINY, "--json", str(name)]) == 2
+        out, error = capsys.readouterr()
+        assert words in error and not out
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert main(["bench", *TINY, "--json", str(tmp_path / "bench.json")]) == 2
+    assert "bench.json cannot be written (no permission in" in capsys.readouterr().err
+
+
+def test_json_that_cannot_be_written_after_all_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(path: Path, value: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(results, "save_json", full)
+    monkeypatch.setattr(command, "SECTIONS", {"tokenizer": lambda *_: ({}, [])})
+    assert main(["bench", *TINY, "--section", "tokenizer", "--json", str(tmp_path / "b.json")]) == 1
+    assert capsys.readouterr().err.endswith("b.json could not be written (No space left on device).\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -33,6 +34,7 @@ from refocus_ext.sampling.pictures import shorten
 from refocus_ext.sampling.sampler import FOR_FID, sample_images
 from refocus_ext.sampling.student import Student, load_student
 from refocus_ext.sampling.student_files import Files
+from refocus_ext.storage.atomic import sha256
 from refocus_ext.storage.upstream_weights import var_geometry
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -89,6 +91,29 @@ def test_classes_share_the_count(student: Student) -> None:
     assert labels(count=2) == [0, 1] and labels() == [0, 0, 0, 1, 1, 1, 2, 2]
     with pytest.raises(UsageError, match="--count 1 is less than the 2 classes"):
         labels(classes="0,1", count=1)
+
+
+def test_the_identity_of_a_set_is_that_of_sets_begun_before(student: Student) -> None:
+    """Key by key what earlier versions put into sample.json, of the options that decide the bits and no other."""
+    chosen = options(
+        classes="toaster,0", count=5, seed=4, cfg=2.0, top_k=20, smooth=True, batch_size=3, compile=True, stock=True,
+        npz="a.npz", student="runs/distill-d2", device="cpu",
+    )  # fmt: skip
+    weights = {path.name: sha256(path) for path in (student.files.var, student.files.vae)}
+    before = {
+        "weights": weights,
+        "images": 5,
+        "classes": [2, 0],
+        "seed": 4,
+        "cfg": 2.0,
+        "top_k": 20,
+        "top_p": 0.96,
+        "smooth": True,
+        "batch_size": 3,
+        "precision": "fp32",
+        "compile": True,
+    }
+    assert json.dumps(jobs.set_plan(student, chosen).identity) == json.dumps(before)
 
 
 def test_rng_batch_draws_upstreams_batch(here: Path, student: Student) -> None:

@@ -17,6 +17,7 @@ from refocus_ext.evidence.ablation.measure import Measure, measure_run
 from refocus_ext.evidence.ablation.options import AblateOptions
 from refocus_ext.evidence.ablation.report import write_report
 from refocus_ext.evidence.ablation.rows import TABLE, Stage1
+from refocus_ext.options.presets import preset
 from refocus_ext.storage.atomic import save_json
 from refocus_ext.storage.results import results_file, write_numbers
 
@@ -65,7 +66,7 @@ def commands(options: AblateOptions) -> list[list[str]]:
         for stage1 in dict.fromkeys(TABLE[name].tokenizer for name in options.rows):
             out = str(tokenizer_folder(options, stage1, seed))
             words = ["tokenizer", *seeded, *stage1.options, "--steps", str(options.tokenizer_steps), "--out", out]
-            plan.append([*words, *shlex.split(options.tokenizer_options)])
+            plan.append([*words, *warm_up(options), *shlex.split(options.tokenizer_options)])
         every = max(1, options.distill_steps // options.points)
         watched = ["--save-every", str(every), "--picture-every", str(every), "--keep", str(options.points + 1)]
         for name in options.rows:
@@ -75,6 +76,15 @@ def commands(options: AblateOptions) -> list[list[str]]:
             words += ["--out", str(folder(options, name, seed)), *shlex.split(options.distill_options)]
             plan.append(words)
     return plan
+
+
+def warm_up(options: AblateOptions) -> list[str]:
+    """The preset's own steps of warm-up where they fit, as in the measured tables, and not their share of the steps."""
+    stage = preset(options.preset, "tokenizer")
+    steps = {name: int(str(stage[name])) for name in ("warm_autoencoder", "warmup")}
+    if max(steps.values()) >= options.tokenizer_steps:
+        return []
+    return ["--warm-autoencoder", str(steps["warm_autoencoder"]), "--warmup", str(steps["warmup"])]
 
 
 def folder(options: AblateOptions, row: str, seed: int) -> Path:

@@ -36,9 +36,7 @@ class AblateOptions(Options):
     preset: str = shared.preset(WHAT, "of both stages; demo without --data, paper with it")
     demo: bool = WHAT(False, "the preset demo: minutes on two CPU cores", identity=False)
     data: str = WHAT(
-        "",
-        "ImageFolder with train/CLASS/*.JPEG and val/CLASS/*.JPEG; without it the demo photographs",
-        metavar="DIR",
+        "", "ImageFolder with train/CLASS/*.JPEG and val/CLASS/*.JPEG; without it the demo photographs", metavar="DIR"
     )
     rows: tuple[str, ...] = WHAT(ROWS, f"which rows, of {', '.join(ROWS)}", row_list, metavar="NAME,..", identity=False)
     seeds: tuple[int, ...] = WHAT(
