@@ -19,7 +19,7 @@ from patches.teacher_block import Recording
 from refocus_ext.distill import recipe
 from refocus_ext.distill.teacher.geometry import TeacherGeometry
 from refocus_ext.distill.teacher.interface import AliasTeacher
-from refocus_ext.distill.teacher.kinds import KINDS
+from refocus_ext.distill.teacher.kinds import teacher_class
 from refocus_ext.seeds import Stream, stream_seed
 from refocus_ext.storage.upstream_weights import var_state_dict
 from refocus_ext.storage.weights import load_strictly
@@ -34,7 +34,7 @@ class NetworkPlan:
         depth: blocks of the VAR; its width is 64 times as much.
         classes: of its class embedding.
         shared_aln: one AdaLN for all blocks.
-        teacher: a word of `teacher.kinds.KINDS`.
+        teacher: a word of `teacher.kinds.KINDS`, or "off".
         attention: of the training pass: "dense", "grouped" or "per-scale".
         grad_checkpoint: activations are computed again in the backward pass.
         compile: torch.compile of the blocks that run once.
@@ -78,7 +78,7 @@ def build_networks(
             load_init(var, plan.init)
         return _patched(var, plan, recorded, geometry.blocks if geometry else 0)
 
-    var, teacher, kind = build(geometry.blocks if geometry else 0), None, KINDS[plan.teacher]
+    var, teacher, kind = build(geometry.blocks if geometry else 0), None, teacher_class(plan.teacher)
     if geometry and kind:
         teacher = kind.build(geometry, partial(build, 0), stream_seed(plan.seed, Stream.SECOND_WEIGHTS)).to(device)
     return Networks(var.train(), teacher.train() if teacher else None)

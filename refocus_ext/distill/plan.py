@@ -13,7 +13,7 @@ from refocus_ext.distill.options import DistillOptions
 from refocus_ext.distill.teacher.cost import teacher_overhead
 from refocus_ext.distill.teacher.geometry import TeacherGeometry
 from refocus_ext.distill.teacher.interface import TeacherOverhead
-from refocus_ext.distill.teacher.kinds import KINDS
+from refocus_ext.distill.teacher.kinds import teacher_class
 from refocus_ext.engine.checks import check_run_options
 from refocus_ext.engine.devices import kind_of
 from refocus_ext.errors import UsageError
@@ -130,7 +130,7 @@ def sizes(
         num_classes=classes,
         shared_aln=options.shared_aln == "on",
     )
-    kind = KINDS[options.teacher]
+    kind = teacher_class(options.teacher)
     parameters = cost.var_parameters + (kind.parameters_added(cost) if kind else 0)
     vae = state_bytes(as_module(tokenizer.vae))
     return Sizes(cost, parameters, ADAMW_BYTES * parameters, STATE_BYTES * parameters, 4 * parameters + vae)
@@ -170,7 +170,7 @@ def print_plan(
         f"student: VAR-d{options.depth}, {size.cost.var_parameters / 1e6:.0f}M parameters, {classes} classes, {count} tokens an "
         f"image in {len(patch_nums)} scales, {tokenizer.trained_with.codebook_size} codes"
     )
-    kind = KINDS[options.teacher]
+    kind = teacher_class(options.teacher)
     if geometry and kind:
         print(
             f"teacher ({options.teacher}): alias gates in the last {geometry.blocks} blocks, {sum(geometry.tokens)} alias tokens "
@@ -193,7 +193,7 @@ def print_plan(
 
 def print_cost(size: Sizes, options: DistillOptions, world_size: int) -> None:
     """FLOPs of a step, for --dry-run."""
-    kind = KINDS[options.teacher]
+    kind = teacher_class(options.teacher)
     flops = kind.step_flops(size.cost) if kind else size.cost.var_flops
     local = options.batch_size // options.accumulate // world_size
     print(
