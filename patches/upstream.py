@@ -160,8 +160,6 @@ class Upstream:
     AdaLNSelfAttn: Any
     AdaLNBeforeHead: Any
     SelfAttention: Any
-    FFN: Any
-    DropPath: Any
     sample_with_top_k_top_p_: Any
     gumbel_softmax_with_rng: Any
 
@@ -291,8 +289,6 @@ def _load_submodule() -> Upstream:
         AdaLNSelfAttn=var.AdaLNSelfAttn,
         AdaLNBeforeHead=blocks.AdaLNBeforeHead,
         SelfAttention=blocks.SelfAttention,
-        FFN=blocks.FFN,
-        DropPath=helpers.DropPath,
         sample_with_top_k_top_p_=helpers.sample_with_top_k_top_p_,
         gumbel_softmax_with_rng=helpers.gumbel_softmax_with_rng,
     )

@@ -1,9 +1,33 @@
 """The two ways a command ends early that are not bugs."""
 
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
 
 class UsageError(ValueError):
-    """Bad input: one sentence that names the value, the limit and the way out. The command line exits with 2."""
+    """Bad input: one sentence that names the value, the limit and what to do. The command line exits with 2.
+
+    A library's sentence is about the thing ("the folder x holds no images"); a command adds its option by `named`.
+    """
 
 
 class RunFailed(RuntimeError):
     """The work itself failed for a reason the user can act on (disk full, too many broken images). Exits with 1."""
+
+
+@contextlib.contextmanager
+def named(option: str) -> Iterator[None]:
+    """Inside, what a library complains of was given by this option of the command, and the sentence says so.
+
+    >>> with named("--data"):
+    ...     raise UsageError("the folder x holds no images.")
+    Traceback (most recent call last):
+    refocus_ext.errors.UsageError: --data: the folder x holds no images.
+    """
+    try:
+        yield
+    except (UsageError, RunFailed) as error:
+        error.args = (f"{option}: {error}",)
+        raise

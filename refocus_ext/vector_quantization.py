@@ -69,14 +69,12 @@ def kmeans(points_NC: Tensor, codes: int, generator: torch.Generator, iterations
     return centres
 
 
-def usage_and_perplexity(hits_V: Tensor) -> tuple[float, float]:
-    """(percent of codes seen, exp of the entropy in nats) of how often each code was seen."""
+def codebook_use(hits_V: Tensor) -> tuple[float, float]:
+    """(percent of codes seen, perplexity: exp of the entropy in nats) of how often each code was seen, in float64."""
     share = hits_V.double() / hits_V.sum()
     return 100 * (hits_V > 0).double().mean().item(), math.exp(torch.special.entr(share).sum().item())
 
 
-def code_health(idx: Tensor, vocab_size: int) -> tuple[float, float]:
-    """(percent of codes seen, perplexity) of a set of tokens."""
-    share = idx.bincount(minlength=vocab_size).float() / idx.numel()
-    entropy = -(share * share.clamp_min(1e-12).log()).sum().item()
-    return 100 * (share > 0).float().mean().item(), math.exp(entropy)
+def codebook_use_of(idx: Tensor, vocab_size: int) -> tuple[float, float]:
+    """`codebook_use` of a set of tokens."""
+    return codebook_use(idx.flatten().bincount(minlength=vocab_size))

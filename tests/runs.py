@@ -5,10 +5,27 @@ from __future__ import annotations
 from typing import Any
 
 from refocus_ext.commands import command_line, main
+from refocus_ext.tokenizer.stage_one import StageOne
 
 TINY = tuple(
     "--preset demo --image-size 32 --patch-nums 1,2 --focus-states 2 --rho-max 3 --codebook-size 64 --latent-channels 8 "
     "--batch-size 4 --steps 6 --warm-autoencoder 2 --picture-every 3 --save-every 2 --revive 1".split()
+)
+
+# A stage-1 run as its config.json would tell it, for tokenizers that no run has trained.
+TRAINED_WITH = StageOne(
+    preset="demo",
+    data="",
+    small_images="auto",
+    crop_scale=1.125,
+    workers=0,
+    steps=None,
+    image_size=64,
+    patch_nums=(1, 2, 3, 4),
+    codebook_size=64,
+    latent_channels=8,
+    ch=32,
+    commitment=0.25,
 )
 
 

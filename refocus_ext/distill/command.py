@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 from patches import Upstream, load_upstream
-from refocus_ext.distill.networks import build_networks
+from refocus_ext.distill.networks import NetworkPlan, build_networks
 from refocus_ext.distill.options import DistillOptions
 from refocus_ext.distill.plan import (
     Sizes,
@@ -23,18 +22,20 @@ from refocus_ext.distill.plan import (
     teacher_geometry,
     why_preset,
 )
+from refocus_ext.distill.recipe import DistillRecipe, DistillWeights
 from refocus_ext.distill.teacher.geometry import TeacherGeometry
 from refocus_ext.distill.training import DistillTraining
-from refocus_ext.engine.checkpoints import Checkpoints
 from refocus_ext.engine.checks import check_share
 from refocus_ext.engine.distributed import World, preflight_device, world
 from refocus_ext.engine.interruption import Interruption
 from refocus_ext.engine.run_folder import RunFolder, check_run_folder
-from refocus_ext.engine.training import TrainingData
-from refocus_ext.images.folder import ImageList, check_images
+from refocus_ext.engine.training import RunPlan, TrainingData
+from refocus_ext.errors import named
+from refocus_ext.images.checks import check_images
+from refocus_ext.images.source import ImageSource
 from refocus_ext.images.sources import find_images
 from refocus_ext.images.views import ViewPlan
-from refocus_ext.storage.atomic import save_json, written_beside
+from refocus_ext.storage.atomic import copy_file, save_json
 from refocus_ext.tokens.cache import CacheSource, build_cache, default_folder, open_cache
 from refocus_ext.tokens.cache import summary as cache_summary
 from refocus_ext.tokens.index import FILE, read_index
@@ -46,8 +47,8 @@ class Prepared(NamedTuple):
     """What stands before any work is done."""
 
     tokenizer: Tokenizer
-    train: ImageList
-    val: ImageList
+    train: ImageSource
+    val: ImageSource
     classes: int
     geometry: TeacherGeometry | None
     size: Sizes
@@ -63,14 +64,16 @@ def main(options: DistillOptions) -> int:
 def preflight(options: DistillOptions, processes: int) -> None:
     """Raises UsageError where `main` would in each of so many processes; leaves GPUs alone, and writes nothing."""
     options = complete(options)
-    precision = pick_precision(options.tokens_precision, preflight_device(options.device), "--tokens-precision")
+    with named("--tokens-precision"):
+        precision = pick_precision(options.tokens_precision, preflight_device(options.device))
     prepared = prepare_run(load_upstream(), options, torch.device("cpu"))
     if options.dry_run:
         return
     check_share(options, prepared.train, processes)
     if options.cache != "off":
         source = cache_source(options, prepared.tokenizer, prepared.train, precision)
-        read_index(cache_folder(options, prepared.tokenizer), source.identity(), "--cache")
+        with named("--cache"):
+            read_index(cache_folder(options, prepared.tokenizer), source.identity())
     if options.resume != "never":
         check_run_folder(Path(options.out), run_identity(options, prepared.tokenizer))
 
@@ -82,11 +85,14 @@ def prepare_run(upstream: Upstream, options: DistillOptions, device: torch.devic
         UsageError: they do not fit, or something is not there.
     """
     check_options(options)
-    tokenizer = load_tokenizer(Path(options.tokenizer), device)
-    train, val = find_images(options.data or tokenizer.options["data"])
+    with named("--tokenizer"):
+        tokenizer = load_tokenizer(Path(options.tokenizer), device)
+    with named("--data"):
+        train, val = find_images(options.data or tokenizer.trained_with.data)
     classes = check_data(options, train, val)
     geometry = teacher_geometry(options, tokenizer)
-    note = check_images(train, tokenizer.options["image_size"], options.small_images)
+    with named("--data"):
+        note = check_images(train, tokenizer.trained_with.image_size, options.small_images)
     size = sizes(upstream, options, geometry, tokenizer, classes)
     return Prepared(tokenizer, train, val, classes, geometry, size, note)
 
@@ -94,7 +100,8 @@ def prepare_run(upstream: Upstream, options: DistillOptions, device: torch.devic
 def _run(options: DistillOptions, here: World) -> int:
     upstream = load_upstream()
     here.say(upstream.describe())
-    pick_precision(options.tokens_precision, here.device, "--tokens-precision")
+    with named("--tokens-precision"):
+        pick_precision(options.tokens_precision, here.device)
     tokenizer, train, val, classes, geometry, size, note = prepare_run(upstream, options, here.device)
     prepare(tokenizer)
     here.say(why_preset(options, tokenizer))
@@ -114,10 +121,45 @@ def _run(options: DistillOptions, here: World) -> int:
         here.barrier()  # the others look into the folder only after rank 0 has put it in order
         data = training_data(options, tokenizer, train, here, interruption)
         if data is None:
-            return interruption.exit_code
-        networks = build_networks(options, upstream, tokenizer, geometry, classes, here.device)
-        training = DistillTraining(options, here, run, tokenizer, networks, data, val, train.classes)
+            return interruption.agreed(here)
+        networks = build_networks(network_plan(options, classes), upstream, tokenizer, geometry, here.device)
+        recipe = recipe_of(options, held_out=val != train)
+        training = DistillTraining(RunPlan.of(options), recipe, here, run, tokenizer, networks, data, val)
         return training.fit(interruption)
+
+
+def recipe_of(options: DistillOptions, held_out: bool) -> DistillRecipe:
+    """What the options say about training and validation."""
+    return DistillRecipe(
+        depth=options.depth,
+        lr=options.lr,
+        teacher_lr=options.teacher_lr,
+        weights=DistillWeights(options.lambda_feat, options.lambda_logit),
+        precision=options.precision,
+        tokens_precision=options.tokens_precision,
+        sharded=options.parallel == "fsdp",
+        crop_scale=options.crop_scale,
+        val_images=options.val_images,
+        samples=options.samples,
+        log_every=options.log_every,
+        held_out=held_out,
+        demo=options.preset == "demo",
+    )
+
+
+def network_plan(options: DistillOptions, classes: int) -> NetworkPlan:
+    """What the options say about the networks."""
+    return NetworkPlan(
+        depth=options.depth,
+        classes=classes,
+        shared_aln=options.shared_aln == "on",
+        teacher=options.teacher,
+        attention=options.attention,
+        grad_checkpoint=options.grad_checkpoint,
+        compile=options.compile,
+        init=Path(options.init) if options.init else None,
+        seed=options.seed,
+    )
 
 
 def run_identity(options: DistillOptions, tokenizer: Tokenizer) -> dict[str, object]:
@@ -130,12 +172,12 @@ def open_run(
     tokenizer: Tokenizer,
     geometry: TeacherGeometry | None,
     upstream: Upstream,
-    images: ImageList,
+    images: ImageSource,
     classes: int,
 ) -> RunFolder:
     """The run folder, with its configuration, class map and a copy of the tokenizer that the student needs."""
     weights = tokenizer.checksums()
-    theirs = tokenizer.options
+    theirs = tokenizer.trained_with
     config = {
         "command": "distill",
         "identity": run_identity(options, tokenizer),
@@ -147,11 +189,11 @@ def open_run(
             "file": f"var_d{options.depth}.pth",
         },
         "vae": {
-            "vocab_size": theirs["codebook_size"],
-            "z_channels": theirs["latent_channels"],
-            "ch": theirs["ch"],
-            "patch_nums": theirs["patch_nums"],
-            "image_size": theirs["image_size"],
+            "vocab_size": theirs.codebook_size,
+            "z_channels": theirs.latent_channels,
+            "ch": theirs.ch,
+            "patch_nums": list(theirs.patch_nums),
+            "image_size": theirs.image_size,
         },
         "pyramid": tokenizer.pyramid.to_dict(),
         "teacher": geometry.to_dict() if geometry else None,
@@ -159,18 +201,16 @@ def open_run(
         "upstream": upstream.describe(),
         "torch": torch.__version__,
     }
-    run = RunFolder(Path(options.out), config, fresh=options.resume == "never")
-    run.checkpoints = Checkpoints(run.path / "checkpoints", keep=options.keep)
+    run = RunFolder(Path(options.out), config, fresh=options.resume == "never", keep=options.keep)
     if run.moved_to:
         print(f"the run that was in {options.out} is now in {run.moved_to}")
     save_json(run.path / "classes.json", list(images.classes))
-    with written_beside(run.path / "vae.pth") as beside:
-        shutil.copyfile(tokenizer.path / "vae.pth", beside)
+    copy_file(tokenizer.path / "vae.pth", run.path / "vae.pth")
     run.record_weights("vae.pth")
     return run
 
 
-def cache_source(options: DistillOptions, tokenizer: Tokenizer, images: ImageList, precision: str) -> CacheSource:
+def cache_source(options: DistillOptions, tokenizer: Tokenizer, images: ImageSource, precision: str) -> CacheSource:
     plan = ViewPlan(options.crops, options.hflip, options.seed)
     return CacheSource(tokenizer, images, plan, options.crop_scale, precision)
 
@@ -180,7 +220,7 @@ def cache_folder(options: DistillOptions, tokenizer: Tokenizer) -> Path:
 
 
 def training_data(
-    options: DistillOptions, tokenizer: Tokenizer, images: ImageList, here: World, interruption: Interruption
+    options: DistillOptions, tokenizer: Tokenizer, images: ImageSource, here: World, interruption: Interruption
 ) -> TrainingData | None:
     """The token cache, made first where it is missing, or the images themselves; None if making it was interrupted."""
     source = cache_source(options, tokenizer, images, pick_precision(options.tokens_precision, here.device))
@@ -190,7 +230,8 @@ def training_data(
     if not (folder / FILE).is_file():
         here.say(f"there is no token cache in {folder} yet: making it first, as `bash run.sh tokens` would")
     interruption.promise = "stopping after this batch; finished shards stay"
-    built = build_cache(folder, source, here, interruption=interruption, workers=options.workers)
+    with named("--cache"):
+        built = build_cache(folder, source, here, interruption=interruption, workers=options.workers)
     if built.exit_code:
         return None
     interruption.promise = "saving at the end of this step"

@@ -4,8 +4,7 @@ Shapes: B batch, L tokens, V codes, C channels, S token scales, M distilled bloc
 
 One fp32 copy of the logits is 0.7 GB at B=32, L=680, V=8192, and the plain formula keeps about six of them until the
 backward pass. Here the formula runs over chunks of tokens, keeps two numbers a token (each row's log-sum-exp) and
-writes its gradient directly. `distillation_loss` takes logits; `distillation_loss_from_hidden` takes what feeds the
-head, so that not even the logits exist as a whole.
+writes its gradient directly. It starts from what feeds the head, so that not even the logits exist as a whole.
 """
 
 from __future__ import annotations
@@ -25,41 +24,6 @@ CHUNK = 1024  # tokens; 32 MB an fp32 temporary at V=8192
 
 
 def distillation_loss(
-    student_BLV: Tensor,
-    teacher_BLV: Tensor | None,
-    targets_BL: Tensor,
-    begin_ends: BeginEnds,
-    *,
-    kl_weight: float = 0.5,
-    chunk: int = CHUNK,
-    overwrite_logits: bool = False,
-) -> tuple[Tensor, Terms]:
-    """CE_student + kl_weight * KL(sg p_tea || p_stu) + CE_teacher, each the mean over all B*L tokens (eq. 13).
-
-    The student's logits get the gradient of the first two terms, the teacher's of the third alone.
-
-    Args:
-        student_BLV, teacher_BLV: logits in any float type; no teacher leaves CE_student.
-        targets_BL: codebook indices, int64.
-        begin_ends: first token and end of each scale, as `VAR.begin_ends`; only for the report.
-        kl_weight: lambda_logit; at 0 the student's gradient is that of CE_student to the bit.
-        chunk: about how many tokens are worked on at once (at least one token of every image).
-        overwrite_logits: the backward pass writes the gradients over the logits: no copy at all, but the logits are
-            gone afterwards, and a second backward pass is an error.
-
-    Returns:
-        (total, terms): the loss in fp32 (fp64 for fp64 logits), and detached ce_student, ce_teacher, kl (nats a token)
-        and acc_student, acc_teacher (a share of 1), each beside its means per scale in NAME_S, (S,). Without a teacher
-        only the student's two.
-    """
-    _check(student_BLV, teacher_BLV, targets_BL, begin_ends, kl_weight)
-    if overwrite_logits and teacher_BLV is student_BLV:
-        raise ValueError("overwrite_logits needs teacher logits of their own.")
-    summed, *parts = _Eq13.apply(student_BLV, teacher_BLV, targets_BL, kl_weight, chunk, overwrite_logits)
-    return summed / targets_BL.numel(), _report(_TokenTerms(*parts), begin_ends)
-
-
-def distillation_loss_from_hidden(
     student_BLC: Tensor,
     teacher_BLC: Tensor | None,
     targets_BL: Tensor,
@@ -70,22 +34,36 @@ def distillation_loss_from_hidden(
     kl_weight: float = 0.5,
     chunk: int = CHUNK,
 ) -> tuple[Tensor, Terms]:
-    """`distillation_loss` of `head(hidden)`, where the logits of one chunk of tokens exist at a time.
+    """CE_student + kl_weight * KL(sg p_tea || p_stu) + CE_teacher, each the mean over all B*L tokens (eq. 13).
 
-    The heads run again in the backward pass (one more product of C x V a token), under the autocast state of the first.
+    The student's logits get the gradient of the first two terms, the teacher's of the third alone. Logits exist for one
+    chunk of tokens at a time: the heads run again in the backward pass (one more product of C x V a token), under the
+    autocast state of the first.
 
     Args:
+        student_BLC, teacher_BLC: what feeds the heads; no teacher leaves CE_student.
+        targets_BL: codebook indices, int64.
+        begin_ends: first token and end of each scale, as `VAR.begin_ends`; only for the report.
         student_head, teacher_head: (B,l,C) -> logits (B,l,V), token by token and without randomness:
             `lambda h_BlC: var.get_logits(h_BlC, cond_BD)`; the teacher's must use detached weights if it shares them.
+        kl_weight: lambda_logit; at 0 the student's gradient is that of CE_student to the bit.
+        chunk: about how many tokens are worked on at once (at least one token of every image).
+
+    Returns:
+        (total, terms): the loss in fp32 (fp64 for fp64 logits), and detached ce_student, ce_teacher, kl (nats a token)
+        and acc_student, acc_teacher (a share of 1), each beside its means per scale in NAME_S, (S,). Without a teacher
+        only the student's two.
     """
     if (teacher_BLC is None) != (teacher_head is None):
         raise ValueError("teacher_BLC and teacher_head come together or not at all.")
+    if student_BLC.shape[:2] != targets_BL.shape:
+        raise ValueError(f"hidden states {tuple(student_BLC.shape)} do not fit targets {tuple(targets_BL.shape)}.")
 
     def piece(student: Tensor, teacher: Tensor | None, targets: Tensor) -> tuple[Tensor, ...]:
         student_logits = student_head(student)
         teacher_logits = teacher_head(teacher) if teacher_head and teacher is not None else None
         _check(student_logits, teacher_logits, targets, [(0, targets.shape[1])], kl_weight)
-        return _Eq13.apply(student_logits, teacher_logits, targets, kl_weight, chunk, False)
+        return _Eq13.apply(student_logits, teacher_logits, targets, kl_weight, chunk)
 
     B, L = targets_BL.shape
     _check_scales(L, begin_ends)
@@ -165,7 +143,6 @@ class _Eq13(torch.autograd.Function):
         targets_BL: Tensor,
         kl_weight: float,
         chunk: int,
-        overwrite: bool,
     ) -> tuple[Tensor | None, ...]:
         step = max(1, chunk // len(targets_BL))
         columns: list[tuple[Tensor, ...]] = []
@@ -176,7 +153,7 @@ class _Eq13(torch.autograd.Function):
         lse_s, ce_s, hit_s, *rest = (torch.cat(column, dim=1) for column in zip(*columns, strict=True))
         lse_t, ce_t, hit_t, kl = rest if rest else (None,) * 4
         ctx.save_for_backward(student_BLV, teacher_BLV, targets_BL, lse_s, lse_t)
-        ctx.kl_weight, ctx.step, ctx.overwrite, ctx.overwritten = kl_weight, step, overwrite, False
+        ctx.kl_weight, ctx.step = kl_weight, step
         ctx.mark_non_differentiable(*(t for t in (ce_s, hit_s, ce_t, hit_t, kl) if t is not None))
         ctx.set_materialize_grads(False)
         total = ce_s.sum()
@@ -188,13 +165,10 @@ class _Eq13(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gain: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
         if gain is None:
-            return (None,) * 6
-        if ctx.overwritten:
-            raise RuntimeError("overwrite_logits: the first backward pass has put the gradients in the logits' place.")
+            return (None,) * 5
         student, teacher, targets, lse_s, lse_t = ctx.saved_tensors
-        ctx.overwritten = ctx.overwrite
         grads = [
-            (x if ctx.overwrite else torch.empty_like(x)) if needed else None
+            torch.empty_like(x) if needed else None
             for x, needed in zip((student, teacher), ctx.needs_input_grad, strict=False)
         ]
         pull = teacher is not None and ctx.kl_weight != 0
@@ -209,7 +183,7 @@ class _Eq13(torch.autograd.Function):
                 del d_x
             if grads[1] is not None and p_tea is not None:
                 grads[1][:, part].copy_(_less_one_hot(p_tea, targets[:, part]).mul_(gain))
-        return (*grads, None, None, None, None)
+        return (*grads, None, None, None)
 
 
 def _chunk_terms(student_BlV: Tensor, teacher_BlV: Tensor | None, targets_Bl: Tensor) -> tuple[Tensor, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,78 +13,104 @@ from torch import nn
 from patches import BlockCausal, Upstream
 from patches.block_causal import GROUPS
 from patches.checkpointed_block import Checkpointed
+from patches.faces import VAR, as_module
+from patches.parts import blocks_of
 from patches.teacher_block import Recording
 from refocus_ext.distill import recipe
-from refocus_ext.distill.options import DistillOptions
 from refocus_ext.distill.teacher.geometry import TeacherGeometry
-from refocus_ext.distill.teacher.separate import SeparateTeacher
-from refocus_ext.distill.teacher.shared_weights import Teacher
-from refocus_ext.seeds import derived_seed
+from refocus_ext.distill.teacher.interface import AliasTeacher
+from refocus_ext.distill.teacher.kinds import teacher_class
+from refocus_ext.seeds import Stream, stream_seed
 from refocus_ext.storage.upstream_weights import var_state_dict
 from refocus_ext.storage.weights import load_strictly
 from refocus_ext.tokens.trained_tokenizer import Tokenizer
 
 
+@dataclass(frozen=True)
+class NetworkPlan:
+    """The networks of a run.
+
+    Args:
+        depth: blocks of the VAR; its width is 64 times as much.
+        classes: of its class embedding.
+        shared_aln: one AdaLN for all blocks.
+        teacher: a word of `teacher.kinds.KINDS`, or "off".
+        attention: of the training pass: "dense", "grouped" or "per-scale".
+        grad_checkpoint: activations are computed again in the backward pass.
+        compile: torch.compile of the blocks that run once.
+        init: VAR weights to start from.
+        seed: of the weights.
+    """
+
+    depth: int
+    classes: int
+    shared_aln: bool = False
+    teacher: str = "on"
+    attention: str = "dense"
+    grad_checkpoint: bool = False
+    compile: bool = False
+    init: Path | None = None
+    seed: int = 0
+
+
 class Networks(NamedTuple):
     """Student and teacher, patched, on their device, in train mode."""
 
-    var: Any
-    teacher: Teacher | SeparateTeacher | None
+    var: VAR
+    teacher: AliasTeacher | None
 
 
 def build_networks(
-    options: DistillOptions,
+    plan: NetworkPlan,
     upstream: Upstream,
     tokenizer: Tokenizer,
     geometry: TeacherGeometry | None,
-    classes: int,
     device: torch.device,
 ) -> Networks:
     """The student first: its weights are the same with any teacher and with none."""
 
     def build(recorded: int) -> Any:
-        torch.manual_seed(derived_seed(options.seed, 2))
-        shared_aln = options.shared_aln == "on"
+        torch.manual_seed(stream_seed(plan.seed, Stream.WEIGHTS))
         var = upstream.build_var(
-            tokenizer.vae, depth=options.depth, num_classes=classes, shared_aln=shared_aln, device=device
+            tokenizer.vae, depth=plan.depth, num_classes=plan.classes, shared_aln=plan.shared_aln, device=device
         )
-        if options.init:
-            load_init(var, options)
-        return _patched(var, options, recorded)
+        if plan.init:
+            load_init(var, plan.init)
+        return _patched(var, plan, recorded, geometry.blocks if geometry else 0)
 
-    var, teacher = build(geometry.blocks if geometry else 0), None
-    if geometry:
-        second = build(0) if options.teacher == "separate" else None
-        torch.manual_seed(derived_seed(options.seed, 8))
-        teacher = Teacher(geometry) if second is None else SeparateTeacher(geometry, second)
-        teacher.to(device)
+    var, teacher, kind = build(geometry.blocks if geometry else 0), None, teacher_class(plan.teacher)
+    if geometry and kind:
+        teacher = kind.build(geometry, partial(build, 0), stream_seed(plan.seed, Stream.SECOND_WEIGHTS)).to(device)
     return Networks(var.train(), teacher.train() if teacher else None)
 
 
-def _patched(var: Any, options: DistillOptions, recorded: int) -> Any:
-    """For a whole run, so that upstream is checked for drift once and not at every step."""
-    doubled = 0 if options.teacher == "off" else options.teacher_blocks
+def _patched(var: VAR, plan: NetworkPlan, recorded: int, doubled: int) -> VAR:
+    """For a whole run, so that upstream is checked for drift once and not at every step.
+
+    Args:
+        recorded, doubled: last blocks whose pass is written down, and that run twice.
+    """
     Recording(recorded).apply(var)
-    if options.attention != "dense":
-        BlockCausal(GROUPS if options.attention == "grouped" else None).apply(var)
-    if options.grad_checkpoint:
+    if plan.attention != "dense":
+        BlockCausal(GROUPS if plan.attention == "grouped" else None).apply(var)
+    if plan.grad_checkpoint:
         Checkpointed(keep=doubled).apply(var)
-    if options.compile:
-        for block in list(var.blocks)[: len(var.blocks) - doubled]:
+    if plan.compile:
+        for block in blocks_of(var)[: plan.depth - doubled]:
             block.compile()
     return var
 
 
-def load_init(var: Any, options: DistillOptions) -> None:
+def load_init(var: VAR, path: Path) -> None:
     """Loads VAR weights strictly.
 
     Raises:
         UsageError: the file holds none, or those of another geometry.
     """
     load_strictly(
-        var,
-        var_state_dict(Path(options.init)),
-        f"--init {options.init} does not fit this student ({{reason}}); the published var_dN.pth need --depth N, 1000 "
+        as_module(var),
+        var_state_dict(path),
+        f"--init {path} does not fit this student ({{reason}}); the published var_dN.pth need --depth N, 1000 "
         "classes and a tokenizer of preset vanilla.",
     )
 
@@ -91,13 +119,12 @@ def adamw(module: nn.Module, teacher_lr: float = 1.0) -> torch.optim.AdamW:
     """VAR's optimizer; fused also on a CPU, where it saves a copy of the gradients.
 
     Args:
-        teacher_lr: factor on the learning rate of alias modules (`Teacher`, alone or in a `SeparateTeacher`).
+        teacher_lr: factor on the learning rate of a teacher's alias modules.
     """
     parts: list[tuple[nn.Module, float]] = [(module, 1.0)]
-    if isinstance(module, Teacher):
-        parts = [(module, teacher_lr)]
-    elif isinstance(module, SeparateTeacher):
-        parts = [(module.var, 1.0), (module.aliases, teacher_lr)]
+    if isinstance(module, AliasTeacher):
+        own = [] if module.own_var is None else [(module.own_var, 1.0)]
+        parts = [*own, (module.alias_modules, teacher_lr)]
     groups = [
         group | {"lr_sc": factor}
         for part, factor in parts

@@ -6,33 +6,24 @@ Shapes: B batch, L structure tokens, T alias tokens, C width, V codes, S token s
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from patches.faces import VAR, VQVAE
 from patches.teacher_block import StudentPass
-from refocus_ext.distill.losses import Terms, distillation_loss_from_hidden, feature_distance
-from refocus_ext.distill.teacher.alias_gate import AliasEmbedding
-from refocus_ext.distill.teacher.separate import SeparateTeacher, random_state
-from refocus_ext.distill.teacher.shared_weights import Teacher, record
+from refocus_ext.distill.losses import Terms, distillation_loss, feature_distance
+from refocus_ext.distill.recipe import DistillWeights
+from refocus_ext.distill.teacher.interface import AliasTeacher, TeacherPass
+from refocus_ext.distill.teacher.shared_weights import record
 from refocus_ext.tokenizer.alias.tokenizer import AliasTokenizer
 from refocus_ext.tokens.tokenize import split_maps
-
-
-@dataclass(frozen=True)
-class DistillWeights:
-    """lambda_feat and lambda_logit of eq. 13."""
-
-    feat: float = 1.0
-    logit: float = 0.5
 
 
 class TokenEmbedding:
     """From tokens to what the networks read, by the frozen tokenizers; without gradient and in fp32."""
 
-    def __init__(self, vae: Any, alias: AliasTokenizer | None) -> None:
+    def __init__(self, vae: VQVAE, alias: AliasTokenizer | None) -> None:
         self.vae, self.alias_tokenizer = vae, alias
         self.sides = vae.quantize.v_patch_nums
 
@@ -49,13 +40,6 @@ class TokenEmbedding:
         return [self.alias_tokenizer.codebook_vectors(idx_Bl) for idx_Bl in maps]
 
 
-class TeacherPass(NamedTuple):
-    """Features of the last M blocks (B,L,C), and the head that turns the last of them into logits (B,l,V)."""
-
-    features: list[Tensor]
-    head: Callable[[Tensor], Tensor]
-
-
 class DistillObjective(nn.Module):
     """Eq. 13 of a batch of tokens: `forward(label_B, x_BLC, idx_BL, alias_K)` -> (loss, detached terms).
 
@@ -65,12 +49,12 @@ class DistillObjective(nn.Module):
 
     Args:
         var: the student, a VAR.
-        teacher: `Teacher`, `SeparateTeacher`, or None for VAR's own training.
+        teacher: an `AliasTeacher`, or None for VAR's own training.
     """
 
-    def __init__(self, var: Any, teacher: Teacher | SeparateTeacher | None, weights: DistillWeights) -> None:
+    def __init__(self, var: VAR, teacher: AliasTeacher | None, weights: DistillWeights) -> None:
         super().__init__()
-        self.var: Any = var
+        self.var: VAR = var
         self.teacher, self.weights = teacher, weights
 
     def forward(
@@ -85,7 +69,7 @@ class DistillObjective(nn.Module):
         """
         tape, taught = self.passes(label_B, x_BLCv_wo_first_l, alias_K)
         assert tape.hidden_BLC is not None
-        loss, terms = distillation_loss_from_hidden(
+        loss, terms = distillation_loss(
             tape.hidden_BLC,
             taught.features[-1] if taught else None,
             idx_BL,
@@ -101,39 +85,16 @@ class DistillObjective(nn.Module):
                 loss = loss + self.weights.feat * distance
         return loss, terms
 
-    @property
-    def alias_embedding(self) -> AliasEmbedding:
-        """E_a of the teacher, whose running mean the training loop moves (`AliasEmbedding.follow`)."""
-        assert self.teacher is not None
-        return (self.teacher.aliases if isinstance(self.teacher, SeparateTeacher) else self.teacher).embed
-
     def student_head(self, tape: StudentPass) -> Callable[[Tensor], Tensor]:
         """(B,l,C) -> logits (B,l,V), fp32."""
-        return lambda h_BlC: self.var.get_logits(h_BlC, tape.cond_BD)
+        cond_BD = tape.cond_BD
+        assert cond_BD is not None, "the tape holds no finished pass"
+        return lambda h_BlC: self.var.get_logits(h_BlC, cond_BD)
 
     def passes(
         self, label_B: Tensor, x_BLCv_wo_first_l: Tensor, alias_K: Sequence[Tensor]
     ) -> tuple[StudentPass, TeacherPass | None]:
         """Both passes up to their heads."""
-        teacher = self.teacher
-        if teacher is None:
+        if self.teacher is None:
             return record(self.var, label_B, x_BLCv_wo_first_l, blocks=0, defer_head=True), None
-        if isinstance(teacher, SeparateTeacher):
-            state = random_state(x_BLCv_wo_first_l.device)
-            tape = teacher.aliases.observe(self.var, label_B, x_BLCv_wo_first_l, defer_head=True)
-            return tape, self._separate(teacher, label_B, x_BLCv_wo_first_l, alias_K, state)
-        tape = teacher.observe(self.var, label_B, x_BLCv_wo_first_l, defer_head=True)
-        return tape, self.taught(tape, alias_K)
-
-    def taught(self, tape: StudentPass, alias_K: Sequence[Tensor]) -> TeacherPass:
-        """The shared-weights teacher's pass over a student's; several may look at one student's pass."""
-        teacher = self.teacher
-        assert isinstance(teacher, Teacher)
-        return TeacherPass(teacher.teach(self.var, tape, alias_K), lambda h_BlC: teacher.logits(self.var, tape, h_BlC))
-
-    @staticmethod
-    def _separate(
-        teacher: SeparateTeacher, label_B: Tensor, x_BLC: Tensor, alias_K: Sequence[Tensor], state: list[Tensor]
-    ) -> TeacherPass:
-        features, cond_BD = teacher.teach(label_B, x_BLC, alias_K, state)
-        return TeacherPass(features, lambda h_BlC: teacher.logits(cond_BD, h_BlC))
+        return self.teacher.passes(self.var, label_B, x_BLCv_wo_first_l, alias_K)

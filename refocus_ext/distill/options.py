@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from refocus_ext.distill.teacher.kinds import KINDS, OFF
 from refocus_ext.errors import UsageError
 from refocus_ext.options import shared
 from refocus_ext.options.fields import Heading, Options
@@ -74,9 +75,8 @@ class DistillOptions(Options):
 
     teacher: str = TEACHER(
         "on",
-        "on: the student's own weights and alias-gate cross-attention; separate: a second full VAR; off: VAR's own "
-        "training",
-        choices=("on", "off", "separate"),
+        "; ".join(f"{word}: {what}" for word, (_, _, what) in KINDS.items()) + "; off: VAR's own training",
+        choices=(*KINDS, OFF),
     )
     teacher_blocks: int = TEACHER(2, "M, last blocks that run twice", positive(int))
     mask: str = TEACHER(

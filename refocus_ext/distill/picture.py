@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
+from patches.faces import VAR
+from patches.sampling import sample_as_upstream
 from refocus_ext.engine.run_folder import RunFolder
 from refocus_ext.images.order import spread
 from refocus_ext.images.picture import as_array, grid, save_png
-from refocus_ext.sampling.sampler import FOR_FID, sample_as_upstream
+from refocus_ext.sampling.sampler import FOR_FID
 
 COLUMNS = 8
 
 
 @torch.no_grad()
-def sample_classes(var: Any, classes: int, count: int, seed: int) -> tuple[Tensor, list[int]]:
+def sample_classes(var: VAR, classes: int, count: int, seed: int) -> tuple[Tensor, list[int]]:
     """`count` images (N,3,H,W) in [-1,1], float32, of classes spread evenly, with their labels."""
     labels = sorted(spread(range(classes), count) * (-(-count // min(count, classes))))[:count]
     training = var.training

@@ -8,12 +8,16 @@ from typing import NamedTuple
 import torch
 
 from patches import Upstream
+from patches.faces import as_module
 from refocus_ext.distill.options import DistillOptions
-from refocus_ext.distill.teacher.cost import TeacherOverhead, teacher_overhead
+from refocus_ext.distill.teacher.cost import teacher_overhead
 from refocus_ext.distill.teacher.geometry import TeacherGeometry
+from refocus_ext.distill.teacher.interface import TeacherOverhead
+from refocus_ext.distill.teacher.kinds import teacher_class
 from refocus_ext.engine.checks import check_run_options
+from refocus_ext.engine.devices import kind_of
 from refocus_ext.errors import UsageError
-from refocus_ext.images.folder import ImageList
+from refocus_ext.images.source import ImageSource
 from refocus_ext.storage.weights import state_bytes
 from refocus_ext.tokens.trained_tokenizer import Tokenizer
 
@@ -31,7 +35,7 @@ def complete(options: DistillOptions) -> DistillOptions:
 def why_preset(options: DistillOptions, tokenizer: Tokenizer) -> str:
     if options.data:
         return f"preset {options.preset}: training on {options.data}"
-    where = tokenizer.options["data"] or "the photographs inside scikit-image"
+    where = tokenizer.trained_with.data or "the photographs inside scikit-image"
     return f"preset {options.preset}: training on {where}, as the tokenizer {tokenizer.path} was"
 
 
@@ -50,7 +54,7 @@ def check_options(options: DistillOptions) -> None:
         )
 
 
-def check_data(options: DistillOptions, images: ImageList, val: ImageList) -> int:
+def check_data(options: DistillOptions, images: ImageSource, val: ImageSource) -> int:
     """The number of classes of the student's embedding.
 
     Raises:
@@ -79,7 +83,7 @@ def teacher_geometry(options: DistillOptions, tokenizer: Tokenizer) -> TeacherGe
             f"--tokenizer {tokenizer.path} was trained without alias tokens (--alias off), which the teacher reads; give another "
             "tokenizer, or --teacher off."
         )
-    patch_nums = tuple(tokenizer.options["patch_nums"])
+    patch_nums = tokenizer.trained_with.patch_nums
     try:
         return TeacherGeometry(
             width=64 * options.depth,
@@ -109,7 +113,7 @@ def sizes(
     upstream: Upstream, options: DistillOptions, geometry: TeacherGeometry | None, tokenizer: Tokenizer, classes: int
 ) -> Sizes:
     """Counted on fake tensors: nothing is allocated."""
-    patch_nums = tuple(tokenizer.options["patch_nums"])
+    patch_nums = tokenizer.trained_with.patch_nums
     plain = TeacherGeometry(
         64 * options.depth,
         1,
@@ -122,69 +126,55 @@ def sizes(
         upstream,
         options.depth,
         geometry or plain,
-        int(tokenizer.options["codebook_size"]),
+        tokenizer.trained_with.codebook_size,
         num_classes=classes,
         shared_aln=options.shared_aln == "on",
     )
-    teacher = cost.teacher_parameters if geometry else 0
-    if options.teacher == "separate":
-        teacher += cost.var_parameters
-    parameters = cost.var_parameters + teacher
-    vae = state_bytes(tokenizer.vae)
+    kind = teacher_class(options.teacher)
+    parameters = cost.var_parameters + (kind.parameters_added(cost) if kind else 0)
+    vae = state_bytes(as_module(tokenizer.vae))
     return Sizes(cost, parameters, ADAMW_BYTES * parameters, STATE_BYTES * parameters, 4 * parameters + vae)
 
 
 def require_memory(need: int, device: torch.device, options: DistillOptions) -> None:
     """Raises UsageError where weights, gradients and AdamW's moments alone cannot fit."""
-    free = free_memory(device)
+    free = kind_of(device).free_memory(device)
     if free is None or need <= free:
         return
-    where = f"{device}" if device.type == "cuda" else "this machine"
+    where = "this machine" if device.type == "cpu" else f"{device}"
     raise UsageError(
         f"--depth {options.depth} needs {need / 2**30:.1f} GiB for weights, gradients and AdamW, but {where} has "
         f"{free / 2**30:.1f} GiB free; choose a smaller --depth"
-        + (", or --parallel fsdp." if device.type == "cuda" else ".")
+        + (", or --parallel fsdp." if device.type != "cpu" else ".")
     )
-
-
-def free_memory(device: torch.device) -> int | None:
-    """Bytes free for this process; None where the system does not say."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        with open("/proc/meminfo") as file:
-            lines = dict(line.split(":", 1) for line in file)
-        return int(lines["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        return None
 
 
 def print_plan(
     options: DistillOptions,
     tokenizer: Tokenizer,
     geometry: TeacherGeometry | None,
-    images: ImageList,
+    images: ImageSource,
     classes: int,
     size: Sizes,
     device: torch.device,
 ) -> None:
     """What is about to happen, in a few lines."""
-    patch_nums = tokenizer.options["patch_nums"]
+    patch_nums = tokenizer.trained_with.patch_nums
     count = sum(pn * pn for pn in patch_nums)
     views = f"{options.crops}" if options.crops else "ever new"
     print(
-        f"images: {len(images)} in {len(images.classes)} classes, {views} crops of {tokenizer.options['image_size']} px each"
+        f"images: {len(images)} in {len(images.classes)} classes, {views} crops of {tokenizer.trained_with.image_size} px each"
         + (", mirrored as well" if options.hflip else "")
     )
     print(
         f"student: VAR-d{options.depth}, {size.cost.var_parameters / 1e6:.0f}M parameters, {classes} classes, {count} tokens an "
-        f"image in {len(patch_nums)} scales, {tokenizer.options['codebook_size']} codes"
+        f"image in {len(patch_nums)} scales, {tokenizer.trained_with.codebook_size} codes"
     )
-    if geometry:
+    kind = teacher_class(options.teacher)
+    if geometry and kind:
         print(
             f"teacher ({options.teacher}): alias gates in the last {geometry.blocks} blocks, {sum(geometry.tokens)} alias tokens "
-            f"an image, mask {geometry.mask}: +{100 * size.cost.parameters:.1f}% parameters"
-            + (f", +{100 * size.cost.flops:.1f}% FLOPs" if options.teacher == "on" else " and a second VAR")
+            f"an image, mask {geometry.mask}: {kind.cost_in_words(size.cost)}"
         )
     else:
         print("teacher: off, VAR's own training")
@@ -203,12 +193,11 @@ def print_plan(
 
 def print_cost(size: Sizes, options: DistillOptions, world_size: int) -> None:
     """FLOPs of a step, for --dry-run."""
-    taught = options.teacher == "on"
-    flops = size.cost.both_flops if taught else size.cost.var_flops
-    times = 2 if options.teacher == "separate" else 1
+    kind = teacher_class(options.teacher)
+    flops = kind.step_flops(size.cost) if kind else size.cost.var_flops
     local = options.batch_size // options.accumulate // world_size
     print(
-        f"a step: {times * flops / 1e9:.1f} GFLOP an image ({size.cost.var_flops / 1e9:.1f} of a vanilla step), {local} images at "
+        f"a step: {flops / 1e9:.1f} GFLOP an image ({size.cost.var_flops / 1e9:.1f} of a vanilla step), {local} images at "
         f"once on a process; {size.memory / 2**30:.1f} GiB on it before activations"
         + (f", divided by {world_size} processes (fsdp)" if options.parallel == "fsdp" else "")
     )

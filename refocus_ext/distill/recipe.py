@@ -7,10 +7,53 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
+
+
+@dataclass(frozen=True)
+class DistillWeights:
+    """lambda_feat and lambda_logit of eq. 13."""
+
+    feat: float = 1.0
+    logit: float = 0.5
+
+
+@dataclass(frozen=True)
+class DistillRecipe:
+    """How stage 2 trains and validates; `command.py` makes it of options.
+
+    Args:
+        depth: of the VAR; its recipe goes by it.
+        lr: peak learning rate of the student.
+        teacher_lr: factor on it for alias gates.
+        precision, tokens_precision: of the networks, of the encoders that make tokens.
+        sharded: FSDP2 where there are several processes.
+        crop_scale: of the validation's crops.
+        val_images: at most so many validation images.
+        samples: images drawn at every validation.
+        log_every: steps between records of every scale.
+        held_out: whether training never shows the validation images.
+        demo: a run on a handful of photographs, which says so at its end.
+    """
+
+    depth: int
+    lr: float
+    teacher_lr: float
+    weights: DistillWeights
+    precision: str
+    tokens_precision: str
+    sharded: bool
+    crop_scale: float
+    val_images: int
+    samples: int
+    log_every: int
+    held_out: bool
+    demo: bool
+
 
 BETAS = (0.9, 0.95)
 CLIP = 2.0

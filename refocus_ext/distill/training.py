@@ -7,25 +7,34 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from refocus_ext.distill import recipe
+from patches.faces import as_module
 from refocus_ext.distill.losses import Terms, var_report
 from refocus_ext.distill.networks import Networks, adamw
-from refocus_ext.distill.objective import DistillObjective, DistillWeights, TokenEmbedding
-from refocus_ext.distill.options import DistillOptions
+from refocus_ext.distill.objective import DistillObjective, TokenEmbedding
 from refocus_ext.distill.picture import draw_samples, sample_classes
+from refocus_ext.distill.recipe import (
+    CLIP,
+    DistillRecipe,
+    cosine_weight_decay,
+    final_lr_factor,
+    final_weight_decay,
+    lin0,
+    set_lr_and_decay,
+    warmup_steps,
+)
 from refocus_ext.distill.validation import DistillReport, ValidationTokens, validate
 from refocus_ext.engine import sharding
-from refocus_ext.engine.devices import autocast_dtype
+from refocus_ext.engine.devices import autocast, autocast_dtype
 from refocus_ext.engine.distributed import World
 from refocus_ext.engine.optimization import finite, gradient_norm
 from refocus_ext.engine.progress import Progress
 from refocus_ext.engine.run_folder import RunFolder
-from refocus_ext.engine.training import Training, TrainingData
+from refocus_ext.engine.training import RunPlan, Training, TrainingData
 from refocus_ext.images.crops import Sample
-from refocus_ext.images.folder import ImageList
 from refocus_ext.images.order import spread
+from refocus_ext.images.source import ImageSource
 from refocus_ext.tokens.tokenize import pick_precision, tokenize, tokenize_images
 from refocus_ext.tokens.trained_tokenizer import Tokenizer
 
@@ -39,45 +48,45 @@ class DistillTraining(Training):
 
     def __init__(
         self,
-        options: DistillOptions,
+        plan: RunPlan,
+        recipe: DistillRecipe,
         here: World,
         run: RunFolder | None,
         tokenizer: Tokenizer,
         networks: Networks,
         data: TrainingData,
-        val: ImageList,
-        classes: tuple[str, ...],
+        val: ImageSource,
     ) -> None:
-        super().__init__(options, here, run, data)
-        self.tokenizer, self.classes = tokenizer, classes
+        super().__init__(plan, here, run, data)
+        self.recipe, self.tokenizer, self.classes = recipe, tokenizer, data.images.classes
         self.var, self.teacher = networks
         self.embed = TokenEmbedding(tokenizer.vae, tokenizer.alias)
-        self.tokens_precision = pick_precision(options.tokens_precision, here.device)
+        self.tokens_precision = pick_precision(recipe.tokens_precision, here.device)
         self.validation = self._validation_tokens(val)
         self.report: DistillReport | None = None
-        self.dtype = autocast_dtype(options.precision, here.device)
+        self.dtype = autocast_dtype(recipe.precision, here.device)
         self.scaler = torch.amp.GradScaler(here.device.type, enabled=self.dtype == torch.float16)
-        self.sharded = options.parallel == "fsdp" and here.size > 1
+        self.sharded = recipe.sharded and here.size > 1
         if self.sharded:
-            sharding.shard(self.var, here, kept=options.teacher_blocks if self.teacher else 0)
-        self.objective = DistillObjective(
-            self.var, self.teacher, DistillWeights(options.lambda_feat, options.lambda_logit)
-        )
+            sharding.shard(self.var, here, kept=self.teacher.geometry.blocks if self.teacher else 0)
+        self.objective = DistillObjective(self.var, self.teacher, recipe.weights)
         self.parallel = self.objective if self.sharded else here.parallel(self.objective)
-        self.modules = {"var": self.var} | ({"teacher": self.teacher} if self.teacher else {})
-        self.optimizers = {name: adamw(module, options.teacher_lr) for name, module in self.modules.items()}
+        self.modules: dict[str, nn.Module] = {"var": as_module(self.var)}
+        if self.teacher:
+            self.modules["teacher"] = self.teacher
+        self.optimizers = {name: adamw(module, recipe.teacher_lr) for name, module in self.modules.items()}
 
-    def _validation_tokens(self, val: ImageList) -> ValidationTokens:
+    def _validation_tokens(self, val: ImageSource) -> ValidationTokens:
         """Tokens of centre crops, the same on every process."""
-        options, theirs = self.options, self.tokenizer.options
-        picks = spread(range(len(val)), options.val_images)
+        recipe = self.recipe
+        picks = spread(range(len(val)), recipe.val_images)
         self.world.say(f"tokenizing {len(picks)} images for validation")
         tokens = tokenize_images(
             self.tokenizer,
             val,
             picks,
-            theirs["image_size"],
-            options.crop_scale,
+            self.tokenizer.trained_with.image_size,
+            recipe.crop_scale,
             VALIDATION_BATCH,
             self.tokens_precision,
             quiet=not self.world.main,
@@ -87,12 +96,11 @@ class DistillTraining(Training):
     # ------------------------------------------------------------------ one step
 
     def train_step(self, step: int, batches: Sequence[Any]) -> dict[str, float] | None:
-        options = self.options
-        warmup, end = recipe.warmup_steps(options.steps), recipe.final_lr_factor(options.depth)
-        lr = options.lr * recipe.lin0(step, options.steps, warmup, end)
-        decay = recipe.cosine_weight_decay(step, options.steps, end=recipe.final_weight_decay(options.depth))
+        steps, depth = self.plan.steps, self.recipe.depth
+        lr = self.recipe.lr * lin0(step, steps, warmup_steps(steps), final_lr_factor(depth))
+        decay = cosine_weight_decay(step, steps, end=final_weight_decay(depth))
         for optimizer in self.optimizers.values():
-            recipe.set_lr_and_decay(optimizer, lr, decay)
+            set_lr_and_decay(optimizer, lr, decay)
             optimizer.zero_grad(set_to_none=True)
         total: Terms = {}
         for number, batch in enumerate(batches):
@@ -107,8 +115,8 @@ class DistillTraining(Training):
         if not bad:
             for optimizer in self.optimizers.values():
                 self.scaler.step(optimizer)
-            if alias_mean_TC is not None:
-                self.objective.alias_embedding.follow(self.world.sum(alias_mean_TC) / self.world.size)
+            if self.teacher and alias_mean_TC is not None:
+                self.teacher.alias_embedding.follow(self.world.sum(alias_mean_TC) / self.world.size)
         self.scaler.update()
         return None if bad else {"lr": lr, **self._logged(step, total), **norms}
 
@@ -119,9 +127,9 @@ class DistillTraining(Training):
         alias_K = self.embed.alias(alias_BT) if self.teacher else []
         with self.autocast():
             loss, terms = self.parallel(label_B, x_BLC, idx_BL, alias_K)
-        self.scaler.scale(loss / self.options.accumulate).backward()
+        self.scaler.scale(loss / self.plan.accumulate).backward()
         if self.teacher:
-            terms["alias_mean_TC"] = self.objective.alias_embedding.mean(alias_K)
+            terms["alias_mean_TC"] = self.teacher.alias_embedding.mean(alias_K)
         return {"loss": loss.detach()} | terms
 
     def _tokens(self, batch: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -138,16 +146,14 @@ class DistillTraining(Training):
 
     def autocast(self) -> torch.autocast:
         """Mixed precision for both networks; losses take fp32 logits."""
-        enabled = self.dtype != torch.float32
-        return torch.autocast(self.world.device.type, dtype=self.dtype if enabled else None, enabled=enabled)
+        return autocast(self.dtype, self.world.device)
 
     def _synchronized(self, last: bool) -> contextlib.AbstractContextManager[None]:
         """Gradients travel between processes with the last micro-batch only."""
         if self.sharded:
-            self.var.set_requires_gradient_sync(last)
-        elif not last and self.world.size > 1:
-            return self.parallel.no_sync()  # type: ignore[operator]
-        return contextlib.nullcontext()
+            sharding.sync_gradients(self.var, last)
+            return contextlib.nullcontext()
+        return self.world.sync_gradients(self.parallel, last)
 
     def _gradient_norms(self) -> dict[str, float]:
         """Norms before clipping; the two networks are clipped apart, so that neither feels the other."""
@@ -156,13 +162,13 @@ class DistillTraining(Training):
             if self.sharded and name == "teacher":
                 sharding.average_gradients(module, self.world)
             self.scaler.unscale_(self.optimizers[name])
-            norms["grad_norm" if name == "var" else f"{name}/grad_norm"] = gradient_norm(module, recipe.CLIP)
+            norms["grad_norm" if name == "var" else f"{name}/grad_norm"] = gradient_norm(module, CLIP)
         return norms
 
     def _logged(self, step: int, total: Terms) -> dict[str, float]:
         """Scalars of a step; every `log_every` steps also VAR's own report and each scale's and block's terms."""
         values = {name: float(term) for name, term in total.items() if term.ndim == 0}
-        if step == 0 or (step + 1) % self.options.log_every == 0:
+        if step == 0 or (step + 1) % self.recipe.log_every == 0:
             values |= var_report(total, self.var.patch_nums)
             vectors = {name: term for name, term in total.items() if term.ndim == 1 and not name.endswith("student_S")}
             for name, term in vectors.items():
@@ -179,39 +185,32 @@ class DistillTraining(Training):
         if self.run:
             self.run.log(self.step, report.flat(), "val/")
         progress.say(f"step {self.step}: {summary(report)}")
-        if self.options.samples and (self.run or self.sharded):
+        if self.recipe.samples and (self.run or self.sharded):
             with self.autocast():
-                images, labels = sample_classes(
-                    self.var, len(self.classes), self.options.samples, seed=self.options.seed
-                )
+                images, labels = sample_classes(self.var, len(self.classes), self.recipe.samples, seed=self.plan.seed)
             if self.run:
-                title = f"VAR-d{self.options.depth}, step {self.step} of {self.options.steps}"
+                title = f"VAR-d{self.recipe.depth}, step {self.step} of {self.plan.steps}"
                 draw_samples(self.run, images, labels, self.classes, title, self.step)
 
     def finish(self) -> None:
-        report, options = self.report, self.options
+        report, recipe, steps = self.report, self.recipe, self.plan.steps
         assert self.run is not None and report is not None
-        print(f"\ntrained {options.steps} steps; the run is in {self.run.path}:")
-        print(
-            f"  {f'var_d{options.depth}.pth':<14} the student, exactly a vanilla VAR's state dict; vae.pth is its tokenizer"
-        )
+        student = f"var_d{recipe.depth}.pth"
+        print(f"\ntrained {steps} steps; the run is in {self.run.path}:")
+        print(f"  {student:<14} the student, exactly a vanilla VAR's state dict; vae.pth is its tokenizer")
         if self.teacher:
             print("  teacher.pth    the teacher's own weights")
-        if options.samples:
+        if recipe.samples:
             print("  samples.png    drawn by upstream's sampler from the student alone")
         print("  metrics.jsonl  every step; `tensorboard --logdir` shows the same\n")
-        where = (
-            "held-out images"
-            if options.data or self.tokenizer.options["data"]
-            else "centre crops of its own photographs"
-        )
+        where = "held-out images" if recipe.held_out else "centre crops of the training images"
         print(f"cross-entropy on {report.images} {where}:")
         print("\n".join(report.lines(self.var.patch_nums)))
         if report.has_teacher:
             print(report.verdict())
-        if options.preset == "demo":
+        if recipe.demo:
             print(
-                f"\nThis is a demo: {options.steps} steps on {len(self.data)} photographs. Its samples show that the parts "
+                f"\nThis is a demo: {steps} steps on {len(self.data)} photographs. Its samples show that the parts "
                 "work together, not what the method can do."
             )
 
@@ -244,7 +243,7 @@ class DistillTraining(Training):
             name: sharding.whole_weights(module) if self.sharded and name == "var" else module.state_dict()
             for name, module in self.modules.items()
         }
-        files = {"var": f"var_d{self.options.depth}.pth", "teacher": "teacher.pth"}
+        files = {"var": f"var_d{self.recipe.depth}.pth", "teacher": "teacher.pth"}
         return {files[name]: state for name, state in states.items()}
 
 

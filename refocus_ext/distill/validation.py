@@ -11,14 +11,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from refocus_ext.distill.objective import DistillObjective, TeacherPass, TokenEmbedding
-from refocus_ext.distill.teacher.separate import SeparateTeacher
+from refocus_ext.distill.objective import DistillObjective, TokenEmbedding
 from refocus_ext.engine.distributed import World
 
 SHOWN = ("teacher", "other", "constant")  # a teacher's alias tokens: the image's own, another image's, constant ones
@@ -152,14 +151,15 @@ def constant_and_other(alias_NT: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def evaluating(objective: DistillObjective) -> Iterator[None]:
     """Eval mode, and no label drop: VAR drops labels in eval mode too."""
     training, drop = objective.training, objective.var.cond_drop_rate
-    others = [objective.teacher.var] if isinstance(objective.teacher, SeparateTeacher) else []
+    own = objective.teacher.own_var if objective.teacher else None
+    networks = [objective.var] if own is None else [objective.var, own]
     objective.eval()
-    for var in (objective.var, *others):
+    for var in networks:
         var.cond_drop_rate = 0.0
     try:
         yield
     finally:
-        for var in (objective.var, *others):
+        for var in networks:
             var.cond_drop_rate = drop
         objective.train(training)
 
@@ -173,20 +173,12 @@ def _score(
     results = [_tokens(objective.student_head(tape)(tape.hidden_BLC), idx_BL)]
     for number, alias_K in enumerate(alias_XK):
         if number:
-            taught = _again(objective, tape, label_B, x_BLC, alias_K)
+            assert objective.teacher is not None
+            taught = objective.teacher.taught_again(objective.var, tape, label_B, x_BLC, alias_K)
         assert taught is not None
         results.append(_tokens(taught.head(taught.features[-1]), idx_BL))
     nll, hit = zip(*results, strict=True)
     return torch.stack(nll), torch.stack(hit)
-
-
-def _again(
-    objective: DistillObjective, tape: Any, label_B: Tensor, x_BLC: Tensor, alias_K: Sequence[Tensor]
-) -> TeacherPass | None:
-    """The teacher's pass with other alias tokens; weights shared with the student save the student's pass."""
-    if isinstance(objective.teacher, SeparateTeacher):
-        return objective.passes(label_B, x_BLC, alias_K)[1]
-    return objective.taught(tape, alias_K)
 
 
 def _tokens(logits_BLV: Tensor, idx_BL: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -14,6 +14,35 @@ from refocus_ext.errors import RunFailed, UsageError
 from refocus_ext.storage.atomic import remove_torn, save_tensors, sha256
 
 _NAME = re.compile(r"step-(\d{8})-([0-9a-f]{16})\.pt$")
+
+
+class CheckpointStore(Protocol):
+    """Where a run keeps the states that it can resume from. `checkpoints_of` chooses the store of a run."""
+
+    def save(self, step: int, state: dict[str, Any]) -> Path:
+        """Keeps the state reached after `step` steps, whole or not at all."""
+        ...
+
+    def load_latest(self, say: Callable[[str], None] = print) -> dict[str, Any] | None:
+        """The newest intact state, or None."""
+        ...
+
+    def newest_step(self) -> int | None:
+        """Steps done at the newest checkpoint."""
+        ...
+
+    def paths(self) -> list[Path]:
+        """What `load_checkpoint` takes, oldest first."""
+        ...
+
+
+def checkpoints_of(run: Path, keep: int = 2) -> CheckpointStore:
+    """The checkpoint store of a run folder.
+
+    Args:
+        keep: how many of the newest checkpoints are kept.
+    """
+    return Checkpoints(run / "checkpoints", keep)
 
 
 class Checkpoints:
@@ -27,7 +56,11 @@ class Checkpoints:
         self.folder, self.keep = folder, keep
 
     def paths(self) -> list[Path]:
-        """Oldest first."""
+        """The files, oldest first."""
+        return [path for path in self._entries() if path.is_file()]
+
+    def _entries(self) -> list[Path]:
+        """Everything with the name of a checkpoint, oldest first; a folder may be among it."""
         return sorted(path for path in self.folder.glob("step-*.pt") if _NAME.search(path.name))
 
     def newest_step(self) -> int | None:
@@ -58,12 +91,13 @@ class Checkpoints:
         return path
 
     def load_latest(self, say: Callable[[str], None] = print) -> dict[str, Any] | None:
-        """The newest intact state, or None; each damaged file is named and passed over."""
-        for path in reversed(self.paths()):
+        """The newest intact state, or None; each damaged file, and a folder in its place, is named and passed over."""
+        entries = self._entries()
+        for path in reversed(entries):
             try:
                 return load_checkpoint(path)
             except UsageError as error:
-                older = path != self.paths()[0]
+                older = path != entries[0]
                 say(
                     f"{error} "
                     + ("Falling back to the one before." if older else "None is left: starting from step 0.")
@@ -78,6 +112,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         UsageError: it is missing, is no checkpoint of this project, or its contents do not match its checksum.
     """
     match = _NAME.search(path.name)
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder, not a checkpoint; remove it.")
     if not path.is_file() or not match:
         raise UsageError(f"{path} is no checkpoint; give a file checkpoints/step-*.pt of a run.")
     if sha256(path)[:16] != match[2]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from refocus_ext.errors import UsageError
-from refocus_ext.images.folder import ImageList
+from refocus_ext.errors import UsageError, named
 from refocus_ext.images.order import StepBatches
+from refocus_ext.images.source import ImageSource
 
 
-def check_run_options(options: Any, images: ImageList) -> None:
+def check_run_options(options: Any, images: ImageSource) -> None:
     """Raises UsageError where what `Training` reads of the options does not fit itself or the data."""
     if options.resume not in ("auto", "never") and not Path(options.resume).is_file():
         raise UsageError(f"--resume {options.resume} is neither auto nor never nor a checkpoint file.")
@@ -28,8 +28,8 @@ def check_run_options(options: Any, images: ImageList) -> None:
         )
 
 
-def check_share(options: Any, images: ImageList, processes: int) -> None:
+def check_share(options: Any, images: ImageSource, processes: int) -> None:
     """Raises UsageError where the batch does not divide over the processes, which their loaders would find out."""
-    StepBatches(
-        len(images), options.batch_size, start=0, stop=0, seed=0, world=processes, accumulate=options.accumulate
-    )
+    batch, accumulate = options.batch_size, options.accumulate
+    with named("--batch-size"):
+        StepBatches(len(images), batch, start=0, stop=0, seed=0, world=processes, accumulate=accumulate)

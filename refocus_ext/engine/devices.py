@@ -1,30 +1,173 @@
-"""The device, and the precision it computes in."""
+"""All that differs between types of devices: one class for each type, found by `kind_of`.
+
+A new type (MPS, say) is one class here and its entry in `KINDS`.
+"""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
+from torch import Tensor
 
 from refocus_ext.errors import UsageError
 
 
+class DeviceKind:
+    """What the project asks of a type of device; this one is the CPU."""
+
+    name = "cpu"
+    backend = "gloo"  # of torch.distributed
+    half = torch.float32  # what precision "auto" computes in
+    has_tf32 = False
+    pins_memory = False  # copies from pinned memory overlap with its work
+    fused_optimizer = False
+    channels_last = False  # the layout it convolves fastest
+
+    def available(self) -> bool:
+        return True
+
+    def require(self, processes: int) -> None:
+        """Raises UsageError where this machine has fewer devices than processes that want one."""
+
+    def of_process(self, local_rank: int) -> torch.device:
+        """The device of one of several processes on a machine."""
+        return torch.device(self.name)
+
+    def free_memory(self, device: torch.device) -> int | None:
+        """Bytes free for this process; None where the system does not say."""
+        available = _proc("/proc/meminfo", "MemAvailable")
+        return available or None
+
+    def synchronize(self, device: torch.device) -> None:
+        """Waits until the device has done its work."""
+
+    def memory_in_use(self, device: torch.device) -> int:
+        """Bytes in use now; `peak_memory` counts from here."""
+        with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w") as file:
+            file.write("5")  # the high-water mark falls to what is resident now
+        return _proc("/proc/self/status", "VmRSS")
+
+    def peak_memory(self, device: torch.device) -> int:
+        """The most bytes in use since `memory_in_use`."""
+        return _proc("/proc/self/status", "VmHWM")
+
+    def random_state(self, device: torch.device) -> list[Tensor]:
+        """Of the generators that a pass on the device draws from."""
+        return [torch.get_rng_state()]
+
+    def set_random_state(self, state: list[Tensor], device: torch.device) -> None:
+        """Sets what `random_state` returned."""
+        torch.set_rng_state(state[0])
+
+
+class Cuda(DeviceKind):
+    """NVIDIA's GPUs."""
+
+    name = "cuda"
+    backend = "nccl"
+    half = torch.bfloat16
+    has_tf32 = True
+    pins_memory = True
+    fused_optimizer = True
+    channels_last = True
+
+    def available(self) -> bool:
+        return torch.cuda.is_available()
+
+    def require(self, processes: int) -> None:
+        if processes > (there := torch.cuda.device_count()):
+            raise UsageError(f"NPROC asks for {processes} processes on a machine with {there} GPUs; lower NPROC.")
+
+    def of_process(self, local_rank: int) -> torch.device:
+        device = torch.device(self.name, local_rank)
+        torch.cuda.set_device(device)
+        return device
+
+    def free_memory(self, device: torch.device) -> int | None:
+        return torch.cuda.mem_get_info(device)[0]
+
+    def synchronize(self, device: torch.device) -> None:
+        torch.cuda.synchronize(device)
+
+    def memory_in_use(self, device: torch.device) -> int:
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device)
+
+    def peak_memory(self, device: torch.device) -> int:
+        return torch.cuda.max_memory_allocated(device)
+
+    def random_state(self, device: torch.device) -> list[Tensor]:
+        return [torch.get_rng_state(), torch.cuda.get_rng_state(device)]
+
+    def set_random_state(self, state: list[Tensor], device: torch.device) -> None:
+        torch.set_rng_state(state[0])
+        torch.cuda.set_rng_state(state[1], device)
+
+
+# In the order in which "auto" looks for one; the CPU, which is always there, is last.
+KINDS = {kind.name: kind for kind in (Cuda(), DeviceKind())}
+
+
+def kind_of(device: torch.device) -> DeviceKind:
+    """
+    Raises:
+        UsageError: a type of device that this project does not know.
+    """
+    if device.type not in KINDS:
+        raise UsageError(
+            f"device {device} is none of {', '.join(KINDS)}, which this project runs on; choose one of them."
+        )
+    return KINDS[device.type]
+
+
 def pick_device(name: str) -> torch.device:
-    """'auto' is CUDA where there is one.
+    """'auto' is the first type that is there.
 
     Raises:
         UsageError: the device does not exist here.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device(next(kind.name for kind in KINDS.values() if kind.available()))
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError):
         raise UsageError(f"--device {name} is not available here; use cpu, or leave it out.") from None
+    kind_of(device)
     return device
 
 
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype:
     """fp32, bf16 or fp16; 'auto' is bf16 on CUDA and fp32 elsewhere."""
     if precision == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
+        return kind_of(device).half
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+
+def autocast(dtype: torch.dtype, device: torch.device) -> torch.autocast:
+    """Mixed precision in `dtype`; for float32 it changes nothing."""
+    enabled = dtype != torch.float32
+    return torch.autocast(device.type, dtype=dtype if enabled else None, enabled=enabled)
+
+
+@contextlib.contextmanager
+def rewound(state: list[Tensor], device: torch.device) -> Iterator[None]:
+    """Inside, random numbers are those that followed `DeviceKind.random_state`; afterwards, those that would have come."""
+    kind = kind_of(device)
+    now = kind.random_state(device)
+    kind.set_random_state(state, device)
+    try:
+        yield
+    finally:
+        kind.set_random_state(now, device)
+
+
+def _proc(file: str, name: str) -> int:
+    """Bytes of a line of Linux's accounts; 0 where there are none."""
+    try:
+        with open(file) as lines:
+            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name + ":"))
+    except (OSError, StopIteration, ValueError, IndexError):
+        return 0

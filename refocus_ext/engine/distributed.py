@@ -6,7 +6,7 @@ import datetime
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -14,8 +14,8 @@ import torch
 from torch import distributed as dist
 from torch import nn
 
-from refocus_ext.engine.devices import pick_device
-from refocus_ext.errors import RunFailed, UsageError
+from refocus_ext.engine.devices import kind_of, pick_device
+from refocus_ext.errors import RunFailed
 
 T = TypeVar("T")
 
@@ -80,22 +80,18 @@ class World:
         if self.size > 1:
             dist.barrier()
 
+    def sync_gradients(self, module: nn.Module, last: bool) -> AbstractContextManager[None]:
+        """For the backward pass of a micro-batch of a `parallel` module: gradients travel with the last one only."""
+        return nullcontext() if last or self.size == 1 else module.no_sync()  # type: ignore[operator]
+
     def parallel(self, module: nn.Module) -> nn.Module:
         """The module under DistributedDataParallel where there are several processes."""
         if self.size == 1:
             return module
-        ids = [self.device.index] if self.device.type == "cuda" else None
+        ids = None if self.device.index is None else [self.device.index]
         with warnings.catch_warnings():  # renamed after torch 2.11, the oldest supported has only this name
             warnings.simplefilter("ignore", FutureWarning)
             return nn.parallel.DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False)
-
-
-def check_gpus(device: torch.device, processes: int) -> None:
-    """Raises UsageError where this machine has fewer GPUs than processes that want one."""
-    if device.type == "cuda" and processes > torch.cuda.device_count():
-        raise UsageError(
-            f"NPROC asks for {processes} processes on a machine with {torch.cuda.device_count()} GPUs; lower NPROC."
-        )
 
 
 def preflight_device(name: str) -> torch.device:
@@ -105,7 +101,7 @@ def preflight_device(name: str) -> torch.device:
         UsageError: it is not there, or there are too few.
     """
     device = pick_device(name)
-    check_gpus(device, int(os.environ.get("NPROC") or 1))
+    kind_of(device).require(int(os.environ.get("NPROC") or 1))
     return device
 
 
@@ -121,15 +117,12 @@ def world(device: str = "auto") -> Iterator[World]:
         yield World(0, 1, pick_device(device))
         return
     local = int(os.environ.get("LOCAL_RANK", "0"))
-    chosen = pick_device(device)
-    if chosen.type == "cuda":
-        check_gpus(chosen, int(os.environ.get("LOCAL_WORLD_SIZE", local + 1)))
-        chosen = torch.device("cuda", local)
-        torch.cuda.set_device(chosen)
+    kind = kind_of(pick_device(device))
+    kind.require(int(os.environ.get("LOCAL_WORLD_SIZE", local + 1)))
+    chosen = kind.of_process(local)
     seconds = float(os.environ.get("REFOCUS_DIST_TIMEOUT", "600"))
     try:
-        backend = "nccl" if chosen.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=datetime.timedelta(seconds=seconds))
+        dist.init_process_group(kind.backend, timeout=datetime.timedelta(seconds=seconds))
     except (RuntimeError, ValueError) as error:
         raise RunFailed(f"the process group did not start on rank {os.environ.get('RANK')}: {error}") from error
     try:

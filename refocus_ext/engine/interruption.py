@@ -7,6 +7,7 @@ import sys
 from types import FrameType
 from typing import Any
 
+from refocus_ext.engine.distributed import World
 from refocus_ext.errors import RunFailed
 
 GRACE = 30  # seconds that a loader process outlives SIGTERM; torchrun kills what is left after as many
@@ -38,10 +39,13 @@ class Interruption:
         signal.signal(number, self._before[number])
         print(f"\ninterrupted: {self.promise} (once more to stop at once)", file=sys.stderr, flush=True)
 
-    @property
-    def exit_code(self) -> int:
-        """130 after Ctrl-C, 143 after SIGTERM."""
-        return 128 + (self.signal or 0)
+    def agreed(self, world: World) -> int:
+        """The exit code of an interruption of any process: 130 after Ctrl-C, 143 after SIGTERM, 0 without one.
+
+        The same on every process, whichever was signalled; all must call it at the same place.
+        """
+        interrupted, terminated = world.any(self.signal == signal.SIGINT, self.signal == signal.SIGTERM)
+        return 130 if interrupted else 143 if terminated else 0
 
 
 def leave_signals_to_parent(_worker: int) -> None:

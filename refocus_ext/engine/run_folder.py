@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from refocus_ext.engine.checkpoints import Checkpoints
+from refocus_ext.engine.checkpoints import checkpoints_of
 from refocus_ext.errors import UsageError
 from refocus_ext.storage.atomic import remove_torn, save_json, sha256, written_beside
 
@@ -19,13 +19,14 @@ class RunFolder:
 
     Args:
         config: JSON-able; its entry "identity" is what must be equal to go on with a run that is already there.
+        keep: checkpoints that are kept.
         fresh: move a run that is already there aside instead of going on with it.
 
     Raises:
         UsageError: the folder holds another run or something else, or cannot be written.
     """
 
-    def __init__(self, path: Path, config: Mapping[str, Any], *, fresh: bool = False) -> None:
+    def __init__(self, path: Path, config: Mapping[str, Any], *, fresh: bool = False, keep: int = 2) -> None:
         self.path = path
         self.moved_to = self._move_aside() if fresh else None
         check_run_folder(path, config["identity"])
@@ -36,7 +37,7 @@ class RunFolder:
             save_json(path / "config.json", self.config)
         except OSError as error:
             raise UsageError(f"cannot write to --out {path} ({error.strerror}); choose another folder.") from None
-        self.checkpoints = Checkpoints(path / "checkpoints")
+        self.checkpoints = checkpoints_of(path, keep)
         self._metrics: Any = None
         self._board: Any = None
 

@@ -14,12 +14,14 @@ from torch.distributed.checkpoint import state_dict as dcp
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
+from patches.faces import VAR, as_module
+from patches.parts import blocks_of
 from refocus_ext.engine.distributed import World
 
 _WHOLE = dcp.StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
-def shard(var: Any, world: World, kept: int) -> Any:
+def shard(var: VAR, world: World, kept: int) -> VAR:
     """Shards a VAR block by block, in place; apply patches before.
 
     Args:
@@ -28,12 +30,19 @@ def shard(var: Any, world: World, kept: int) -> Any:
     """
     # patched blocks have attributes a deep copy would follow; nothing here copies them
     mesh = init_device_mesh(world.device.type, (world.size,))
-    first_kept = len(var.blocks) - kept
-    for number, block in enumerate(var.blocks):
+    blocks = blocks_of(var)
+    first_kept = len(blocks) - kept
+    for number, block in enumerate(blocks):
         fully_shard(block, mesh=mesh, reshard_after_forward=number < first_kept)
-    fully_shard(var, mesh=mesh, reshard_after_forward=False)
-    register_fsdp_forward_method(var, "autoregressive_infer_cfg")
+    fully_shard(as_module(var), mesh=mesh, reshard_after_forward=False)
+    register_fsdp_forward_method(as_module(var), "autoregressive_infer_cfg")
     return var
+
+
+def sync_gradients(var: VAR, on: bool) -> None:
+    """Whether the next backward pass of a sharded VAR spreads its gradients."""
+    sharded: Any = var
+    sharded.set_requires_gradient_sync(on)
 
 
 def average_gradients(module: nn.Module, world: World) -> None:

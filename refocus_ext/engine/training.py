@@ -8,30 +8,98 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch.utils.data import DataLoader
 
-from refocus_ext.engine.checkpoints import Checkpoints, load_checkpoint
+from refocus_ext.engine.checkpoints import checkpoints_of, load_checkpoint
+from refocus_ext.engine.devices import kind_of
 from refocus_ext.engine.distributed import World
 from refocus_ext.engine.interruption import Interruption, from_loader, leave_signals_to_parent
 from refocus_ext.engine.progress import Progress
 from refocus_ext.engine.run_folder import RunFolder
 from refocus_ext.errors import RunFailed
-from refocus_ext.images.folder import ImageList
 from refocus_ext.images.order import StepBatches
-from refocus_ext.seeds import derived_seed
+from refocus_ext.images.source import ImageSource
+from refocus_ext.seeds import Stream, stream_seed
 from refocus_ext.storage.atomic import save_tensors
 
 NON_FINITE_IN_A_ROW = 5
 
 
+class RunOptions(Protocol):
+    """The options that every training command has; see `RunPlan`."""
+
+    @property
+    def out(self) -> str: ...
+    @property
+    def steps(self) -> int: ...
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def accumulate(self) -> int: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def workers(self) -> int: ...
+    @property
+    def save_every(self) -> int: ...
+    @property
+    def picture_every(self) -> int: ...
+    @property
+    def resume(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """How long a run trains, on which batches, and when it saves and validates.
+
+    Args:
+        out: the run folder.
+        batch_size: images of an optimizer step, over all processes and micro-batches.
+        accumulate: micro-batches of a step on each process.
+        workers: loader processes of each process.
+        save_every: steps between checkpoints; 0: only at the end and when interrupted.
+        picture_every: steps between validations.
+        resume: "auto", "never", or a checkpoint file.
+    """
+
+    out: Path
+    steps: int
+    batch_size: int
+    accumulate: int
+    seed: int
+    workers: int
+    save_every: int
+    picture_every: int
+    resume: str
+
+    @classmethod
+    def of(cls, options: RunOptions) -> RunPlan:
+        return cls(
+            out=Path(options.out),
+            steps=options.steps,
+            batch_size=options.batch_size,
+            accumulate=options.accumulate,
+            seed=options.seed,
+            workers=options.workers,
+            save_every=options.save_every,
+            picture_every=options.picture_every,
+            resume=options.resume,
+        )
+
+    def images_at_once(self, processes: int) -> int:
+        """Images of a micro-batch on one of so many processes."""
+        return max(1, self.batch_size // self.accumulate // processes)
+
+
 class TrainingData(Protocol):
     """What the loop asks of a data set whose items, by `SampleKey`, have a field `broken`."""
 
-    images: ImageList
+    images: ImageSource
     known_broken: set[int]
     broken_limit: int
 
@@ -44,13 +112,11 @@ class Training(ABC):
     """A run's loop over optimizer steps.
 
     Args:
-        options: a command's options; the fields seed, steps, batch_size, accumulate, workers, save_every,
-            picture_every, resume are read here.
         run: the run folder; None on every process but the first.
     """
 
-    def __init__(self, options: Any, world: World, run: RunFolder | None, data: TrainingData) -> None:
-        self.options, self.world, self.run, self.data = options, world, run, data
+    def __init__(self, plan: RunPlan, world: World, run: RunFolder | None, data: TrainingData) -> None:
+        self.plan, self.world, self.run, self.data = plan, world, run, data
         self.step = 0  # optimizer steps done
         self.skipped_in_a_row = 0
         self.saved_at = -1
@@ -88,19 +154,19 @@ class Training(ABC):
     def fit(self, interruption: Interruption) -> int:
         """Trains from where the run stands to the last step; returns the exit code."""
         self._resume()
-        if self.step >= self.options.steps:
+        if self.step >= self.plan.steps:
             return self._already_done()
         if self.run:
             self.run.begin_metrics(self.step)
-        progress = Progress(self.step, self.options.steps, self.options.batch_size, quiet=not self.world.main)
+        progress = Progress(self.step, self.plan.steps, self.plan.batch_size, quiet=not self.world.main)
         try:
             for batches in self._steps():
                 self._one_step(batches, progress)
-                (stop,) = self.world.any(interruption.signal is not None)
-                if stop and self.step < self.options.steps:
+                code = interruption.agreed(self.world)
+                if code and self.step < self.plan.steps:
                     self.save()
                     progress.say(f"saved step {self.step}; the same command continues from here")
-                    return interruption.exit_code
+                    return code
         finally:
             progress.close()
             if self.run:
@@ -110,7 +176,7 @@ class Training(ABC):
         return 0
 
     def _one_step(self, batches: Sequence[Any], progress: Progress) -> None:
-        torch.manual_seed(derived_seed(self.options.seed, 3, self.step, self.world.rank))
+        torch.manual_seed(stream_seed(self.plan.seed, Stream.STEP, self.step, self.world.rank))
         values = self.train_step(self.step, batches)
         self.step += 1
         self._watch_finiteness(values, progress)
@@ -119,10 +185,10 @@ class Training(ABC):
         if self.run:
             self.run.log(self.step, values, "train/")
         progress.update(self.step, {name: values[name] for name in self.progress_values if name in values})
-        last = self.step == self.options.steps
-        if last or _due(self.step, self.options.picture_every):
+        last = self.step == self.plan.steps
+        if last or _due(self.step, self.plan.picture_every):
             self.observe(progress)
-        if last or _due(self.step, self.options.save_every):
+        if last or _due(self.step, self.plan.save_every):
             self.save()
 
     def _watch_finiteness(self, values: dict[str, float] | None, progress: Progress) -> None:
@@ -135,44 +201,42 @@ class Training(ABC):
         if self.skipped_in_a_row >= NON_FINITE_IN_A_ROW:
             raise RunFailed(
                 f"the loss or gradient was not finite in {self.skipped_in_a_row} steps in a row; the last batch was {names}. "
-                f"Look at these images, or start again with a lower --lr and --resume never (this run is then moved aside)."
+                f"Look at these images, or start a new run with a lower learning rate."
             )
 
     def batch_names(self, step: int, most: int = 4) -> str:
-        """The first few image paths of a step's global batch."""
-        (keys,) = StepBatches(
-            len(self.data), self.options.batch_size, start=step, stop=step + 1, seed=self.options.seed
-        )
-        paths = [self.data.images.paths[key.index] for key in keys]
-        return ", ".join(paths[:most]) + (f" and {len(paths) - most} more" if len(paths) > most else "")
+        """The names of the first few images of a step's global batch."""
+        (keys,) = StepBatches(len(self.data), self.plan.batch_size, start=step, stop=step + 1, seed=self.plan.seed)
+        names = [self.data.images.name(key.index) for key in keys[:most]]
+        return ", ".join(names) + (f" and {len(keys) - most} more" if len(keys) > most else "")
 
     # ------------------------------------------------------------------ data
 
     def _steps(self) -> Iterable[list[Any]]:
         """The micro-batches of each step still to do, as lists of `accumulate`."""
-        options = self.options
+        plan = self.plan
         batches = StepBatches(
             len(self.data),
-            options.batch_size,
+            plan.batch_size,
             start=self.step,
-            stop=options.steps,
-            seed=options.seed,
+            stop=plan.steps,
+            seed=plan.seed,
             rank=self.world.rank,
             world=self.world.size,
-            accumulate=options.accumulate,
+            accumulate=plan.accumulate,
         )
         loader: DataLoader[Any] = DataLoader(
             self.data,  # type: ignore[arg-type]  # what a map-style data set needs, it has
             batch_sampler=batches,
-            num_workers=options.workers,
+            num_workers=plan.workers,
             worker_init_fn=leave_signals_to_parent,
-            pin_memory=self.world.device.type == "cuda",
-            prefetch_factor=4 if options.workers else None,
+            pin_memory=kind_of(self.world.device).pins_memory,
+            prefetch_factor=4 if plan.workers else None,
         )
         group: list[Any] = []
         for batch in _in_own_words(loader):
             group.append(batch)
-            if len(group) == options.accumulate:
+            if len(group) == plan.accumulate:
                 yield group
                 group = []
 
@@ -182,7 +246,7 @@ class Training(ABC):
             int(index) for batch in batches for index in batch.broken.tolist() if index >= 0
         } - self.data.known_broken
         for index in sorted(new):
-            print(f"broken image replaced: {self.data.images.paths[index]}", flush=True)
+            print(f"broken image replaced: {self.data.images.name(index)}", flush=True)
         self.data.known_broken |= new
         values["broken_images"] = float(len(self.data.known_broken))
         (too_many,) = self.world.any(len(self.data.known_broken) > self.data.broken_limit)
@@ -222,10 +286,9 @@ class Training(ABC):
             raise RunFailed(f"the weights could not be written to {self.run.path} ({error}).") from error
 
     def _resume(self) -> None:
-        options = self.options
-        given = options.resume not in ("auto", "never")
-        checkpoints = Checkpoints(Path(options.out) / "checkpoints")
-        state = load_checkpoint(Path(options.resume)) if given else checkpoints.load_latest(self.world.say)
+        given = self.plan.resume not in ("auto", "never")
+        checkpoints = checkpoints_of(self.plan.out)
+        state = load_checkpoint(Path(self.plan.resume)) if given else checkpoints.load_latest(self.world.say)
         if state is None:
             return
         self.load_state_dict(state)
@@ -236,7 +299,7 @@ class Training(ABC):
         weights = self.weights()  # everywhere: sharded tensors are gathered by all processes
         if self.run and not self.run.holds(*weights):
             self._write(weights)  # a kill between checkpoint and weights is repaired here
-        self.world.say(f"{self.options.out} is already trained for {self.options.steps} steps; nothing to do.")
+        self.world.say(f"{self.plan.out} is already trained for {self.plan.steps} steps; nothing to do.")
         return 0
 
 

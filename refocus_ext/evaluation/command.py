@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from refocus_ext.errors import UsageError
+from refocus_ext.errors import UsageError, named
 from refocus_ext.evaluation.options import EvalOptions
 from refocus_ext.storage.results import results_file
 
@@ -43,4 +43,5 @@ def check(options: EvalOptions) -> None:
     if options.samples and not options.reference:
         raise UsageError(f"--samples needs --reference NPZ_OR_DIR; ADM's file for ImageNet 256 is {REFERENCE_URL}.")
     if options.json:
-        results_file("--json", options.json)
+        with named("--json"):
+            results_file(options.json)

@@ -14,7 +14,7 @@ from refocus_ext.errors import UsageError
 from refocus_ext.evaluation.inception import InceptionFeatures, load_inception
 from refocus_ext.evaluation.options import EvalOptions
 from refocus_ext.tokenizer.perceptual import load_lpips
-from refocus_ext.tokenizer.validation import psnr
+from refocus_ext.tokenizer.prefixes import psnr
 from refocus_ext.tokens.trained_tokenizer import Tokenizer
 
 Measure = Callable[[Tensor, Tensor], Tensor]  # image, target (B,3,H,W) -> (B,)

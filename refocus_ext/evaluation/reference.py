@@ -34,13 +34,11 @@ def open_reference(name: str, like: ImageSet, threads: int) -> Reference:
     """
     path = Path(name)
     if path.is_dir():
-        return Reference(FolderImages(path, "--reference", like.size, threads), None, None)
-    images = NpzImages(path, "--reference") if has_array(path, "--reference", "arr_0") else None
+        return Reference(FolderImages(path, like.size, threads), None, None)
+    images = NpzImages(path) if has_array(path, "arr_0") else None
     pool, spatial = (_stored(path, *names) for names in STATISTICS.values())
     if images is None and pool is None:
-        raise UsageError(
-            f"--reference {path} holds neither images (arr_0) nor statistics (mu and sigma); give another file."
-        )
+        raise UsageError(f"{path} holds neither images (arr_0) nor statistics (mu and sigma); give another file.")
     return Reference(images, pool, spatial)
 
 
@@ -55,6 +53,6 @@ def _stored(path: Path, mean: str, covariance: str, width: int) -> Gaussian | No
         return None
     if mu.shape != (width,) or sigma.shape != (width, width):
         raise UsageError(
-            f"--reference {path} has {mean} of shape {mu.shape}, but these features have {width} values; give another file."
+            f"{path} has {mean} of shape {mu.shape}, but these features have {width} values; give another file."
         )
     return Gaussian(torch.from_numpy(mu).double(), torch.from_numpy(sigma).double())

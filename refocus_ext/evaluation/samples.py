@@ -17,6 +17,7 @@ from torch import Tensor
 
 from refocus_ext.engine.distributed import World, preflight_device, world
 from refocus_ext.engine.progress import Progress
+from refocus_ext.errors import named
 from refocus_ext.evaluation.frechet import FeatureStatistics, Moments, frechet_distance
 from refocus_ext.evaluation.inception import InceptionFeatures, load_inception
 from refocus_ext.evaluation.options import EvalOptions
@@ -38,7 +39,8 @@ def main(options: EvalOptions) -> int:
         if report is not None:
             print("\n" + "\n".join(table(report, options.depth)))
             if options.json:
-                write_json(Path(options.json), options, report)
+                with named("--json"):
+                    write_json(Path(options.json), options, report)
     return 0
 
 
@@ -55,8 +57,10 @@ def open_inputs(options: EvalOptions, device: torch.device) -> tuple[ImageSet, R
         UsageError: one of them is not there, or is not what it should be.
     """
     threads = 4 if options.workers is None else options.workers
-    samples = open_samples(options.samples, threads)
-    reference = open_reference(options.reference, samples, threads)
+    with named("--samples"):
+        samples = open_samples(options.samples, threads)
+    with named("--reference"):
+        reference = open_reference(options.reference, samples, threads)
     return samples, reference, load_inception(options.inception_weights, device)
 
 

@@ -17,21 +17,22 @@ from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from patches import load_upstream
-from refocus_ext.engine.checkpoints import Checkpoints
+from refocus_ext.engine.checkpoints import checkpoints_of
 from refocus_ext.engine.devices import pick_device
-from refocus_ext.errors import UsageError
+from refocus_ext.errors import UsageError, named
 from refocus_ext.evaluation.frechet import FeatureStatistics, frechet_distance
 from refocus_ext.evaluation.inception import to_uint8
 from refocus_ext.evaluation.instruments import AliasCoder, Instruments, open_instruments
 from refocus_ext.evaluation.options import EvalOptions
 from refocus_ext.evaluation.tokenizer_report import ScaleHealth, StateQuality, TokenizerReport, table, write_json
+from refocus_ext.images.checks import check_images
 from refocus_ext.images.crops import Crops
-from refocus_ext.images.folder import ImageList, check_images, image_folder
 from refocus_ext.images.order import spread
-from refocus_ext.images.sources import demo_photographs
+from refocus_ext.images.source import ImageSource
+from refocus_ext.images.sources import find_split
 from refocus_ext.tokenizer.alias.explained_variance import ExplainedVariance
 from refocus_ext.tokens.trained_tokenizer import Tokenizer, load_tokenizer
-from refocus_ext.vector_quantization import usage_and_perplexity
+from refocus_ext.vector_quantization import codebook_use
 
 PAPERS_IMAGES = 50_000  # on which papers report rFID: ImageNet val
 
@@ -42,10 +43,12 @@ def main(options: EvalOptions) -> int:
         raise UsageError("eval needs --tokenizer RUN, the run folder of `bash run.sh tokenizer`.")
     print(load_upstream().describe())
     device = pick_device(options.device)
-    tokenizer = load_tokenizer(Path(options.tokenizer), device)
+    with named("--tokenizer"):
+        tokenizer = load_tokenizer(Path(options.tokenizer), device)
     if unfinished := training_left(tokenizer):
         print(f"note: {unfinished}")
-    images, source = val_images(tokenizer, options.data)
+    with named("--data"):
+        images, source = val_images(tokenizer, options.data)
     tools = open_instruments(options, tokenizer, device)
     chosen = spread(range(len(images)), options.images or len(images))
     size = tokenizer.pyramid.image_size
@@ -53,14 +56,15 @@ def main(options: EvalOptions) -> int:
     report = evaluate(tokenizer, loader(tokenizer, images, chosen, options), tools, device)
     print("\n" + "\n".join(table(report)))
     if options.json:
-        write_json(Path(options.json), tokenizer, source, report)
+        with named("--json"):
+            write_json(Path(options.json), tokenizer, source, report)
     return 0
 
 
 def training_left(tokenizer: Tokenizer) -> str:
     """A sentence where the newest checkpoint says that the run was interrupted, and the weights are its; else ''."""
-    newest = Checkpoints(tokenizer.path / "checkpoints").newest_step()
-    steps = tokenizer.options.get("steps")
+    newest = checkpoints_of(tokenizer.path).newest_step()
+    steps = tokenizer.trained_with.steps
     if newest is None or steps is None or newest >= steps:
         return ""
     return (
@@ -69,25 +73,25 @@ def training_left(tokenizer: Tokenizer) -> str:
     )
 
 
-def val_images(tokenizer: Tokenizer, data: str) -> tuple[ImageList, str]:
+def val_images(tokenizer: Tokenizer, data: str) -> tuple[ImageSource, str]:
     """The validation images and their name: of `data`, else of the run's own data, else the demo photographs.
 
     Raises:
         UsageError: they are not there, or smaller than the crop where the run refused such.
     """
-    data = data or tokenizer.options.get("data", "")
-    images = image_folder(data, "val") if data else demo_photographs()
-    note = check_images(images, tokenizer.pyramid.image_size, tokenizer.options.get("small_images", "auto"))
+    data = data or tokenizer.trained_with.data
+    images = find_split(data, "val")
+    note = check_images(images, tokenizer.pyramid.image_size, tokenizer.trained_with.small_images)
     if note:
         print(f"note: {note}")
     return images, f"{data}/val" if data else "the demo photographs (which the demo also trains on)"
 
 
-def loader(tokenizer: Tokenizer, images: ImageList, chosen: Sequence[int], options: EvalOptions) -> DataLoader[Any]:
+def loader(tokenizer: Tokenizer, images: ImageSource, chosen: Sequence[int], options: EvalOptions) -> DataLoader[Any]:
     """Centre crops of the chosen images, resized as the run's validation does."""
-    scale = tokenizer.options.get("crop_scale", 1.125)
-    crops = Crops(images, tokenizer.pyramid.image_size, scale=scale, random=False)
-    workers = tokenizer.options.get("workers", 0) if options.workers is None else options.workers
+    trained = tokenizer.trained_with
+    crops = Crops(images, tokenizer.pyramid.image_size, scale=trained.crop_scale, random=False)
+    workers = trained.workers if options.workers is None else options.workers
     return DataLoader(Subset(crops, chosen), batch_size=options.batch_size or 16, num_workers=workers)
 
 
@@ -200,6 +204,6 @@ class Evaluation:
     def _scales(self) -> list[ScaleHealth]:
         states = self.pyramid.states_of(self.sides)
         return [
-            ScaleHealth(s, side, k + 1, int(hits_V.sum()), *usage_and_perplexity(hits_V))
+            ScaleHealth(s, side, k + 1, int(hits_V.sum()), *codebook_use(hits_V))
             for s, (side, k, hits_V) in enumerate(zip(self.sides, states, self.hits_SV, strict=True), start=1)
         ]

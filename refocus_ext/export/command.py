@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from patches.upstream import load_upstream, submodule_present
-from refocus_ext.errors import RunFailed, UsageError
+from refocus_ext.errors import RunFailed, UsageError, named
 from refocus_ext.export import hub
 from refocus_ext.export.builder_arguments import builder_obstacle, changes_for_notebook
 from refocus_ext.export.folder import CARD, RECORD, Export, check_folder
@@ -26,14 +26,16 @@ def main(options: ExportOptions) -> int:
     if options.dry_run:
         return show(export, options)
     folder = Path(options.to)
-    export.write(folder)
+    with named("--to"):
+        export.write(folder)
     exported = load_student(folder)  # as the files are, not as the networks were
     verdict, reason = prove(exported, options)
     finish(export, exported, verdict, reason)
     if verdict and not verdict.equal:
         return 1
     if options.push:
-        hub.push(options.push, folder, uploads(export, verdict), private=options.private)
+        with named("--push"):
+            hub.push(options.push, folder, uploads(export, verdict), private=options.private)
     return 0
 
 
@@ -43,21 +45,21 @@ def check_options(options: ExportOptions) -> Student:
     Raises:
         UsageError: something is missing, or the student is none that upstream's builder makes.
     """
-    for name, value, way_out in (
+    for name, value, what in (
         ("run", options.run, "the folder of a `bash run.sh distill`"),
         ("to", options.to, "the folder that the files go to"),
     ):
         if not value:
-            raise UsageError(f"export needs --{name}, {way_out}.")
+            raise UsageError(f"export needs --{name}, {what}.")
     if options.private and not options.push:
         raise UsageError("--private belongs to --push OWNER/NAME, which is missing.")
     if options.push:
-        hub.check_target(options.push, dry_run=options.dry_run)
-    check_folder(Path(options.to), of_export=True)
-    try:
+        with named("--push"):
+            hub.check_target(options.push, dry_run=options.dry_run)
+    with named("--to"):
+        check_folder(Path(options.to), of_export=True)
+    with named("--run"):
         student = load_student(options.run, vae=options.vae or None)
-    except UsageError as error:
-        raise UsageError(str(error).replace("--student", "--run")) from None
     if student.files.var.parent.resolve() == Path(options.to).resolve():
         raise UsageError(f"--to {options.to} is where --run {options.run} reads from; choose another folder.")
     if obstacle := builder_obstacle(student):

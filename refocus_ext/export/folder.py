@@ -99,7 +99,7 @@ class Export:
             sums = {path.name: sha256(path) for path in sorted(folder.iterdir()) if WEIGHTS.fullmatch(path.name)}
             save_json(folder / GEOMETRY_FILE, self.geometry | {"weights": sums})
         except OSError as error:
-            raise RunFailed(f"--to {folder} could not be written ({error.strerror or error}).") from error
+            raise RunFailed(f"{folder} could not be written ({error.strerror or error}).") from error
 
     def _metadata(self) -> dict[str, str]:
         return {"format": "pt", "build_vae_var": json.dumps(self.geometry["build_vae_var"])}
@@ -108,7 +108,7 @@ class Export:
         need = sum(self.size(name) for name in self.names)
         if (free := shutil.disk_usage(folder).free) < need:
             raise RunFailed(
-                f"--to {folder} has {free / 2**30:.2f} GiB free, but the files take {need / 2**30:.2f} GiB; free some space "
+                f"{folder} has {free / 2**30:.2f} GiB free, but the files take {need / 2**30:.2f} GiB; free some space "
                 "or choose another folder."
             )
 
@@ -124,7 +124,7 @@ def check_folder(folder: Path, *, of_export: bool) -> None:
         of_export: an earlier export must have left its geometry.json there.
     """
     if folder.exists() and not folder.is_dir():
-        raise UsageError(f"--to {folder} is a file; choose a folder.")
+        raise UsageError(f"{folder} is a file; choose a folder.")
     names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     names = [name for name in names if not name.startswith(".")]  # .git, and what the Hub's client keeps
     other = [name for name in names if not is_ours(name)]
@@ -133,7 +133,7 @@ def check_folder(folder: Path, *, of_export: bool) -> None:
     if other:
         more = f" and {len(other) - 3} more" if len(other) > 3 else ""
         raise UsageError(
-            f"--to {folder} holds files of another kind ({', '.join(other[:3])}{more}); choose a new or an empty folder, or that "
+            f"{folder} holds files of another kind ({', '.join(other[:3])}{more}); choose a new or an empty folder, or that "
             "of an earlier export."
         )
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from refocus_ext.errors import RunFailed, UsageError
+from refocus_ext.errors import RunFailed, UsageError, named
 from refocus_ext.export.folder import check_folder, is_ours
 from refocus_ext.export.options import PullOptions
 from refocus_ext.sampling.student_files import GEOMETRY_FILE
-from refocus_ext.storage.atomic import sha256, written_beside
+from refocus_ext.storage.atomic import copy_file, sha256
 
 
 def address(repository: str) -> str:
@@ -28,18 +27,16 @@ def check_target(repository: str, *, dry_run: bool = False) -> None:
     """Raises UsageError unless it can be uploaded to, as far as that can be told without the network."""
     from huggingface_hub import constants, get_token
 
-    _check_name(repository, "--push ")
+    _check_name(repository)
     if dry_run:
         return
     if constants.HF_HUB_OFFLINE:
-        raise UsageError(
-            f"--push {repository} needs the network, but HF_HUB_OFFLINE is set; unset it, or leave --push out."
-        )
+        raise UsageError(f"{repository} needs the network, but HF_HUB_OFFLINE is set; unset it, or upload nothing.")
     if not get_token():
-        raise UsageError(f"--push {repository} needs a token; set HF_TOKEN, or log in with `hf auth login`.")
+        raise UsageError(f"{repository} needs a token; set HF_TOKEN, or log in with `hf auth login`.")
 
 
-def _check_name(repository: str, option: str = "") -> None:
+def _check_name(repository: str) -> None:
     from huggingface_hub.utils import HFValidationError, validate_repo_id
 
     try:
@@ -48,14 +45,14 @@ def _check_name(repository: str, option: str = "") -> None:
     except HFValidationError:
         valid = False
     if not valid:
-        raise UsageError(f"{option}{repository or 'nothing'} names no repository of the Hub; write OWNER/NAME.")
+        raise UsageError(f"{repository or 'nothing'} names no repository of the Hub; write OWNER/NAME.")
 
 
 def push(repository: str, folder: Path, names: Sequence[str], *, private: bool = False) -> None:
     """Uploads those files of a folder in one commit; the repository is made if it is not there.
 
     Raises:
-        RunFailed: the Hub refuses or cannot be reached; the folder stays, and the command can be typed again.
+        RunFailed: the Hub refuses or cannot be reached; the folder stays, and the command can be run again.
     """
     from huggingface_hub import HfApi
 
@@ -72,7 +69,7 @@ def push(repository: str, folder: Path, names: Sequence[str], *, private: bool =
         )
     except Exception as error:  # httpx, the Hub's own and the system's: none is ours to tell apart
         raise RunFailed(
-            f"--push {repository} failed ({_reason(error)}); {folder} is complete, push it again."
+            f"the upload to {repository} failed ({_reason(error)}); {folder} is complete, push it again."
         ) from error
     print(f"uploaded; `bash run.sh pull {repository} --to DIR` brings it back")
 
@@ -86,14 +83,16 @@ def main(options: PullOptions) -> int:
         raise UsageError("pull needs a repository and a folder: `bash run.sh pull OWNER/NAME --to DIR`.")
     _check_name(options.repository)
     folder = Path(options.to)
-    check_folder(folder, of_export=False)
+    with named("--to"):
+        check_folder(folder, of_export=False)
     snapshot = download(options.repository, options.revision or None, patterns(options.depth))
     names = sorted(path.name for path in snapshot.iterdir() if is_ours(path.name) and path.is_file())
     if options.depth:  # the cache may hold more than was asked for
         names = [name for name in names if not name.startswith("var_") or name.startswith(f"var_d{options.depth}.")]
     if not any(name.startswith("var_d") for name in names):
         raise RunFailed(f"{options.repository} holds no VAR in upstream's files (var_dN.pth); pull another repository.")
-    copy(snapshot, folder, names)
+    with named("--to"):
+        copy(snapshot, folder, names)
     print(f"{folder}:\n" + "\n".join(f"  {name:<34}{shown_size((folder / name).stat().st_size)}" for name in names))
     check_sums(folder)
     return 0
@@ -131,18 +130,13 @@ def download(repository: str, revision: str | None, wanted: Sequence[str]) -> Pa
     except RevisionNotFoundError:
         raise UsageError(f"{address(repository)} has no revision {revision}; name a branch, tag or commit.") from None
     except Exception as error:
-        raise RunFailed(f"{repository}{at} could not be fetched ({_reason(error)}); type the command again.") from error
+        raise RunFailed(f"{repository}{at} could not be fetched ({_reason(error)}); run the command again.") from error
 
 
 def copy(snapshot: Path, folder: Path, names: Sequence[str]) -> None:
     """Copies out of the cache, whose files are links that it may prune."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in names:
-            with written_beside(folder / name) as beside:
-                shutil.copyfile(snapshot / name, beside)
-    except OSError as error:
-        raise RunFailed(f"--to {folder} could not be written ({error.strerror}).") from error
+    for name in names:
+        copy_file(snapshot / name, folder / name)
 
 
 def check_sums(folder: Path) -> None:

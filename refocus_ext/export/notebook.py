@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -15,12 +14,12 @@ from pathlib import Path
 from PIL import Image
 
 from patches.upstream import SUBMODULE, load_upstream, submodule_present
-from refocus_ext.errors import RunFailed, UsageError
+from refocus_ext.errors import RunFailed, UsageError, named
 from refocus_ext.export.builder_arguments import NOTEBOOK, build_arguments, changes_for_notebook, vae_file_name
 from refocus_ext.export.options import NotebookOptions
 from refocus_ext.export.run_cells import code_cells
 from refocus_ext.sampling.student import Student, load_student
-from refocus_ext.storage.atomic import written_beside
+from refocus_ext.storage.atomic import copy_file
 from refocus_ext.storage.upstream_weights import is_plain
 
 SCRIPT = Path(__file__).with_name("run_cells.py")
@@ -55,10 +54,8 @@ def notebook_files(options: NotebookOptions) -> dict[str, Path]:
         raise UsageError("notebook needs --weights, a folder that `bash run.sh export` wrote.")
     folder = Path(options.weights)
     one_of_several = folder / f"var_d{options.depth}.pth"
-    try:
+    with named("--weights"):
         student = load_student(one_of_several if one_of_several.is_file() else folder)
-    except UsageError as error:
-        raise UsageError(str(error).replace("--student", "--weights").replace(" with --vae FILE", "")) from None
     check_geometry(student)
     return names_in_notebook(student)
 
@@ -120,11 +117,6 @@ def run_notebook(notebook: Path, files: Mapping[str, Path], out: Path, device: s
 
 
 def _keep(picture: Path, out: Path) -> tuple[int, int]:
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with written_beside(out) as beside:
-            shutil.copyfile(picture, beside)
-    except OSError as error:
-        raise RunFailed(f"--out {out} could not be written ({error.strerror}).") from error
+    copy_file(picture, out)
     with Image.open(out) as image:
         return image.size

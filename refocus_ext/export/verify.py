@@ -17,11 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from patches.sampling import sample_as_upstream
 from patches.upstream import PINNED_REVISION, SUBMODULE, load_upstream, submodule_present
 from refocus_ext.errors import RunFailed, UsageError
 from refocus_ext.export.builder_arguments import build_arguments, builder_obstacle
 from refocus_ext.export.options import VerifyOptions
-from refocus_ext.sampling.sampler import Guidance, sample_as_upstream
+from refocus_ext.sampling.sampler import Guidance
 from refocus_ext.sampling.student import Student, load_student
 from refocus_ext.storage.atomic import save_json, sha256
 
@@ -69,12 +70,7 @@ def main(options: VerifyOptions) -> int:
     if not options.folder:
         raise UsageError("verify needs a folder: `bash run.sh verify DIR`, with a DIR that `bash run.sh export` wrote.")
     require_upstream()
-    try:
-        student = load_student(options.folder, vae=options.vae or None)
-    except UsageError as error:
-        raise UsageError(
-            str(error).replace("--student ", "").replace("give another .", "give another folder.")
-        ) from None
+    student = load_student(options.folder, vae=options.vae or None)
     print(student.describe())
     verdict = verify(student)
     print("\n".join(lines(verdict)))

@@ -30,9 +30,9 @@ def read_class_names(path: Path) -> tuple[str, ...]:
         text = path.read_text(encoding="utf-8")
         names = json.loads(text) if text.lstrip().startswith("[") else text.splitlines()
     except (OSError, ValueError):
-        raise UsageError(f"{path} cannot be read as class names; it takes a JSON list, or one name per line.") from None
+        raise UsageError(f"{path} cannot be read as class names; give a JSON list, or one name per line.") from None
     if not names or not all(isinstance(name, str) for name in names):
-        raise UsageError(f"{path} holds no class names; it takes a JSON list of strings, or one name per line.")
+        raise UsageError(f"{path} holds no class names; give a JSON list of strings, or one name per line.")
     return tuple(name.strip() for name in names)
 
 
@@ -79,7 +79,7 @@ def label_of(word: str, names: Sequence[str], num_classes: int) -> int:
     if not names:
         raise UsageError(
             f"class '{word}' is no number, and this student's classes have no names; give numbers from 0 to "
-            f"{num_classes - 1}, or the names with --class-names FILE."
+            f"{num_classes - 1}, or a file of their names."
         )
     raise UsageError(f"there is no class '{word}'{_suggestion(word, names)}")
 
@@ -101,7 +101,7 @@ def labels_of(words: str, names: Sequence[str], num_classes: int) -> list[int]:
     """
     parts = [part for part in words.split(",") if part.strip()]
     if not parts:
-        raise UsageError("--classes is empty; give numbers or names, separated by commas.")
+        raise UsageError("no classes are given; give numbers or names, separated by commas.")
     return [label_of(part, names, num_classes) for part in parts]
 
 

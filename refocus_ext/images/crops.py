@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from refocus_ext.errors import RunFailed
-from refocus_ext.images.folder import ImageList
+from refocus_ext.images.checks import broken_limit
 from refocus_ext.images.order import SampleKey
-from refocus_ext.seeds import derived_seed
+from refocus_ext.images.source import ImageSource
+from refocus_ext.seeds import Stream, stream_seed
 
 
 class BrokenImage(Exception):
@@ -41,7 +42,7 @@ class Crops(Dataset[Sample]):
 
     def __init__(
         self,
-        images: ImageList,
+        images: ImageSource,
         size: int,
         *,
         scale: float = 1.125,
@@ -74,7 +75,7 @@ class Crops(Dataset[Sample]):
             with contextlib.suppress(BrokenImage):
                 return other, self._resized(other)
         raise RunFailed(
-            f"{self.images.paths[index]} and the images after it cannot be decoded; is this the right folder?"
+            f"{self.images.name(index)} and the images after it cannot be decoded; is this the right folder?"
         )
 
     def _sample(self, key: SampleKey | int, index: int, image: Image.Image, broken: int) -> Sample:
@@ -82,13 +83,13 @@ class Crops(Dataset[Sample]):
         left, top, flip = free[0] // 2, free[1] // 2, False
         if self.random:
             assert isinstance(key, SampleKey)
-            rng = np.random.default_rng(derived_seed(self.seed, 1, key.epoch, index))
+            rng = np.random.default_rng(stream_seed(self.seed, Stream.CROPS, key.epoch, index))
             left, top = int(rng.integers(free[0] + 1)), int(rng.integers(free[1] + 1))
             flip = self.hflip and bool(rng.integers(2))
         crop = image.crop((left, top, left + self.size, top + self.size))
         if flip:
             crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return Sample(to_tensor(crop), self.images.labels[index], broken)
+        return Sample(to_tensor(crop), self.images.label(index), broken)
 
     def _resized(self, index: int) -> Image.Image:
         if len(self.images) > 64:
@@ -98,17 +99,17 @@ class Crops(Dataset[Sample]):
         return self._cache[index]
 
     def _load(self, index: int) -> Image.Image:
-        path = self.images.paths[index]
         try:
-            return load_resized(path, self.shorter, self.images.square)
+            with self.images.open(index) as file:
+                return load_resized(file, self.shorter, self.images.square)
         except (OSError, SyntaxError, ValueError) as error:
-            raise BrokenImage(path) from error
+            raise BrokenImage(self.images.name(index)) from error
 
 
-def load_resized(path: str, shorter: int, square: bool = False) -> Image.Image:
+def load_resized(file: BinaryIO, shorter: int, square: bool = False) -> Image.Image:
     """RGB image whose shorter side is `shorter` pixels (Lanczos, as VAR), of its central square if asked."""
-    with Image.open(path) as file:
-        image = file.convert("RGB")
+    with Image.open(file) as opened:
+        image = opened.convert("RGB")
     if square:
         side = min(image.size)
         left, top = (image.width - side) // 2, (image.height - side) // 2
@@ -124,8 +125,3 @@ def to_tensor(image: Image.Image) -> Tensor:
     """PIL image -> (3,H,W) in [-1,1]."""
     array = torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1)
     return array.to(torch.float32).div_(127.5).sub_(1)
-
-
-def broken_limit(images: ImageList) -> int:
-    """Images that may turn out to be broken before a command stops."""
-    return max(3, len(images) // 100)

@@ -1,27 +1,23 @@
-"""Images: an ImageFolder or the demo photographs, their checks, and a data order that only (seed, step) decides."""
+"""Image files on the disk as a source, and the ImageFolder layout: split/CLASS/*.jpg."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
 from pathlib import Path
-
-from PIL import Image
+from typing import Any, BinaryIO
 
 from refocus_ext.errors import UsageError
+from refocus_ext.images.checks import SMALL_DATA_SET
+from refocus_ext.images.order import spread
+from refocus_ext.images.source import ImageSource, identity_of
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".webp")
-SMALL_DATA_SET = (
-    5000  # up to here every image's header is read before training starts, beyond it an even sample of this many
-)
 
 
 @dataclass(frozen=True)
-class ImageList:
-    """Paths with labels. `classes[label]` is the class name: the folder, or the photograph of the demo.
-
-    `square` images are cut to their central square first, so that a random crop covers most of one.
-    """
+class ImageList(ImageSource):
+    """Files with labels; see `ImageSource`. `classes[label]` is the folder, or the photograph of the demo."""
 
     paths: tuple[str, ...]
     labels: tuple[int, ...]
@@ -31,17 +27,22 @@ class ImageList:
     def __len__(self) -> int:
         return len(self.paths)
 
+    def name(self, index: int) -> str:
+        """The path."""
+        return self.paths[index]
 
-# ------------------------------------------------------------------------------------------------ image folders
+    def label(self, index: int) -> int:
+        return self.labels[index]
 
+    def open(self, index: int) -> BinaryIO:
+        return open(self.paths[index], "rb")
 
-def _subfolders(folder: Path) -> list[Path]:
-    return sorted(Path(entry.path) for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
-
-
-def _images(folder: Path) -> list[str]:
-    found = (Path(root) / name for root, _, names in sorted(os.walk(folder)) for name in sorted(names))
-    return [str(path) for path in found if path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")]
+    def identity(self) -> dict[str, Any]:
+        """Of names relative to the folder that all files are in, and of the sizes of a sample of them."""
+        folder = len(os.path.commonpath([os.path.dirname(path) for path in (min(self.paths), max(self.paths))]))
+        names = ((path[folder:], label) for path, label in zip(self.paths, self.labels, strict=True))
+        sample = spread(range(len(self)), SMALL_DATA_SET)
+        return identity_of(self.classes, self.square, names, (os.path.getsize(self.paths[i]) for i in sample))
 
 
 def image_folder(root: str, split: str) -> ImageList:
@@ -53,14 +54,12 @@ def image_folder(root: str, split: str) -> ImageList:
     base = Path(root)
     if not base.is_dir():
         raise UsageError(
-            f"--data {root} is not a folder; it takes one that holds train/CLASS/*.JPEG and val/CLASS/*.JPEG."
+            f"{root} is not a folder; images belong in a folder that holds train/CLASS/*.JPEG and val/CLASS/*.JPEG."
         )
     folder = base / split
     if not folder.is_dir():
         inside = ", ".join(sorted(entry.name for entry in os.scandir(base))[:5]) or "nothing"
-        raise UsageError(
-            f"--data {root} has no {split}/ folder (it holds {inside}); images belong in {split}/CLASS/*.JPEG."
-        )
+        raise UsageError(f"{root} has no {split}/ folder (it holds {inside}); images belong in {split}/CLASS/*.JPEG.")
     classes = _subfolders(folder)
     if not classes:
         raise UsageError(f"{folder} has no class folders; images belong in {folder}/CLASS/*.JPEG.")
@@ -77,31 +76,10 @@ def image_folder(root: str, split: str) -> ImageList:
     )
 
 
-def check_images(images: ImageList, crop: int, small_images: str) -> str | None:
-    """Reads the headers of the images (all up to SMALL_DATA_SET, else that many spread evenly).
+def _subfolders(folder: Path) -> list[Path]:
+    return sorted(Path(entry.path) for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
 
-    Returns:
-        A line for the user if small images will be upsampled.
 
-    Raises:
-        UsageError: a file that is no image, or one smaller than the crop where that is refused.
-    """
-    stride = max(1, len(images) // SMALL_DATA_SET)
-    checked, small = images.paths[::stride], []
-    refuse = small_images == "refuse" or (small_images == "auto" and len(images) <= SMALL_DATA_SET)
-    for path in checked:
-        try:
-            with Image.open(path) as image:
-                size = image.size
-        except OSError:
-            raise UsageError(f"{path} is not an image that can be opened; remove it or replace it.") from None
-        if min(size) < crop:
-            small.append(path)
-            if refuse:
-                raise UsageError(
-                    f"{path} is {size[0]}x{size[1]} pixels, smaller than the {crop} pixel crop; remove it, choose a smaller "
-                    f"--image-size, or allow it with --small-images upsample."
-                )
-    if not small:
-        return None
-    return f"{len(small)} of {len(checked)} images checked are smaller than {crop} px and are upsampled, as VAR does"
+def _images(folder: Path) -> list[str]:
+    found = (Path(root) / name for root, _, names in sorted(os.walk(folder)) for name in sorted(names))
+    return [str(path) for path in found if path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")]

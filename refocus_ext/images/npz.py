@@ -22,13 +22,13 @@ class NpzImages:
         UsageError: arr_0 is not (N,H,W,3) uint8, or empty.
     """
 
-    def __init__(self, path: Path, flag: str) -> None:
+    def __init__(self, path: Path) -> None:
         self.path, self.note = path, ""
         with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as entry:
             shape, fortran, dtype = _read_header(entry)
         if len(shape) != 4 or shape[-1] != 3 or dtype != np.uint8 or fortran or 0 in shape:
             raise UsageError(
-                f"{flag} {path} has arr_0 of shape {shape} and type {dtype}; it must be images (N,H,W,3) of uint8."
+                f"{path} has arr_0 of shape {shape} and type {dtype}; it must be images (N,H,W,3) of uint8."
             )
         self.count, self.size = shape[0], (shape[1], shape[2])
         self.labels = self._labels()
@@ -57,7 +57,7 @@ class NpzImages:
                     if number % processes == rank:
                         yield np.frombuffer(data, np.uint8).reshape(count, *self.size, 3)
         except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            raise RunFailed(f"{self.path} could not be read to its end ({error}); copy or draw it anew.") from error
+            raise RunFailed(f"{self.path} could not be read to its end ({error}); copy it or draw it again.") from error
 
 
 def write_npz(
@@ -100,20 +100,20 @@ def read_made_by(path: Path) -> dict[str, Any] | None:
 # ------------------------------------------------------------------------------------------------ npz
 
 
-def has_array(path: Path, flag: str, name: str) -> bool:
+def has_array(path: Path, name: str) -> bool:
     """Whether an npz holds the array `name`.
 
     Raises:
         UsageError: the file is missing, or no npz.
     """
     if not path.is_file():
-        raise UsageError(f"{flag} {path} is neither a file nor a folder; it takes an npz or a folder of images.")
+        raise UsageError(f"{path} is neither a file nor a folder; give an npz or a folder of images.")
     try:
         with zipfile.ZipFile(path) as archive:
             return f"{name}.npy" in archive.namelist()
     except (OSError, zipfile.BadZipFile):
         raise UsageError(
-            f"{flag} {path} is not an npz file, or is damaged; give another file, or a folder of images."
+            f"{path} is not an npz file, or is damaged; give another file, or a folder of images."
         ) from None
 
 
@@ -134,4 +134,4 @@ def _array(path: Path, name: str) -> np.ndarray | None:
         with np.load(path, allow_pickle=False) as arrays:
             return arrays[name] if name in arrays.files else None
     except (OSError, ValueError, zipfile.BadZipFile, zlib.error):
-        raise UsageError(f"{name} in {path} cannot be read as an array of numbers; copy the file anew.") from None
+        raise UsageError(f"{name} in {path} cannot be read as an array of numbers; copy the file again.") from None

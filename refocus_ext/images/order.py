@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from torch.utils.data import Sampler
 
 from refocus_ext.errors import UsageError
-from refocus_ext.seeds import derived_seed
+from refocus_ext.seeds import Stream, stream_seed
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class StepBatches(Sampler[list[SampleKey]]):
     ) -> None:
         if batch % (world * accumulate):
             raise UsageError(
-                f"--batch-size {batch} does not divide over {world} processes and --accumulate {accumulate}; choose a "
+                f"a batch size of {batch} does not divide over {world} processes and {accumulate} micro-batches; choose a "
                 f"multiple of {world * accumulate}."
             )
         self.images, self.batch, self.start, self.stop = images, batch, start, stop
@@ -65,7 +68,9 @@ class StepBatches(Sampler[list[SampleKey]]):
         epoch, offset = divmod(position, self.images)
         if epoch != self._epoch:
             self._epoch = epoch
-            self._order = np.random.default_rng(derived_seed(self.seed, 0, epoch)).permutation(self.images)
+            self._order = np.random.default_rng(stream_seed(self.seed, Stream.DATA_ORDER, epoch)).permutation(
+                self.images
+            )
         return SampleKey(epoch, int(self._order[offset]))
 
 
@@ -74,3 +79,8 @@ def spread(items: Sequence[int], count: int) -> list[int]:
     if len(items) <= count:
         return list(items)
     return [items[i * len(items) // count] for i in range(count)]
+
+
+def chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    """The items in pieces of `size`, the last one shorter."""
+    return (items[first : first + size] for first in range(0, len(items), size))

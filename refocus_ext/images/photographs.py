@@ -14,26 +14,26 @@ from refocus_ext.images.folder import EXTENSIONS, ImageList
 from refocus_ext.images.order import spread
 
 
-def find_photographs(words: Sequence[str], at_most: int | None = None, option: str = "--data") -> ImageList:
+def find_photographs(words: Sequence[str], at_most: int | None = None) -> ImageList:
     """The images in these folders (all in them, sorted) and files, one class for all.
 
     Raises:
         UsageError: a word that is neither, or a folder without images.
     """
-    paths = [path for word in words for path in _images_of(Path(word), option)]
+    paths = [path for word in words for path in _images_of(Path(word))]
     chosen = [paths[i] for i in spread(range(len(paths)), at_most or len(paths))]
     return ImageList(tuple(chosen), (0,) * len(chosen), ("photographs",))
 
 
-def _images_of(word: Path, option: str) -> list[str]:
+def _images_of(word: Path) -> list[str]:
     if word.is_file():
         return [str(word)]
     if not word.is_dir():
-        raise UsageError(f"{option} {word} is neither a folder nor an image; give one that is there.")
+        raise UsageError(f"{word} is neither a folder nor an image; give one that is there.")
     found = [Path(root) / name for root, _, names in os.walk(word) for name in names]
     images = [str(path) for path in sorted(found) if path.suffix.lower() in EXTENSIONS and path.name[0] != "."]
     if not images:
-        raise UsageError(f"{option} {word} holds no images ({', '.join(EXTENSIONS)}); give a folder that does.")
+        raise UsageError(f"{word} holds no images ({', '.join(EXTENSIONS)}); give a folder that does.")
     return images
 
 
@@ -44,8 +44,9 @@ def load_square(path: str, size: int) -> Tensor:
         UsageError: it is no image that can be read.
     """
     if not Path(path).is_file():
-        raise UsageError(f"there is no image {path}; give the path of a photograph, or --chart NAME.")
+        raise UsageError(f"there is no image {path}; give the path of a photograph.")
     try:
-        return to_tensor(load_resized(path, size, square=True))
+        with open(path, "rb") as file:
+            return to_tensor(load_resized(file, size, square=True))
     except (OSError, SyntaxError, ValueError):
         raise UsageError(f"{path} is not an image that can be read; give another one.") from None

@@ -37,12 +37,10 @@ def open_samples(name: str, threads: int) -> ImageSet:
     """
     path = Path(name)
     if path.is_dir():
-        return FolderImages(path, "--samples", None, threads)
-    if not has_array(path, "--samples", "arr_0"):
-        raise UsageError(
-            f"--samples {path} holds no images (no arr_0); `bash run.sh sample --npz FILE` writes such a file."
-        )
-    return NpzImages(path, "--samples")
+        return FolderImages(path, None, threads)
+    if not has_array(path, "arr_0"):
+        raise UsageError(f"{path} holds no images (no arr_0); `bash run.sh sample --npz FILE` writes such a file.")
+    return NpzImages(path)
 
 
 # ------------------------------------------------------------------------------------------------ folder
@@ -59,13 +57,11 @@ class FolderImages:
         UsageError: there are none, one is no image, or without `size` they differ in size.
     """
 
-    def __init__(self, folder: Path, flag: str, size: tuple[int, int] | None, threads: int) -> None:
+    def __init__(self, folder: Path, size: tuple[int, int] | None, threads: int) -> None:
         found = (Path(root) / name for root, _, names in os.walk(folder) for name in names)
         self.paths = sorted(path for path in found if path.suffix.lower() in EXTENSIONS and path.name[0] != ".")
         if not self.paths:
-            raise UsageError(
-                f"{flag} {folder} holds no images ({', '.join(EXTENSIONS)}); give another folder, or an npz."
-            )
+            raise UsageError(f"{folder} holds no images ({', '.join(EXTENSIONS)}); give another folder, or an npz.")
         self.count, self.threads = len(self.paths), max(1, threads)
         self.labels: np.ndarray | None = None
         with ThreadPoolExecutor(self.threads) as pool:
@@ -75,8 +71,8 @@ class FolderImages:
         if others and size is None:
             path, (height, width) = others[0]
             raise UsageError(
-                f"{path} is {width}x{height} pixels and {self.paths[0].name} {self.size[1]}x{self.size[0]}; {flag} "
-                "takes images of one size."
+                f"{path} is {width}x{height} pixels and {self.paths[0].name} {self.size[1]}x{self.size[0]}; "
+                "samples must be of one size."
             )
         shown = f"{self.size[1]}x{self.size[0]} px (centre crop, Lanczos)"
         self.note = f"{len(others)} of {self.count} images in {folder} were brought to {shown}." if others else ""

@@ -1,11 +1,14 @@
-"""Where images come from: a folder of classes, or the photographs inside scikit-image."""
+"""Where images come from: the kinds of source that there are, and which of them a command's data is."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from refocus_ext.errors import UsageError
 from refocus_ext.images.folder import ImageList, image_folder
+from refocus_ext.images.source import ImageSource
 
 # The photographs that ship inside scikit-image's wheel (no download); drawings, charts and icons are left out.
 DEMO_PHOTOGRAPHS = (
@@ -25,23 +28,49 @@ def demo_photographs() -> ImageList:
         import skimage
     except ImportError:
         raise UsageError(
-            "the demo photographs come with scikit-image, which is not installed; install it or give --data DIR."
+            "the demo photographs come with scikit-image, which is not installed; install it, or give a folder of images."
         ) from None
     folder = Path(skimage.__file__).parent / "data"
     paths = [folder / name for name in DEMO_PHOTOGRAPHS if (folder / name).is_file()]
     if len(paths) < len(DEMO_PHOTOGRAPHS) // 2:
-        raise UsageError(f"this scikit-image ships only {len(paths)} of the demo photographs; give --data DIR.")
+        raise UsageError(f"this scikit-image ships only {len(paths)} of the demo photographs; give a folder of images.")
     classes = tuple(path.stem for path in paths)
     return ImageList(tuple(map(str, paths)), tuple(range(len(paths))), classes, square=True)
 
 
-def find_images(data: str) -> tuple[ImageList, ImageList]:
-    """Training and validation images of an ImageFolder, else the demo's, which validates on centre crops of its own
-    photographs."""
-    if not data:
-        photographs = demo_photographs()
-        return photographs, photographs
-    train, val = image_folder(data, "train"), image_folder(data, "val")
+class Kind(NamedTuple):
+    """A kind of source: whether a command's data is one, and how its split ("train" or "val") is opened."""
+
+    matches: Callable[[str], bool]
+    open: Callable[[str, str], ImageSource]
+
+
+# The first that matches is taken. A new kind of source is one more line, before the folder, which takes every other word.
+KINDS = (
+    Kind(lambda data: not data, lambda data, split: demo_photographs()),
+    Kind(lambda data: True, image_folder),
+)
+
+
+def find_split(data: str, split: str) -> ImageSource:
+    """The images of one split, "train" or "val".
+
+    Args:
+        data: what the user names; "" for the demo photographs, which have no splits: both are all of them.
+
+    Raises:
+        UsageError: they are not there.
+    """
+    return next(kind.open(data, split) for kind in KINDS if kind.matches(data))
+
+
+def find_images(data: str) -> tuple[ImageSource, ImageSource]:
+    """Training and validation images; the demo validates on centre crops of its own photographs.
+
+    Raises:
+        UsageError: they are not there, or validation has a class that training has not.
+    """
+    train, val = find_split(data, "train"), find_split(data, "val")
     if missing := sorted(set(val.classes) - set(train.classes)):
-        raise UsageError(f"--data {data}: val/ has the class {missing[0]}, which train/ has not; the two must agree.")
+        raise UsageError(f"{data}: val/ has the class {missing[0]}, which train/ has not; the two must agree.")
     return train, val

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from refocus_ext.images.crops import Crops, Sample
-from refocus_ext.images.folder import ImageList
 from refocus_ext.images.order import SampleKey
-from refocus_ext.seeds import derived_seed
+from refocus_ext.images.source import ImageSource
+from refocus_ext.seeds import Stream, stream_seed
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,9 @@ class ViewPlan:
         Without the offset all images would show their first view in the same epoch.
         """
         if not self.crops:
-            mirrored = self.hflip and derived_seed(self.seed, 22, key.epoch, key.index) % 2
+            mirrored = self.hflip and stream_seed(self.seed, Stream.MIRROR, key.epoch, key.index) % 2
             return key.epoch * (1 + self.hflip) + mirrored
-        return (derived_seed(self.seed, 21, key.index) + key.epoch) % self.views
+        return (stream_seed(self.seed, Stream.VIEW_OFFSET, key.index) + key.epoch) % self.views
 
     def crop_of(self, view: int) -> tuple[int, bool]:
         """(number of the crop, whether it is mirrored)."""
@@ -59,7 +59,7 @@ class ViewCrops(Crops):
     The pixels of a view are those of `Crops` for epoch = crop number, so that only (seed, crop number, index) decide.
     """
 
-    def __init__(self, images: ImageList, size: int, *, scale: float = 1.125, plan: ViewPlan) -> None:
+    def __init__(self, images: ImageSource, size: int, *, scale: float = 1.125, plan: ViewPlan) -> None:
         super().__init__(images, size, scale=scale, seed=plan.seed)
         self.plan = plan
 

@@ -1,6 +1,32 @@
-"""Names of the blurs and test charts. Standard library only, so that help is instant."""
+"""The blurs and test charts that there are. Standard library only, so that help is instant."""
 
 from __future__ import annotations
 
-BLURS = ("disk", "gaussian", "sinc", "none")
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Blur:
+    """What commands and figures need to know of a blur; its PSF is the entry of the same name in `psf.KERNELS`.
+
+    Args:
+        title: in captions.
+        shaped_by: what decides the PSF of a focus state: its "radius" (pixels), its decimation "factor", or "nothing".
+        colour: in plots.
+    """
+
+    title: str
+    shaped_by: Literal["radius", "factor", "nothing"]
+    colour: str
+
+
+# A new blur is an entry here and one in `psf.KERNELS`; the import of psf fails where one of the two is missing.
+BLUR_TABLE: dict[str, Blur] = {
+    "disk": Blur("defocus disk", shaped_by="radius", colour="#d62728"),
+    "gaussian": Blur("Gaussian of equal variance", shaped_by="radius", colour="#1f77b4"),
+    "sinc": Blur("windowed sinc", shaped_by="factor", colour="#2ca02c"),
+    "none": Blur("no blur", shaped_by="nothing", colour="#7f7f7f"),
+}
+BLURS = tuple(BLUR_TABLE)
 CHARTS = ("zone-plate", "gratings", "edges", "text", "weave")

@@ -1,6 +1,6 @@
 """The low-pass filters that people put before a decimation by s, each as taps and transfer function, and their flaws.
 
-The pyramid's own (disk, Gaussian, sinc), the box average (area pooling), PyTorch's bicubic resize with and without
+The pyramid's own blurs, the box average (area pooling), PyTorch's bicubic resize with and without
 antialiasing, and none. Frequencies are in cycles per pixel of the undecimated image, float64 throughout.
 """
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from refocus_ext.optics.names import BLUR_TABLE
 from refocus_ext.optics.psf import psf
 
 SCAN = 513  # frequencies per axis from 0 to 0.5: eight on each lobe of the longest filter, so within 0.1 dB
@@ -51,7 +52,8 @@ class Prefilter:
 def prefilters(s: int, radius: float) -> list[Prefilter]:
     """All filters of the benchmark for a state that decimates by s (a power of 2, at least 2) and blurs by `radius` pixels."""
     centre = (s - 1) / 2
-    own = [Prefilter(kind, s, psf(kind, radius, s, dtype=torch.float64)) for kind in ("disk", "gaussian", "sinc")]
+    blurs = [kind for kind, blur in BLUR_TABLE.items() if blur.shaped_by != "nothing"]
+    own = [Prefilter(kind, s, psf(kind, radius, s, dtype=torch.float64)) for kind in blurs]
     return [
         *own,
         Prefilter("box", s, _separable(torch.ones(s, dtype=torch.float64)), centre),

@@ -6,13 +6,15 @@ size, device, dtype) and kept in a bounded cache. A cached tensor is shared: do 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
-BLURS = ("disk", "gaussian", "sinc", "none")
+from refocus_ext.optics.names import BLUR_TABLE, BLURS
+
 GAUSSIAN_REACH = 5.0  # in sigmas: what is cut off weighs 6e-7, -125 dB
 SINC_LOBES = 8  # zero crossings kept on each side; the PSF then fits every pyramid with stride > 8 and n / s_1 >= 1
 SINC_BETA = 8.0  # Kaiser: stop band near -80 dB
@@ -89,7 +91,7 @@ def psf(
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> torch.Tensor:
-    """The (T, T) PSF of a kind of `BLURS`, cached: `radius` shapes disk and gaussian, `factor` sinc, neither none.
+    """The (T, T) PSF of a kind of `BLURS`, cached: the table says whether `radius` or `factor` shapes it, or neither.
 
     Raises:
         ValueError: unknown kind, or a radius or factor that the kind can't take.
@@ -102,7 +104,8 @@ def psf(
 
 def half_width(kind: str, radius: float, factor: float = 1) -> int:
     """Pixels that a PSF reaches to each side, (T - 1) / 2; an image must be larger than that to be reflected."""
-    return _half(kind, _shape_of(kind, radius, factor))
+    shape = _shape_of(kind, radius, factor)
+    return KERNELS[kind].half_width(shape)
 
 
 def blur(x_BCHW: torch.Tensor, psf_TT: torch.Tensor) -> torch.Tensor:
@@ -137,8 +140,8 @@ def defocus(x_BCHW: torch.Tensor, kind: str, radius: float, factor: float = 1) -
         ValueError: as `psf` and `blur`.
     """
     shape = _shape_of(kind, radius, factor)
-    half = _half(kind, shape)
-    _check_image(x_BCHW, half, f"the {kind} PSF of {'factor' if kind == 'sinc' else 'radius'} {shape:g}")
+    half = KERNELS[kind].half_width(shape)
+    _check_image(x_BCHW, half, f"the {kind} PSF of {BLUR_TABLE[kind].shaped_by} {shape:g}")
     if half == 0:
         return x_BCHW
     H, W = x_BCHW.shape[-2:]
@@ -147,8 +150,12 @@ def defocus(x_BCHW: torch.Tensor, kind: str, radius: float, factor: float = 1) -
     return _fft_convolve(x_BCHW, otf, half, size)
 
 
+def _disk_half(radius: float) -> int:
+    return max(math.ceil(radius - 0.5), 0)  # the last pixel that reaches into the circle
+
+
 def _disk(radius: float) -> torch.Tensor:
-    half = _half("disk", radius)
+    half = _disk_half(radius)
     if half == 0:
         return torch.ones(1, 1, dtype=torch.float64, device="cpu")
     # One quadrant, mirrored: eight-fold symmetric to the bit. Its first row and column are half pixels.
@@ -175,8 +182,12 @@ def _corner_area(x: torch.Tensor, y: torch.Tensor, radius: float) -> torch.Tenso
     return y * a + under_arc(x) - under_arc(a)
 
 
+def _gaussian_half(radius: float) -> int:
+    return math.ceil(GAUSSIAN_REACH * radius / 2)
+
+
 def _gaussian(radius: float) -> torch.Tensor:
-    half = _half("gaussian", radius)
+    half = _gaussian_half(radius)
     if half == 0:
         return _disk(0.0)
     # Second moment of a disk per axis: rho^2 / 4, hence sigma = rho / 2.
@@ -184,20 +195,47 @@ def _gaussian(radius: float) -> torch.Tensor:
     return _separable(torch.exp(-2 * (t / radius).square()))
 
 
+def _sinc_half(factor: float) -> int:
+    return math.ceil(SINC_LOBES * factor) if factor > 1 else 0
+
+
 def _sinc(factor: float) -> torch.Tensor:
-    half = _half("sinc", factor)
+    half = _sinc_half(factor)
     # Ideal low-pass at 0.5 / s: sinc(t / s) / s, under a Kaiser window.
     t = torch.arange(-half, half + 1, dtype=torch.float64, device="cpu")
     window = torch.kaiser_window(2 * half + 1, periodic=False, beta=SINC_BETA, dtype=torch.float64, device="cpu")
     return _separable(torch.sinc(t / factor) * (window + window.flip(0)))
 
 
-_BUILDERS: dict[str, Callable[[float], torch.Tensor]] = {
-    "disk": _disk,
-    "gaussian": _gaussian,
-    "sinc": _sinc,
-    "none": _disk,  # of radius 0
+class Kernel(NamedTuple):
+    """A PSF as a function of the one number that shapes it, its radius or factor; `names.BLUR_TABLE` says which.
+
+    `taps` gives (T, T), float64, on the CPU, summing to 1; `half_width` gives (T - 1) / 2 without making them.
+    """
+
+    taps: Callable[[float], torch.Tensor]
+    half_width: Callable[[float], int]
+
+
+KERNELS: dict[str, Kernel] = {
+    "disk": Kernel(_disk, _disk_half),
+    "gaussian": Kernel(_gaussian, _gaussian_half),
+    "sinc": Kernel(_sinc, _sinc_half),
+    "none": Kernel(_disk, _disk_half),  # its shape is always 0
 }
+
+
+def check_tables(blurs: Iterable[str], kernels: Iterable[str]) -> None:
+    """Raises ImportError unless every blur of the table of names has a kernel, and the reverse."""
+    if missing := sorted(set(blurs) - set(kernels)):
+        raise ImportError(
+            f"optics/names.py has the blur {missing[0]!r}, but KERNELS in optics/psf.py has no PSF for it"
+        )
+    if missing := sorted(set(kernels) - set(blurs)):
+        raise ImportError(f"optics/psf.py has a PSF {missing[0]!r}, but BLUR_TABLE in optics/names.py has no such blur")
+
+
+check_tables(BLUR_TABLE, KERNELS)
 
 
 def _resolved(device: torch.device | str | None) -> torch.device:
@@ -209,21 +247,13 @@ def _separable(line: torch.Tensor) -> torch.Tensor:
     return taps / taps.sum()
 
 
-def _half(kind: str, shape: float) -> int:
-    if kind == "disk":
-        return max(math.ceil(shape - 0.5), 0)  # the last pixel that reaches into the circle
-    if kind == "gaussian":
-        return math.ceil(GAUSSIAN_REACH * shape / 2)
-    return math.ceil(SINC_LOBES * shape) if kind == "sinc" and shape > 1 else 0
-
-
 def _shape_of(kind: str, radius: float, factor: float) -> float:
     """The one number that shapes a PSF of this kind, so that a cache never holds one PSF under two keys."""
     if kind not in BLURS:
         raise ValueError(f"unknown blur {kind!r}; choose one of {', '.join(BLURS)}")
-    if kind == "sinc":
+    if BLUR_TABLE[kind].shaped_by == "factor":
         return _checked_factor(factor)
-    return _checked_radius(radius) if kind != "none" else 0.0
+    return _checked_radius(radius) if BLUR_TABLE[kind].shaped_by == "radius" else 0.0
 
 
 def _checked_radius(radius: float) -> float:
@@ -284,7 +314,7 @@ def _fft_convolve(x_BCHW: torch.Tensor, otf: torch.Tensor, half: int, size: tupl
 @lru_cache(maxsize=64)
 def _cached_psf(kind: str, shape: float, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
     with torch.inference_mode(False), torch.no_grad():
-        return _BUILDERS[kind](shape).to(device=device, dtype=dtype)
+        return KERNELS[kind].taps(shape).to(device=device, dtype=dtype)
 
 
 @lru_cache(maxsize=64)
@@ -292,5 +322,5 @@ def _cached_otf(
     kind: str, shape: float, size: tuple[int, int], device: torch.device, dtype: torch.dtype
 ) -> torch.Tensor:
     with torch.inference_mode(False), torch.no_grad():
-        otf = torch.fft.rfft2(_BUILDERS[kind](shape), s=size)
+        otf = torch.fft.rfft2(KERNELS[kind].taps(shape), s=size)
         return otf.to(device=device, dtype=torch.complex128 if dtype == torch.float64 else torch.complex64)

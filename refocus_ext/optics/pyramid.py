@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from refocus_ext.optics.psf import BLURS, defocus, half_width
+from refocus_ext.optics.names import BLUR_TABLE, BLURS
+from refocus_ext.optics.psf import defocus, half_width
 
 RAYLEIGH = 1.22  # rho >= 1.22 s puts the disk's first OTF zero (0.61 / rho) at or below the new Nyquist (0.5 / s)
 
@@ -114,11 +115,6 @@ class FocusPyramid:
         return self.image_size // self.stride
 
     @property
-    def state_sizes(self) -> tuple[float, ...]:
-        """n_k = n / s_k, latent cells that the view of state k still holds; may be fractional."""
-        return tuple(self.latent_size / s for s in self.factors)
-
-    @property
     def refocuses(self) -> bool:
         """Whether the structure path is blurred at all: False for blur "none", which is upstream's pyramid."""
         return self.blur != "none"
@@ -170,8 +166,8 @@ class FocusPyramid:
         return tuple(last.get(k) for k in range(self.states))
 
     def rayleigh_warnings(self) -> list[str]:
-        """One sentence for each decimated state whose radius is below 1.22 s_k; none for sinc and none (no radius)."""
-        if self.blur not in ("disk", "gaussian"):
+        """One sentence for each decimated state whose radius is below 1.22 s_k; [] for a blur without a radius."""
+        if BLUR_TABLE[self.blur].shaped_by != "radius":
             return []
         return [
             f"focus state {k + 1} has a blur radius of {rho:g} px but is decimated by {s}: below {RAYLEIGH} x {s} = "

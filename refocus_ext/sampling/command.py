@@ -7,7 +7,7 @@ from pathlib import Path
 
 from patches import load_upstream
 from refocus_ext.engine.distributed import World, preflight_device, world
-from refocus_ext.errors import UsageError
+from refocus_ext.errors import UsageError, named
 from refocus_ext.sampling.jobs import (
     compare,
     describe_how,
@@ -43,13 +43,15 @@ def preflight(options: SampleOptions, processes: int) -> None:
     job = check_options(options)
     preflight_device(options.device)
     if job in ("npz", "folder"):
-        source = options.student or newest_run()
-        student = load_student(source, vae=options.vae or None, class_names=options.class_names or None)
+        with named("--student"):
+            source = options.student or newest_run()
+            student = load_student(source, vae=options.vae or None, class_names=options.class_names or None)
         plan = set_plan(student, options)
-        if job == "npz":
-            npz_parts(Path(options.npz), plan)
-        else:
-            PngParts(Path(options.folder), plan)
+        with named(f"--{job}"):
+            if job == "npz":
+                npz_parts(Path(options.npz), plan)
+            else:
+                PngParts(Path(options.folder), plan)
 
 
 def check_options(options: SampleOptions) -> str:
@@ -90,7 +92,8 @@ def run(options: SampleOptions, job: str, here: World) -> int:
     with ready(student, options):
         if job == "npz":
             plan = set_plan(student, options)
-            return write_npz_set(Path(options.npz), plan, drawer(student, options), here)
+            with named("--npz"):
+                return write_npz_set(Path(options.npz), plan, drawer(student, options), here)
         if job == "folder":
             return write_png_set(Path(options.folder), set_plan(student, options), drawer(student, options), here)
         if job == "edit":

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from refocus_ext.errors import UsageError
-from refocus_ext.images.crops import load_resized, to_tensor
 from refocus_ext.sampling.sampler import Guidance, KeptTokens, sample_images, to_unit
 from refocus_ext.sampling.student import STRIDE, Student
 
@@ -41,17 +38,17 @@ def parse_box(text: str, image_size: int) -> tuple[Box, str]:
         numbers = [float(part) for part in text.split(",")]
         x0, y0, x1, y1 = numbers
     except ValueError:
-        raise UsageError(f"--mask {text} is no box; it takes four numbers, x0,y0,x1,y1.") from None
+        raise UsageError(f"{text} is no box; give four numbers, x0,y0,x1,y1.") from None
     unit, side = ("fractions", 1) if max(numbers) <= 1 else ("pixels", image_size)
     if not (0 <= x0 < x1 <= side and 0 <= y0 < y1 <= side):
         raise UsageError(
-            f"--mask {text}, read as {unit}, is no box inside the image; x0 < x1 and y0 < y1 must lie between 0 and {side}."
+            f"{text}, read as {unit}, is no box inside the image; x0 < x1 and y0 < y1 must lie between 0 and {side}."
         )
     cells = image_size // STRIDE
     box = Box(*(round(number / side * cells) for number in numbers))
     if box.x0 == box.x1 or box.y0 == box.y1:
         raise UsageError(
-            f"--mask {text} is narrower than a latent cell of {STRIDE} pixels, the finest this student can edit; widen it."
+            f"{text} is narrower than a latent cell of {STRIDE} pixels, the finest this student can edit; widen it."
         )
     return box, unit
 
@@ -66,21 +63,8 @@ def kept_region(box: Box, cells: int, outside: bool) -> Tensor:
     inside[box.y0 : box.y1, box.x0 : box.x1] = True
     if inside.all():
         left = "repaint" if outside else "keep"
-        raise UsageError(f"--mask covers the whole image, which leaves nothing to {left}; make it smaller.")
+        raise UsageError(f"the box covers the whole image, which leaves nothing to {left}; make it smaller.")
     return inside if outside else ~inside
-
-
-def load_square(path: Path, size: int) -> Tensor:
-    """The central square of an image file, `size` pixels wide: (1,3,size,size) in [-1,1].
-
-    Raises:
-        UsageError: no such file, or no image.
-    """
-    try:
-        image: Image.Image = load_resized(str(path), size, square=True)
-    except (OSError, SyntaxError, ValueError):
-        raise UsageError(f"--edit {path} is not an image that can be opened.") from None
-    return to_tensor(image).unsqueeze(0)
 
 
 @dataclass(frozen=True)

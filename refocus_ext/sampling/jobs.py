@@ -13,24 +13,28 @@ from PIL import Image
 from torch import Tensor
 
 from patches import FastSampling, patched
+from patches.parts import compile_for_sampling
+from patches.sampling import sample_as_upstream
 from refocus_ext.engine.distributed import World
-from refocus_ext.errors import RunFailed, UsageError
+from refocus_ext.errors import RunFailed, UsageError, named
 from refocus_ext.images.order import spread
+from refocus_ext.images.photographs import load_square
 from refocus_ext.images.picture import image_bytes, save_png
-from refocus_ext.sampling.editing import edit, kept_region, load_square, parse_box
+from refocus_ext.sampling.editing import edit, kept_region, parse_box
 from refocus_ext.sampling.options import SampleOptions
 from refocus_ext.sampling.pictures import draw_comparison, draw_edit, draw_grid, draw_strip
 from refocus_ext.sampling.sample_set import Plan
-from refocus_ext.sampling.sampler import FOR_FID, Guidance, Prefixes, sample_as_upstream, sample_images
+from refocus_ext.sampling.sampler import FOR_FID, Guidance, Prefixes, sample_images
 from refocus_ext.sampling.student import Student, load_student
 from refocus_ext.storage.atomic import sha256
 
 PER_CLASS = 50
 
 
-def open_student(options: SampleOptions, source: str, here: World) -> Student:
-    """Loads a student and says which."""
-    student = load_student(source, here.device, vae=options.vae or None, class_names=options.class_names or None)
+def open_student(options: SampleOptions, source: str, here: World, option: str = "--student") -> Student:
+    """Loads a student, which `option` names, and says which."""
+    with named(option):
+        student = load_student(source, here.device, vae=options.vae or None, class_names=options.class_names or None)
     if here.main:
         print(student.describe() + f", on {here.device}")
         codes = student.geometry.vocab_size
@@ -46,8 +50,7 @@ def ready(student: Student, options: SampleOptions) -> Iterator[None]:
         if not options.stock:
             stack.enter_context(patched(student.var, FastSampling()))
         if options.compile:
-            for network in (*(block.ffn for block in student.var.blocks), student.vae.decoder):
-                network.compile(dynamic=True)
+            compile_for_sampling(student.var, student.vae)
         yield
 
 
@@ -80,10 +83,16 @@ def named_labels(student: Student) -> list[int]:
     return list(range(len(student.classes) or student.num_classes))
 
 
+def given_labels(student: Student, options: SampleOptions) -> list[int]:
+    """Those of --classes."""
+    with named("--classes"):
+        return student.labels(options.classes)
+
+
 def picture_labels(student: Student, options: SampleOptions, count: int) -> list[int]:
     """Labels of a picture's images: the given classes or an even spread, equal ones side by side."""
     if options.classes:
-        classes = student.labels(options.classes)
+        classes = given_labels(student, options)
         total = options.count or max(count, len(classes))
     else:
         total = options.count or count
@@ -95,7 +104,7 @@ def picture_labels(student: Student, options: SampleOptions, count: int) -> list
 
 def set_plan(student: Student, options: SampleOptions) -> Plan:
     """The plan of a set: classes take turns, so that any number of them is as even as it can be."""
-    classes = student.labels(options.classes) if options.classes else named_labels(student)
+    classes = given_labels(student, options) if options.classes else named_labels(student)
     total = options.count or (options.per_class or PER_CLASS) * len(classes)
     how = guidance(student, options, for_set=True)
     identity = {
@@ -165,7 +174,7 @@ def strip(student: Student, options: SampleOptions) -> int:
 
 def compare(sources: Sequence[str], options: SampleOptions, here: World) -> int:
     """Two students, one row each, from the same seeds and classes."""
-    students = [open_student(options, source, here) for source in sources]
+    students = [open_student(options, source, here, "--compare") for source in sources]
     counts = [student.num_classes for student in students]
     if counts[0] != counts[1]:
         raise UsageError(f"--compare: {counts[0]} and {counts[1]} classes; two students must share their classes.")
@@ -181,10 +190,12 @@ def compare(sources: Sequence[str], options: SampleOptions, here: World) -> int:
 
 def edit_image(student: Student, options: SampleOptions) -> int:
     """An image with a part repainted."""
-    box, unit = parse_box(options.mask, student.image_size)
-    kept = kept_region(box, student.geometry.patch_nums[-1], options.outside)
-    x = load_square(Path(options.edit), student.image_size)
-    classes = student.labels(options.classes or "none")
+    with named("--mask"):
+        box, unit = parse_box(options.mask, student.image_size)
+        kept = kept_region(box, student.geometry.patch_nums[-1], options.outside)
+    with named("--edit"):
+        x = load_square(options.edit, student.image_size)[None]
+    classes = given_labels(student, options) if options.classes else [student.num_classes]
     total = options.count or max(2, len(classes))
     labels = [classes[i * len(classes) // total] for i in range(total)]
     print(f"--mask in {unit}: {'keeps' if options.outside else 'repaints'} {box.pixels()} of {student.image_size}")

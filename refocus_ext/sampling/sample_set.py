@@ -22,7 +22,7 @@ from refocus_ext.engine.progress import Progress
 from refocus_ext.errors import RunFailed, UsageError
 from refocus_ext.images.npz import read_made_by, write_npz
 from refocus_ext.images.picture import save_png
-from refocus_ext.seeds import derived_seed
+from refocus_ext.seeds import Stream, stream_seed
 from refocus_ext.storage.atomic import remove_torn, save_json, written_beside
 
 # Draws the images from number `first` on, one for each label: (B,H,W,3) uint8.
@@ -126,7 +126,7 @@ class NpyParts(Parts):
                 f"{self.folder} lacks {len(missing)} of {self.plan.batches} parts; several nodes must share that folder."
             )
         count = len(self.plan.labels)
-        order = np.random.default_rng(derived_seed(self.plan.seed, 2)).permutation(count)
+        order = np.random.default_rng(stream_seed(self.plan.seed, Stream.SET_SHUFFLE, 0)).permutation(count)
         labels = np.asarray(self.plan.labels, dtype=np.int64)[order]
         shape = (count, self.plan.size, self.plan.size, 3)
         write_npz(path, self._images(order), shape, labels, self.plan.identity)
@@ -171,12 +171,12 @@ def draw_set(parts: Parts, draw: Draw, world: World) -> int:
             for batch in mine[done : done + 1]:
                 _draw_batch(parts, draw, batch)
             progress.update(done + 1, {})
-            stop = world.any(interruption.signal is not None)[0]
-            if stop and done + 1 < rounds:
+            code = interruption.agreed(world)
+            if code and done + 1 < rounds:
                 progress.close()
                 if world.main:
                     print(f"stopped; {len(parts.missing())} batches are missing, the same command draws them")
-                return interruption.exit_code if interruption.signal else 143
+                return code
     progress.close()
     return 0
 
@@ -188,7 +188,7 @@ def _draw_batch(parts: Parts, draw: Draw, batch: int) -> None:
         parts.keep(batch, images)
     except OSError as error:
         raise RunFailed(
-            f"{parts.folder} could not be written ({error.strerror}); free some space, then the same command goes on."
+            f"{parts.folder} could not be written ({error.strerror}); free some space, then the same command continues."
         ) from error
 
 
@@ -202,7 +202,7 @@ def npz_parts(path: Path, plan: Plan) -> NpyParts | None:
         return NpyParts(path.with_name(f"{path.name}.parts"), plan)
     made_by = read_made_by(path)
     if made_by is None:
-        raise UsageError(f"--npz {path} is there and was not drawn by this command; choose another name.")
+        raise UsageError(f"{path} is there and was not drawn by this command; choose another name.")
     check_identity(path, made_by, plan.identity)
     return None
 
@@ -224,7 +224,7 @@ def write_npz_set(path: Path, plan: Plan, draw: Draw, world: World) -> int:
         try:
             parts.join(path)
         except OSError as error:
-            raise RunFailed(f"--npz {path} could not be written ({error.strerror}); its parts are whole.") from error
+            raise RunFailed(f"{path} could not be written ({error.strerror}); its parts are whole.") from error
         shutil.rmtree(parts.folder)
         print(f"{path}: {len(plan.labels)} images of {plan.size} px, shuffled, {path.stat().st_size / 2**20:.1f} MiB")
     return code

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from patches import Focus, load_upstream, patched
+from patches.faces import VAR, VQVAE, device_of
 from refocus_ext.errors import UsageError
 from refocus_ext.images.class_names import choose_class_names, labels_of, name_of
 from refocus_ext.optics.pyramid import FocusPyramid
@@ -30,8 +31,8 @@ class Student:
     trained with; None for files that don't tell, whose VAE then encodes as upstream's.
     """
 
-    var: Any
-    vae: Any
+    var: VAR
+    vae: VQVAE
     geometry: VARGeometry
     classes: tuple[str, ...]
     pyramid: FocusPyramid | None
@@ -57,7 +58,7 @@ class Student:
 
     @property
     def device(self) -> torch.device:
-        return self.var.pos_1LC.device
+        return device_of(self.var)
 
     def labels(self, words: str) -> list[int]:
         """Labels of classes by number or name: '207,golden retriever'; 'none' is no class.
@@ -171,7 +172,7 @@ def _geometry(files: Files, var: dict[str, Tensor], vae: dict[str, Tensor]) -> V
     if (shape.vocab_size, shape.z_channels) != (codes.vocab_size, codes.z_channels):
         raise UsageError(
             f"{files.var} predicts {shape.vocab_size} codes of {shape.z_channels} channels, but {files.vae} has "
-            f"{codes.vocab_size} of {codes.z_channels}; name the VAE it was trained on with --vae FILE."
+            f"{codes.vocab_size} of {codes.z_channels}; name the file of the VAE that it was trained on."
         )
     return shape
 

@@ -13,6 +13,7 @@ from typing import Any
 from refocus_ext.errors import UsageError
 from refocus_ext.storage.atomic import sha256
 from refocus_ext.storage.upstream_weights import vae_state_dict
+from refocus_ext.storage.weights import refuse_folder
 
 GEOMETRY_FILE = "geometry.json"  # what `bash run.sh export` leaves beside its files
 
@@ -50,22 +51,23 @@ def find_files(source: Path, vae: Path | None = None) -> Files:
             config = export
     else:
         raise UsageError(
-            f"--student {source} is not there; it takes the run folder of `bash run.sh distill`, a folder with var_dN.pth "
-            "and its VAE, or a var_dN.pth."
+            f"{source} is not there; a student is the run folder of `bash run.sh distill`, a folder with var_dN.pth and its "
+            "VAE, or a var_dN.pth."
         )
     return Files(source, var, vae or _vae_beside(var), config)
 
 
 def _run_files(run: Path, config: dict[str, Any], vae: Path | None) -> Files:
-    var = run / config["student"]["file"]
+    var, own = run / config["student"]["file"], run / "vae.pth"
+    for path in (var, own) if not vae else (var,):
+        refuse_folder(path)
     if not var.is_file():
         raise UsageError(
-            f"--student {run} has no {var.name} yet: its training is not finished; run the command that began it again "
+            f"{run} has no {var.name} yet: its training is not finished; run the command that began it again "
             "to resume it."
         )
-    own = run / "vae.pth"
     if not vae and not own.is_file():
-        raise UsageError(f"--student {run} lacks its vae.pth; restore it, or name the VAE with --vae FILE.")
+        raise UsageError(f"{run} lacks its vae.pth; restore it, or name the file of its VAE.")
     return Files(run, var, vae or own, config)
 
 
@@ -86,10 +88,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError):
         command = None
     if command and command != "distill":
-        raise UsageError(
-            f"--student {folder} is a run of `{command}`, which has no student; give one of `bash run.sh distill`."
-        )
-    raise UsageError(f"{file} is not the configuration of a distill run; give another --student.")
+        raise UsageError(f"{folder} is a run of `{command}`, which has no student; give one of `bash run.sh distill`.")
+    raise UsageError(f"{file} is not the configuration of a distill run; give another run folder.")
 
 
 def _read_export(folder: Path) -> dict[str, Any]:
@@ -111,13 +111,14 @@ def _read_export(folder: Path) -> dict[str, Any]:
     return geometry
 
 
-def _only(folder: Path, pattern: str, what: str, way_out: str) -> Path:
+def _only(folder: Path, pattern: str, what: str, advice: str) -> Path:
     found = sorted(folder.glob(pattern))
     if len(found) == 1:
+        refuse_folder(found[0])
         return found[0]
     if found:
-        raise UsageError(f"{folder} holds several files of {what} ({', '.join(p.name for p in found)}); {way_out}.")
-    raise UsageError(f"{folder} holds no {what} ({pattern}); {way_out}.")
+        raise UsageError(f"{folder} holds several files of {what} ({', '.join(p.name for p in found)}); {advice}.")
+    raise UsageError(f"{folder} holds no {what} ({pattern}); {advice}.")
 
 
 def _vae_beside(var: Path) -> Path:
@@ -126,7 +127,7 @@ def _vae_beside(var: Path) -> Path:
         with contextlib.suppress(UsageError):
             vae_state_dict(var)
             return var
-    return _only(var.parent, "vae*.pth", "VAE weights", "name the VAE with --vae FILE")
+    return _only(var.parent, "vae*.pth", "VAE weights", "name the file of its VAE")
 
 
 # ------------------------------------------------------------------------------------------------ checks

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from refocus_ext.errors import RunFailed
+
 
 @contextlib.contextmanager
 def written_beside(path: Path) -> Iterator[Path]:
-    """Yields a temporary path in the same folder; on success it is fsynced and renamed to `path`, else removed."""
+    """Yields a temporary path in the same folder; on success it is fsynced and renamed to `path`, else removed.
+
+    Raises:
+        IsADirectoryError: at once, if `path` is a folder, which a rename could not replace.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, f"a folder is in the place of the file {path.name}", str(path))
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield beside
@@ -40,6 +50,20 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def copy_file(source: Path, path: Path) -> None:
+    """Copies a file, whole or not at all.
+
+    Raises:
+        RunFailed: it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with written_beside(path) as beside:
+            shutil.copyfile(source, beside)
+    except OSError as error:
+        raise RunFailed(f"{path} could not be written ({error.strerror}).") from error
 
 
 def save_json(path: Path, value: Any) -> None:

@@ -10,7 +10,7 @@ from refocus_ext.errors import RunFailed, UsageError
 from refocus_ext.storage.atomic import save_json
 
 
-def results_folder(option: str, word: str) -> Path:
+def results_folder(word: str) -> Path:
     """The folder, made if it is not there.
 
     Raises:
@@ -20,11 +20,11 @@ def results_folder(option: str, word: str) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"{option} {path} cannot be a folder ({error.strerror}); choose another one.") from None
+        raise UsageError(f"{path} cannot be a folder ({error.strerror}); choose another one.") from None
     return path
 
 
-def results_file(option: str, word: str) -> Path:
+def results_file(word: str) -> Path:
     """A file in a folder that is there or could be made.
 
     Raises:
@@ -32,10 +32,10 @@ def results_file(option: str, word: str) -> Path:
     """
     path = Path(word)
     if path.is_dir():
-        raise UsageError(f"{option} {path} is a folder; give the name of a file.")
-    folder = results_folder(option, str(path.parent))
+        raise UsageError(f"{path} is a folder; give the name of a file.")
+    folder = results_folder(str(path.parent))
     if not os.access(folder, os.W_OK):
-        raise UsageError(f"{option} {path} cannot be written (no permission in {folder}); choose another one.")
+        raise UsageError(f"{path} cannot be written (no permission in {folder}); choose another one.")
     return path
 
 
@@ -48,4 +48,4 @@ def write_numbers(path: Path, numbers: Any) -> None:
     try:
         save_json(path, numbers)
     except OSError as error:
-        raise RunFailed(f"--json {path} could not be written ({error.strerror}).") from error
+        raise RunFailed(f"{path} could not be written ({error.strerror}).") from error

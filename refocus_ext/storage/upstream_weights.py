@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from refocus_ext.errors import UsageError
+from refocus_ext.storage.weights import refuse_folder
 
 # One tensor that only that network has.
 LANDMARK = {"var_wo_ddp": "attn_bias_for_masking", "vae_local": "quantize.embedding.weight"}
@@ -41,6 +42,7 @@ def vae_state_dict(path: Path) -> dict[str, Tensor]:
 
 
 def _state_dict(path: Path, part: str) -> dict[str, Tensor]:
+    refuse_folder(path)
     if not path.is_file():
         raise UsageError(f"{path} is no file; it should hold a {NAME[part]}'s weights.")
     state = _load(path)
@@ -67,7 +69,7 @@ def _load(path: Path) -> dict[str, Any]:
     except Exception:  # a damaged or foreign file raises nearly anything
         state = None
     if not isinstance(state, dict):
-        raise UsageError(f"{path} is no file of weights that torch can load safely, or is damaged; copy it anew.")
+        raise UsageError(f"{path} is no file of weights that torch can load safely, or is damaged; copy it again.")
     return state
 
 

@@ -18,6 +18,12 @@ def state_bytes(module: nn.Module) -> int:
 # ------------------------------------------------------------------------------------------------ any network's weights
 
 
+def refuse_folder(path: Path) -> None:
+    """Raises UsageError if a folder is where a file of weights belongs."""
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder, not a file of weights; remove it and put the file in its place.")
+
+
 def find_weights(given: str, *names: str) -> Path | None:
     """The file `given`, or without one the first of `names` in torch.hub's folder; None if it is not there."""
     folder = Path(torch.hub.get_dir()) / "checkpoints"
@@ -25,18 +31,18 @@ def find_weights(given: str, *names: str) -> Path | None:
     return next((path for path in candidates if path.is_file()), None)
 
 
-def read_state_dict(path: Path, way_out: str) -> dict[str, Tensor]:
+def read_state_dict(path: Path, advice: str) -> dict[str, Tensor]:
     """A plain state dict from a file, on the CPU; nothing but tensors is ever unpickled.
 
     Raises:
-        UsageError: it is anything else or damaged; `way_out` is the clause that then says what to do.
+        UsageError: it is anything else or damaged; `advice` is the clause that then says what to do.
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # a damaged or foreign file raises nearly anything
         state = None
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UsageError(f"{path} is not a file of network weights, or is damaged; {way_out}.")
+        raise UsageError(f"{path} is not a file of network weights, or is damaged; {advice}.")
     return state
 
 

@@ -1,20 +1,30 @@
-"""Codebooks that live: initialisation from data, counting of use, revival of dead codes."""
+"""The codebooks of a stage-1 run: filled from data, use counted, dead codes revived."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from patches.faces import FocusedQuantizer, FocusedVQVAE
 from refocus_ext.engine.distributed import World
+from refocus_ext.engine.training import RunPlan
+from refocus_ext.images.crops import Crops
+from refocus_ext.images.order import StepBatches, chunks
+from refocus_ext.optics.pyramid import alias_views
+from refocus_ext.seeds import Stream, stream_seed
+from refocus_ext.tokenizer.alias.tokenizer import AliasOutput, AliasTokenizer
+from refocus_ext.tokenizer.averages import Averages
+from refocus_ext.tokenizer.objective import StructureOutput
+from refocus_ext.tokenizer.recipe import TokenizerRecipe
 from refocus_ext.vector_quantization import kmeans
 
 
 @torch.no_grad()
-def initialise_codebook(quantizer: Any, T_K: Sequence[Tensor], generator: torch.Generator) -> None:
+def initialise_codebook(quantizer: FocusedQuantizer, T_K: Sequence[Tensor], generator: torch.Generator) -> None:
     """Fills the codebook from focus targets: scale by scale, k-means of the residual that the codes so far leave.
 
     Each scale gets codes in proportion to the square root of its tokens, so that the few tokens of the coarse scales,
@@ -42,6 +52,15 @@ def initialise_codebook(quantizer: Any, T_K: Sequence[Tensor], generator: torch.
         rest = rest - (chosen if pn == latent else F.interpolate(chosen, size=(latent, latent), mode="bicubic"))
 
 
+class Codebook(Protocol):
+    """A quantizer whose codes can be revived."""
+
+    @property
+    def embedding(self) -> nn.Embedding: ...
+    @property
+    def vocab_size(self) -> int: ...
+
+
 class CodeRevival:
     """Counts which codes are used; those unused since the last revival become residuals of the current batch.
 
@@ -50,7 +69,7 @@ class CodeRevival:
         margin: a code with at most this many hits since the last revival is dead.
     """
 
-    def __init__(self, quantizer: Any, margin: int = 0) -> None:
+    def __init__(self, quantizer: Codebook, margin: int = 0) -> None:
         self.quantizer, self.margin = quantizer, margin
         self.hits_V = torch.zeros(quantizer.vocab_size, dtype=torch.long)
 
@@ -92,3 +111,120 @@ class CodeRevival:
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self.hits_V.copy_(state["hits_V"])
+
+
+class Codebooks:
+    """Both codebooks of a run: each is filled from training crops at its step, and revived while it trains.
+
+    Args:
+        vae: focus-patched, in train mode.
+        alias: the alias tokenizer, or None.
+        averages: whose codes are revived as well.
+        data: what crops to look at.
+    """
+
+    def __init__(
+        self,
+        plan: RunPlan,
+        recipe: TokenizerRecipe,
+        world: World,
+        vae: FocusedVQVAE,
+        alias: AliasTokenizer | None,
+        averages: Averages,
+        data: Crops,
+    ) -> None:
+        self.plan, self.recipe, self.world = plan, recipe, world
+        self.vae, self.alias, self.averages, self.data = vae, alias, averages, data
+        self.shared = alias is not None and alias.geometry.codebook == "shared"
+        self.revival = CodeRevival(vae.quantize)
+        self.alias_revival = CodeRevival(alias) if alias is not None and not self.shared else None
+
+    @property
+    def alias_start(self) -> int:
+        """The step from which the alias tokenizer trains: with a shared codebook not before there is one."""
+        return self.recipe.warm_autoencoder if self.shared else 0
+
+    # ------------------------------------------------------------------ from data
+
+    @torch.no_grad()
+    def initialise(self, step: int) -> None:
+        """At its step, fills a codebook from training crops, the same on every process."""
+        generator = torch.Generator().manual_seed(stream_seed(self.plan.seed, Stream.CODEBOOK))
+        if step == self.recipe.warm_autoencoder and self.recipe.codebook_from_data:
+            quantizer = self.vae.quantize
+            crops = self._sample_crops(max(32, 2 * quantizer.vocab_size // quantizer.v_patch_nums[-1] ** 2))
+            initialise_codebook(quantizer, self._targets(crops), generator)
+            self.world.broadcast(quantizer.embedding.weight.data)
+        if step == self.alias_start and self.alias is not None:
+            views = [alias_views(self.vae.focus_pyramid, x) for x in self._sample_crops(512)]
+            self.alias.initialise([torch.cat(parts) for parts in zip(*views, strict=True)], generator)
+            for tensor in self.alias.state_dict().values():
+                self.world.broadcast(tensor)
+
+    def _sample_crops(self, count: int) -> Iterator[Tensor]:
+        """Batches of training crops, always the same ones, no larger than a training step's."""
+        seed = stream_seed(self.plan.seed, Stream.CODEBOOK_SAMPLE)
+        (keys,) = StepBatches(len(self.data), count, start=0, stop=1, seed=seed)
+        for chunk in chunks(keys, self.plan.images_at_once(self.world.size)):
+            yield torch.stack([self.data[key].image for key in chunk]).to(self.world.device)
+
+    def _targets(self, crops: Iterable[Tensor]) -> list[Tensor]:
+        """Focus targets of the crops, K times (N,C,n,n)."""
+        self.vae.eval()
+        encoded = [self.vae.encode_targets(x) for x in crops]
+        self.vae.train()
+        states = self.vae.focus_pyramid.states
+        lists = [[T] * states if isinstance(T, Tensor) else T for T in encoded]
+        return [torch.cat(parts) for parts in zip(*lists, strict=True)]
+
+    # ------------------------------------------------------------------ revival
+
+    def update(
+        self,
+        step: int,
+        outputs: Sequence[StructureOutput],
+        aliases: Sequence[AliasOutput],
+        optimizer: torch.optim.Optimizer,
+    ) -> dict[str, float]:
+        """Counts a step's tokens, and every `revive` steps replaces the codes without any; returns how many it replaced."""
+        if not self.recipe.revive:
+            return {}
+        counts: dict[str, float] = {}
+        idx, pool = [i for out in outputs for i in out.idx_S], [r for out in outputs for r in out.residual_S]
+        if idx:
+            counts |= self._revive(step, "revived", self.revival, idx, pool, self.averages.vae.quantize, optimizer)
+        if aliases and self.alias_revival:
+            idx, pool = [i for out in aliases for i in out.idx_K], [p for out in aliases for p in out.points_K]
+            counts |= self._revive(step, "alias/revived", self.alias_revival, idx, pool, self.averages.alias, optimizer)
+        return counts
+
+    def _revive(
+        self,
+        step: int,
+        name: str,
+        revival: CodeRevival,
+        idx: list[Tensor],
+        pool: list[Tensor],
+        averaged: Codebook,
+        optimizer: torch.optim.Optimizer,
+    ) -> dict[str, float]:
+        """One codebook's turn, in the averaged weights as well."""
+        revival.count(idx)
+        # none in the last fifth: a code revived there would not be trained
+        if (step + 1) % self.recipe.revive or step + 1 > 0.8 * self.plan.steps:
+            return {}
+        generator = torch.Generator().manual_seed(stream_seed(self.plan.seed, Stream.REVIVAL, step))
+        revived = revival.revive(pool, optimizer, generator, self.world)
+        averaged.embedding.weight.data[revived] = revival.quantizer.embedding.weight.data[revived]
+        return {name: float(len(revived))}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Entries for a checkpoint."""
+        state = {"revival": self.revival.state_dict()}
+        return state | ({"alias_revival": self.alias_revival.state_dict()} if self.alias_revival else {})
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes its entries out of a checkpoint."""
+        self.revival.load_state_dict(state["revival"])
+        if self.alias_revival:
+            self.alias_revival.load_state_dict(state["alias_revival"])

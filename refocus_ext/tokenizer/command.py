@@ -9,14 +9,19 @@ import torch
 from torch import nn
 
 from patches import Upstream, load_upstream
+from patches.faces import FocusedVQVAE, as_module
 from refocus_ext.engine.checks import check_share
 from refocus_ext.engine.distributed import World, preflight_device, world
 from refocus_ext.engine.interruption import Interruption
 from refocus_ext.engine.run_folder import RunFolder, check_run_folder
-from refocus_ext.images.folder import ImageList, check_images
+from refocus_ext.engine.training import RunPlan
+from refocus_ext.errors import named
+from refocus_ext.images.checks import check_images
+from refocus_ext.images.crops import Crops
+from refocus_ext.images.source import ImageSource
 from refocus_ext.images.sources import find_images
 from refocus_ext.optics.pyramid import FocusPyramid
-from refocus_ext.seeds import derived_seed
+from refocus_ext.seeds import Stream, stream_seed
 from refocus_ext.storage.atomic import save_json
 from refocus_ext.storage.weights import state_bytes
 from refocus_ext.tokenizer.alias.geometry import AliasGeometry
@@ -30,7 +35,9 @@ from refocus_ext.tokenizer.plan import (
     print_plan,
     why_preset,
 )
+from refocus_ext.tokenizer.recipe import CriticRecipe, StructureWeights, TokenizerRecipe
 from refocus_ext.tokenizer.training import TokenizerTraining
+from refocus_ext.tokenizer.validation import Validation
 
 
 class Prepared(NamedTuple):
@@ -38,10 +45,10 @@ class Prepared(NamedTuple):
 
     options: TokenizerOptions
     pyramid: FocusPyramid
-    train: ImageList
-    val: ImageList
+    train: ImageSource
+    val: ImageSource
     geometry: AliasGeometry | None
-    vae: Any
+    vae: FocusedVQVAE
     notes: list[str]
 
 
@@ -73,11 +80,14 @@ def prepare(upstream: Upstream, options: TokenizerOptions, device: torch.device)
     if options.init:  # its codebook fits its latents: quantized from the first step
         options = options.replace(warm_autoencoder=0)
     pyramid = make_pyramid(options)
-    train, val = find_images(options.data)
+    with named("--data"):
+        train, val = find_images(options.data)
     check_plan(options, pyramid, train)
-    notes = [check_images(train, options.image_size, options.small_images), *pyramid.rayleigh_warnings()]
+    with named("--data"):
+        note = check_images(train, options.image_size, options.small_images)
+    notes = [note, *pyramid.rayleigh_warnings()]
     geometry = alias_geometry(options, pyramid)
-    torch.manual_seed(derived_seed(options.seed, 2))
+    torch.manual_seed(stream_seed(options.seed, Stream.WEIGHTS))
     vae = build_vae(upstream, options, pyramid, device)
     return Prepared(options, pyramid, train, val, geometry, vae, [note for note in notes if note])
 
@@ -98,11 +108,42 @@ def _run(options: TokenizerOptions, here: World) -> int:
     lpips = perceptual_loss(options, here.device)
     run = open_run(options, pyramid, geometry, upstream, train) if here.main else None
     if run:
-        run.require_space(3 * 3 * state_bytes(vae))
+        run.require_space(3 * 3 * state_bytes(as_module(vae)))
     here.barrier()  # the others look into the folder only after rank 0 has put it in order
-    training = TokenizerTraining(options, here, run, vae, geometry, lpips, train, val)
+    plan, recipe = RunPlan.of(options), recipe_of(options)
+    data = Crops(train, options.image_size, scale=options.crop_scale, hflip=options.hflip, seed=options.seed)
+    training = TokenizerTraining(plan, recipe, here, run, vae, geometry, lpips, data)
+    if run:
+        crops = Crops(val, options.image_size, scale=options.crop_scale, random=False)
+        batch, held_out = min(32, options.batch_size), val != train
+        training.validation = Validation(
+            run, options.steps, crops, training.averages, batch, options.val_images, held_out
+        )
     with Interruption() as interruption:
         return training.fit(interruption)
+
+
+def recipe_of(options: TokenizerOptions) -> TokenizerRecipe:
+    """What the options say about training."""
+    return TokenizerRecipe(
+        lr=options.lr,
+        alias_lr=options.alias_lr,
+        lr_end=options.lr_end,
+        warmup=options.warmup,
+        warm_autoencoder=options.warm_autoencoder,
+        betas=(options.beta1, options.beta2),
+        weight_decay=options.weight_decay,
+        clip=options.clip,
+        ema=options.ema,
+        revive=options.revive,
+        lpips=options.lpips,
+        structure=StructureWeights(options.l1, options.l2, options.commitment, options.prefix, options.anchor),
+        critic=CriticRecipe(options.gan, options.gan_start, options.gan_warmup, options.gan_floor, options.lecam),
+        codebook_from_data=not options.init,
+        precision=options.precision,
+        channels_last=options.channels_last,
+        compile=options.compile,
+    )
 
 
 def perceptual_loss(options: TokenizerOptions, device: torch.device) -> nn.Module | None:
@@ -115,7 +156,7 @@ def perceptual_loss(options: TokenizerOptions, device: torch.device) -> nn.Modul
 
 
 def open_run(
-    options: TokenizerOptions, pyramid: Any, geometry: AliasGeometry | None, upstream: Upstream, images: ImageList
+    options: TokenizerOptions, pyramid: Any, geometry: AliasGeometry | None, upstream: Upstream, images: ImageSource
 ) -> RunFolder:
     """The run folder, with its configuration and class map written."""
     config = {

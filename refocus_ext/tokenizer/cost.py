@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
+
+from patches.faces import VQVAE
+from patches.parts import decoder_of, encoder_of
 
 
 @dataclass(frozen=True)
@@ -61,13 +63,13 @@ class StepCost:
         return self.encodes * self.encoder.saved_bytes + self.decodes * self.decoder.saved_bytes
 
 
-def step_cost(vae: Any, image_size: int, states: int, refocuses: bool) -> StepCost:
+def step_cost(vae: VQVAE, image_size: int, states: int, refocuses: bool) -> StepCost:
     """Cost of a step of `refocus_ext.tokenizer.objective`: every state is encoded; the reconstruction, a random state's anchor, and
     its prefix unless it is the sharp one, are decoded."""
     latent = image_size // 16
     return StepCost(
-        encoder=pass_cost(nn.Sequential(vae.encoder, vae.quant_conv), 1, 3, image_size, image_size),
-        decoder=pass_cost(nn.Sequential(vae.post_quant_conv, vae.decoder), 1, vae.Cvae, latent, latent),
+        encoder=pass_cost(encoder_of(vae), 1, 3, image_size, image_size),
+        decoder=pass_cost(decoder_of(vae), 1, vae.Cvae, latent, latent),
         encodes=states if refocuses else 1,
         decodes=2 + (states - 1) / states if refocuses else 1,
     )

@@ -7,27 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch import distributed as tdist
 from torch.nn import functional as F
 
+from patches.faces import FocusedVQVAE
 from refocus_ext.optics.pyramid import alias_views
 from refocus_ext.tokenizer.alias.tokenizer import AliasOutput, AliasTokenizer
+from refocus_ext.tokenizer.recipe import StructureWeights
 from refocus_ext.vector_quantization import straight_through
-
-
-@dataclass(frozen=True)
-class StructureWeights:
-    """Weights of the terms; `commitment` is beta of the VQ loss."""
-
-    l1: float = 1.0
-    l2: float = 1.0
-    commitment: float = 0.25
-    prefix: float = 1.0
-    anchor: float = 1.0
 
 
 @dataclass
@@ -49,9 +39,9 @@ class StructureObjective(nn.Module):
         vae: a VQVAE patched with `patches.Focus`, in train mode.
     """
 
-    def __init__(self, vae: Any, weights: StructureWeights) -> None:
+    def __init__(self, vae: FocusedVQVAE, weights: StructureWeights) -> None:
         super().__init__()
-        self.vae: Any = vae
+        self.vae: FocusedVQVAE = vae
         self.weights, self.pyramid = weights, vae.focus_pyramid
         self.last_scale = self.pyramid.last_scale_of_state(vae.quantize.v_patch_nums)
 

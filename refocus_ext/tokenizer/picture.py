@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
+from patches.faces import FocusedVQVAE, device_of
 from refocus_ext.engine.run_folder import RunFolder
 from refocus_ext.images.crops import Crops
 from refocus_ext.images.order import spread
 from refocus_ext.images.picture import as_array, grid, save_png
 from refocus_ext.optics.pyramid import FocusPyramid
 from refocus_ext.tokenizer.alias.tokenizer import AliasTokenizer
-from refocus_ext.tokenizer.validation import prefixes, psnr
+from refocus_ext.tokenizer.prefixes import prefixes, psnr
 
 ROWS = 8
 
 
 @torch.no_grad()
 def draw_prefixes(
-    run: RunFolder, vae: Any, data: Crops, step: int, steps: int, quantized: bool, rows_at_most: int = ROWS
+    run: RunFolder, vae: FocusedVQVAE, data: Crops, step: int, steps: int, quantized: bool, rows_at_most: int = ROWS
 ) -> None:
     """Draws validation images evenly spread over the data set.
 
@@ -28,7 +27,7 @@ def draw_prefixes(
         vae: focus-patched; put into eval mode for the drawing.
         quantized: False draws the unquantized D(T_k), before there is a codebook.
     """
-    training, device = vae.training, next(vae.parameters()).device
+    training, device = vae.training, device_of(vae)
     vae.eval()
     rows, captions, names = [], [], []
     for index in spread(range(len(data)), min(ROWS, rows_at_most)):
@@ -43,7 +42,7 @@ def draw_prefixes(
     run.log_image(step, "prefixes", as_array(picture))
 
 
-def _row(vae: Any, x: Tensor, quantized: bool) -> tuple[list[Tensor], list[str]]:
+def _row(vae: FocusedVQVAE, x: Tensor, quantized: bool) -> tuple[list[Tensor], list[str]]:
     pyramid = vae.focus_pyramid
     decoded = prefixes(vae, x) if quantized else [vae.decode(vae.encode_view(v)) for v in pyramid.structure_views(x)]
     row, caption = [x[0]], [""]
@@ -54,7 +53,7 @@ def _row(vae: Any, x: Tensor, quantized: bool) -> tuple[list[Tensor], list[str]]
     return row, caption
 
 
-def _headers(vae: Any, quantized: bool) -> list[str]:
+def _headers(vae: FocusedVQVAE, quantized: bool) -> list[str]:
     pyramid, patch_nums = vae.focus_pyramid, vae.quantize.v_patch_nums
     headers = ["original"]
     for k, scale in enumerate(pyramid.last_scale_of_state(patch_nums)):

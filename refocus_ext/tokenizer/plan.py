@@ -8,10 +8,11 @@ from typing import Any
 import torch
 
 from patches import Focus, Upstream
+from patches.faces import VQVAE, as_module
 from patches.vae_init import init_vae_weights
 from refocus_ext.engine.checks import check_run_options
 from refocus_ext.errors import UsageError
-from refocus_ext.images.folder import ImageList
+from refocus_ext.images.source import ImageSource
 from refocus_ext.optics.pyramid import FocusPyramid
 from refocus_ext.storage.upstream_weights import vae_state_dict
 from refocus_ext.storage.weights import load_strictly
@@ -41,7 +42,7 @@ def make_pyramid(options: TokenizerOptions) -> FocusPyramid:
         raise UsageError(str(error)) from None
 
 
-def check_plan(options: TokenizerOptions, pyramid: FocusPyramid, images: ImageList) -> None:
+def check_plan(options: TokenizerOptions, pyramid: FocusPyramid, images: ImageSource) -> None:
     """Raises UsageError where the options do not fit each other or the data."""
     if list(options.patch_nums) != sorted(set(options.patch_nums)) or options.patch_nums[-1] != pyramid.latent_size:
         raise UsageError(
@@ -79,7 +80,7 @@ def build_vae(upstream: Upstream, options: TokenizerOptions, pyramid: FocusPyram
     return vae.train()
 
 
-def load_published(vae: Any, path: Path) -> None:
+def load_published(vae: VQVAE, path: Path) -> None:
     """Loads VQVAE weights strictly, from a plain state dict or from upstream's training checkpoint.
 
     Raises:
@@ -90,7 +91,7 @@ def load_published(vae: Any, path: Path) -> None:
     except UsageError as error:
         raise UsageError(f"--init {error}") from None
     load_strictly(
-        vae,
+        as_module(vae),
         state,
         f"--init {path} does not fit this tokenizer ({{reason}}); the published vae_ch160v4096z32.pth needs --preset vanilla.",
     )
@@ -99,9 +100,9 @@ def load_published(vae: Any, path: Path) -> None:
 def print_plan(
     options: TokenizerOptions,
     pyramid: FocusPyramid,
-    vae: Any,
+    vae: VQVAE,
     alias: AliasGeometry | None,
-    images: ImageList,
+    images: ImageSource,
     device: torch.device,
 ) -> None:
     """What is about to happen, in a few lines."""
@@ -127,7 +128,7 @@ def print_plan(
 
 
 def print_cost(
-    options: TokenizerOptions, pyramid: FocusPyramid, vae: Any, device: torch.device, world_size: int
+    options: TokenizerOptions, pyramid: FocusPyramid, vae: VQVAE, device: torch.device, world_size: int
 ) -> None:
     """FLOPs of a step and a process's memory, for --dry-run."""
     parameters = sum(p.numel() for p in vae.parameters())

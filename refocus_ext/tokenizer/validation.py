@@ -1,96 +1,114 @@
-"""Prefixes of validation images against their focus states."""
+"""Validation of a stage-1 run: prefixes and alias tokens of its validation images, their pictures, its closing lines."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from refocus_ext.vector_quantization import code_health
+from patches.faces import device_of
+from refocus_ext.engine.progress import Progress
+from refocus_ext.engine.run_folder import RunFolder
+from refocus_ext.images.crops import Crops
+from refocus_ext.images.order import chunks, spread
+from refocus_ext.optics.pyramid import alias_views
+from refocus_ext.tokenizer.alias.explained_variance import ExplainedVariance, explained_warnings
+from refocus_ext.tokenizer.averages import Averages
+from refocus_ext.tokenizer.picture import draw_alias, draw_prefixes
+from refocus_ext.tokenizer.prefixes import PrefixReport, validate
+from refocus_ext.vector_quantization import codebook_use_of
 
-# ------------------------------------------------------------------------------------------------ validation
+
+def summary(report: PrefixReport, codes: int) -> str:
+    """'prefixes against F_k 20.1 21.0 22.3 dB; codes in use per scale 12 60 300 of 512'."""
+    focus = " ".join(f"{value:.1f}" for value in report.psnr_focus_K)
+    usage = " ".join(f"{round(codes * value / 100)}" for value in report.usage_S)
+    return f"prefixes against F_k {focus} dB; codes in use per scale {usage} of {codes}"
 
 
-@dataclass(frozen=True)
-class PrefixReport:
-    """Per focus state, means over images: PSNR of its prefix against F_k and against x (dB), and tokens' usage.
+class Validation:
+    """Validates the finished weights of a run on its validation images, logs it, and remembers the last result.
 
-    `usage_S` and `perplexity_S` are per token scale, `usage_K` per focus state: percent of the codebook seen, and exp of
-    the entropy of the codes. `tokens_S` is how many tokens of each scale were seen: no usage can exceed it.
+    Args:
+        run: the run folder of this process, which is the first.
+        batch: images at once.
+        most: at most so many images, evenly spread.
+        held_out: whether training never shows these images.
     """
 
-    psnr_focus_K: list[float]
-    psnr_sharp_K: list[float]
-    usage_S: list[float]
-    perplexity_S: list[float]
-    usage_K: list[float]
-    tokens_S: list[int]
+    def __init__(
+        self, run: RunFolder, steps: int, data: Crops, averages: Averages, batch: int, most: int, held_out: bool
+    ) -> None:
+        self.run, self.steps, self.data, self.averages = run, steps, data, averages
+        self.batch, self.most, self.held_out = batch, most, held_out
+        self.report: PrefixReport | None = None
+        self.explained: list[float] = []
 
-    def collapsed(self, vocab_size: int) -> list[str]:
-        """One sentence for each scale whose tokens say next to nothing: perplexity under a twentieth of what it could be."""
-        rows = enumerate(zip(self.perplexity_S, self.tokens_S, strict=True), start=1)
-        return [
-            f"scale {s} has collapsed: {tokens} tokens spread over {perplexity:.1f} codes' worth (perplexity) of {vocab_size}"
-            for s, (perplexity, tokens) in rows
-            if tokens >= 16 and perplexity < max(1.5, 0.05 * min(vocab_size, tokens))
-        ]
+    def batches(self) -> Iterator[Tensor]:
+        """Centre crops, on the networks' device."""
+        device = device_of(self.averages.vae)
+        for chunk in chunks(spread(range(len(self.data)), self.most), self.batch):
+            yield torch.stack([self.data[index].image for index in chunk]).to(device)
 
-    def flat(self) -> dict[str, float]:
-        """As scalars for a log; states are numbered from 1, as in the paper."""
-        rows: dict[str, float] = {}
-        for k, (focus, sharp) in enumerate(zip(self.psnr_focus_K, self.psnr_sharp_K, strict=True), start=1):
-            rows |= {f"psnr_prefix{k}_F{k}": focus, f"psnr_prefix{k}_x": sharp}
-        for s, (usage, perplexity) in enumerate(zip(self.usage_S, self.perplexity_S, strict=True), start=1):
-            rows |= {f"usage_scale{s}": usage, f"perplexity_scale{s}": perplexity}
-        return rows | {f"usage_state{k}": usage for k, usage in enumerate(self.usage_K, start=1)}
+    def prefixes(self, step: int, progress: Progress) -> None:
+        """Prefixes of the structure tokens, and what they make of the codebook."""
+        vae = self.averages.vae
+        self.report = validate(vae, self.batches())
+        self.run.log(step, self.report.flat(), "val/")
+        progress.say(f"step {step}: {summary(self.report, vae.quantize.vocab_size)}")
+        for warning in self.report.collapsed(vae.quantize.vocab_size):
+            progress.say(f"warning: {warning}")
 
+    @torch.no_grad()
+    def alias(self, step: int, progress: Progress) -> None:
+        """Explained variance of the alias tokens, use of their codebook, and their picture."""
+        alias, pyramid = self.averages.alias, self.averages.vae.focus_pyramid
+        training = alias.training
+        alias.eval()
+        total, idx = ExplainedVariance(pyramid.states - 1), []
+        for x in self.batches():
+            views = alias_views(pyramid, x)
+            idx.append(alias.tokens(views))
+            total.update(views, alias.reconstruct(idx[-1]))
+        self.explained = total.compute()
+        states = [torch.cat([t.flatten() for t in state]) for state in zip(*idx, strict=True)]
+        for k, (explained, tokens) in enumerate(zip(self.explained, states, strict=True), start=1):
+            usage, perplexity = codebook_use_of(tokens, alias.vocab_size)
+            names = {f"alias_explained{k}": explained, f"alias_usage{k}": usage, f"alias_perplexity{k}": perplexity}
+            self.run.log(step, names, "val/")
+        shown = " ".join(f"{100 * value:.0f}%" for value in self.explained)
+        progress.say(f"step {step}: alias tokens explain {shown} of the residuals' variance")
+        draw_alias(self.run, alias, pyramid, self.data, step, self.steps)
+        alias.train(training)
 
-def psnr(image: Tensor, target: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio per image, dB, for values in [-1,1] (peak 2), (B,)."""
-    mse = (image.clamp(-1, 1) - target).square().flatten(1).mean(1)
-    return 10 * torch.log10(4 / mse.clamp_min(1e-10))
+    def picture(self, step: int, quantized: bool) -> None:
+        """picture.png."""
+        draw_prefixes(self.run, self.averages.vae, self.data, step, self.steps, quantized, self.most)
 
+    def closing_lines(self) -> list[str]:
+        """What a finished run prints: where its files are, and the last validation."""
+        report, alias = self.report, self.averages.alias
+        assert report is not None
+        lines = ["", f"trained {self.steps} steps; the run is in {self.run.path}:"]
+        lines += ["  picture.png    original, focus states and their reconstructions"]
+        lines += ["  vae.pth        the structure tokenizer as a plain upstream state dict"]
+        if alias is not None:
+            lines += ["  alias.png      alias residuals and what their tokens reconstruct of them"]
+            lines += ["  alias.pth      the alias tokenizer"]
+        lines += ["  metrics.jsonl  every step; `tensorboard --logdir` shows the same", ""]
+        lines += ["focus state   prefix against F_k   prefix against x"]
+        for k, (focus, sharp) in enumerate(zip(report.psnr_focus_K, report.psnr_sharp_K, strict=True), start=1):
+            lines += [f"{k:>11}   {focus:>13.2f} dB   {sharp:>13.2f} dB"]
+        if alias is not None:
+            lines += ["", self._explained_line(), *self._explained_warnings(alias.geometry.stride)]
+        return lines
 
-@torch.no_grad()
-def prefixes(vae: Any, x_B3HW: Tensor) -> list[Tensor]:
-    """The image of each focus state's prefix, K times (B,3,H,W): the tokens up to the last scale the state serves."""
-    targets = vae.encode_targets(x_B3HW)
-    return decode_prefixes(vae, vae.quantize.f_to_idxBl_or_fhat(targets, to_fhat=True))
+    def _explained_line(self) -> str:
+        shown = ", ".join(f"{100 * value:.1f}%" for value in self.explained)
+        views = " and ".join(f"A{k}" for k in range(1, len(self.explained) + 1))
+        where = "held-out images" if self.held_out else "centre crops of the training images"
+        return f"alias tokens explain {shown} of the variance of {views} on {where}"
 
-
-@torch.no_grad()
-def decode_prefixes(vae: Any, f_hat_S: Sequence[Tensor]) -> list[Tensor]:
-    """As `prefixes`, from the quantizer's f_hat after each scale, (B,C,n,n)."""
-    scales = vae.focus_pyramid.last_scale_of_state(vae.quantize.v_patch_nums)
-    return [vae.decode(f_hat_S[-1 if scale is None else scale]).clamp_(-1, 1) for scale in scales]
-
-
-@torch.no_grad()
-def validate(vae: Any, batches: Iterable[Tensor]) -> PrefixReport:
-    """Measures prefixes and code usage over image batches with the model in eval mode (restored afterwards)."""
-    training, pyramid = vae.training, vae.focus_pyramid
-    vae.eval()
-    focus, sharp, idx = [], [], []
-    for x in batches:
-        targets = vae.encode_targets(x)
-        images = decode_prefixes(vae, vae.quantize.f_to_idxBl_or_fhat(targets, to_fhat=True))
-        focus.append(torch.stack([psnr(image, pyramid.focused(x, k)) for k, image in enumerate(images)]))
-        sharp.append(torch.stack([psnr(image, x) for image in images]))
-        idx.append([tokens.flatten() for tokens in vae.quantize.f_to_idxBl_or_fhat(targets, to_fhat=False)])
-    vae.train(training)
-    codes = vae.quantize.vocab_size
-    idx_S = [torch.cat(tokens) for tokens in zip(*idx, strict=True)]
-    health = [code_health(tokens, codes) for tokens in idx_S]
-    states = pyramid.states_of(vae.quantize.v_patch_nums)
-    by_state = [[t for t, state in zip(idx_S, states, strict=True) if state == k] for k in range(pyramid.states)]
-    return PrefixReport(
-        psnr_focus_K=torch.cat(focus, dim=1).mean(1).tolist(),
-        psnr_sharp_K=torch.cat(sharp, dim=1).mean(1).tolist(),
-        usage_S=[usage for usage, _ in health],
-        perplexity_S=[perplexity for _, perplexity in health],
-        usage_K=[code_health(torch.cat(parts), codes)[0] if parts else 0.0 for parts in by_state],
-        tokens_S=[len(tokens) for tokens in idx_S],
-    )
+    def _explained_warnings(self, stride: int) -> list[str]:
+        return [f"warning: {warning}" for warning in explained_warnings(self.explained, stride)]

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from refocus_ext.engine.devices import kind_of
 from refocus_ext.engine.distributed import World
 from refocus_ext.engine.interruption import Interruption, from_loader, leave_signals_to_parent
 from refocus_ext.engine.progress import Progress
@@ -89,7 +90,8 @@ class CacheBuilder:
         try:
             for number in range(1, rounds + 1):
                 error = self._advance(work)
-                code, failed, all_broken, done = self._agree(interruption, error)
+                code = interruption.agreed(self.world)
+                failed, all_broken, done = self._agree(error)
                 if failed:
                     raise error or RunFailed("another process could not go on; it says why above.")
                 self._limit_broken(broken + all_broken)
@@ -114,7 +116,7 @@ class CacheBuilder:
             batch_sampler=[batch for shard in shards for batch in self._batches(shard)],
             num_workers=self.workers,
             worker_init_fn=leave_signals_to_parent,
-            pin_memory=self.world.device.type == "cuda",
+            pin_memory=kind_of(self.world.device).pins_memory,
         )
         batches = iter(loader)
         for shard in shards:
@@ -141,7 +143,7 @@ class CacheBuilder:
     def _name_broken(self, indices: Sequence[int], further_B: Tensor) -> None:
         for index in (indices[row] for row in further_B.nonzero().flatten().tolist()):
             self.crops.known_broken.add(index)
-            print(f"broken image replaced: {self.crops.images.paths[index]}", flush=True)
+            print(f"broken image replaced: {self.crops.images.name(index)}", flush=True)
 
     def _advance(self, work: Iterator[int]) -> RunFailed | None:
         """One batch, if this process has one left; what made it fail."""
@@ -152,13 +154,12 @@ class CacheBuilder:
             return from_loader(error)
         return None
 
-    def _agree(self, interruption: Interruption, error: RunFailed | None) -> tuple[int, bool, int, int]:
-        """Over all processes: the exit code of an interruption or 0, whether one failed, broken images, images done."""
-        number = interruption.signal or 0
-        mine = [number == 2, number == 15, error is not None, len(self.crops.known_broken), self.done]
+    def _agree(self, error: RunFailed | None) -> tuple[bool, int, int]:
+        """Over all processes: whether one failed, broken images, images done."""
+        mine = [error is not None, len(self.crops.known_broken), self.done]
         total = self.world.sum(torch.tensor(mine, dtype=torch.float64)).tolist()
-        ctrl_c, terminated, failed, broken, done = (round(value) for value in total)
-        return 130 if ctrl_c else 143 if terminated else 0, bool(failed), broken, done
+        failed, broken, done = (round(value) for value in total)
+        return bool(failed), broken, done
 
     def _limit_broken(self, broken: int) -> None:
         if broken > self.crops.broken_limit:

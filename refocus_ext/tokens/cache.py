@@ -15,9 +15,9 @@ from refocus_ext.engine.distributed import World
 from refocus_ext.engine.interruption import Interruption
 from refocus_ext.engine.progress import duration
 from refocus_ext.errors import UsageError
-from refocus_ext.images.crops import broken_limit
-from refocus_ext.images.folder import ImageList
+from refocus_ext.images.checks import broken_limit
 from refocus_ext.images.order import SampleKey
+from refocus_ext.images.source import ImageSource
 from refocus_ext.images.views import ViewCrops, ViewPlan
 from refocus_ext.tokens.builder import Built, CacheBuilder
 from refocus_ext.tokens.identity import CacheIdentity
@@ -33,7 +33,7 @@ class CacheSource:
     encoders compute in `precision`."""
 
     tokenizer: Tokenizer
-    images: ImageList
+    images: ImageSource
     plan: ViewPlan
     scale: float
     precision: str
@@ -64,7 +64,7 @@ class TokenCache(Dataset[TokenSample]):
     Picklable: the shards are memory-mapped by each process when it first needs them.
     """
 
-    def __init__(self, images: ImageList, plan: ViewPlan, layout: Layout, paths: dict[int, Path]) -> None:
+    def __init__(self, images: ImageSource, plan: ViewPlan, layout: Layout, paths: dict[int, Path]) -> None:
         self.images, self.plan, self.layout, self.paths = images, plan, layout, paths
         self.known_broken: set[int] = set()
         self.broken_limit = broken_limit(images)
@@ -83,26 +83,23 @@ class TokenCache(Dataset[TokenSample]):
             self._open[shard] = open_shard(self.paths[shard])
         tokens = torch.from_numpy(self._open[shard][row, view].astype(np.int64))
         structure, alias, further = tokens.split([self.layout.structure, self.layout.alias, 1])
-        label = self.images.labels[(index + int(further)) % len(self.images)]
+        label = self.images.label((index + int(further)) % len(self.images))
         return TokenSample(structure, alias, label, index if further else -1)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_open": {}}
 
 
-def open_cache(
-    folder: Path, source: CacheSource, world: World, *, flag: str = "--cache", verify: bool = True
-) -> TokenCache:
+def open_cache(folder: Path, source: CacheSource, world: World, *, verify: bool = True) -> TokenCache:
     """The complete token cache in `folder`, every shard checked, each process its share.
 
     Args:
-        flag: the command's option that names the folder, for the sentences.
         verify: False right after `build_cache`, which has just checked or written every shard.
 
     Raises:
         UsageError: there is no cache, it is another's, it is not complete, or a shard is damaged.
     """
-    layout = read_index(folder, source.identity(), flag)
+    layout = read_index(folder, source.identity())
     if layout is None:
         raise UsageError(f"there is no token cache in {folder}; `bash run.sh tokens` makes one.")
     if verify and (damaged := inspect(folder, layout, world).damaged):
@@ -129,7 +126,6 @@ def build_cache(
     batch_size: int = 16,
     workers: int = 0,
     shard_images: int | None = None,
-    flag: str = "--cache",
 ) -> Built:
     """Makes what is missing of the cache in `folder`, after checking what is there.
 
@@ -137,16 +133,15 @@ def build_cache(
 
     Args:
         shard_images: images in a shard of a new cache; None decides by their number.
-        flag: the command's option that names the folder, for the sentences.
 
     Raises:
         UsageError: the folder holds something else, or has too little space; a codebook beyond 16 bits.
         RunFailed: a shard cannot be written, or too many images cannot be decoded.
     """
     if not source.plan.crops:
-        raise UsageError("a token cache holds a fixed number of crops; give --crops of at least 1.")
+        raise UsageError("a token cache holds a fixed number of crops, at least 1 of each image; give their number.")
     identity, wanted = source.identity(), source.layout(shard_images)
-    layout = read_index(folder, identity, flag)
+    layout = read_index(folder, identity)
     world.barrier()  # everybody has looked before rank 0 writes
     if layout is None and world.main:
         require_space(folder, wanted.bytes)
@@ -177,7 +172,7 @@ def _missing(folder: Path, layout: Layout, world: World) -> tuple[list[int], int
     """The shards still to be made, and the broken images of those that are there; damaged ones are removed."""
     found = inspect(folder, layout, world)
     for path in found.damaged.values():
-        world.say(f"{path} is damaged: its contents do not match the checksum in its name; it is made anew")
+        world.say(f"{path} is damaged: its contents do not match the checksum in its name; it is made again")
         if world.main:
             path.unlink()
     missing = [number for number in range(layout.shards) if number not in found.intact]

@@ -9,8 +9,10 @@ import torch
 from patches import load_upstream
 from refocus_ext.engine.distributed import World, preflight_device, world
 from refocus_ext.engine.interruption import Interruption
-from refocus_ext.images.folder import ImageList, check_images, image_folder
-from refocus_ext.images.sources import demo_photographs
+from refocus_ext.errors import named
+from refocus_ext.images.checks import check_images
+from refocus_ext.images.source import ImageSource
+from refocus_ext.images.sources import find_split
 from refocus_ext.images.views import ViewPlan
 from refocus_ext.tokens.cache import CacheSource, build_cache, default_folder, summary
 from refocus_ext.tokens.index import read_index, size_text
@@ -28,9 +30,11 @@ def main(options: TokensOptions) -> int:
 
 def preflight(options: TokensOptions, processes: int) -> None:
     """Raises UsageError where `main` would in every process; leaves GPUs alone, and writes nothing."""
-    precision = pick_precision(options.precision, preflight_device(options.device))
+    with named("--precision"):
+        precision = pick_precision(options.precision, preflight_device(options.device))
     source, _, _ = prepare(options, torch.device("cpu"), precision)
-    read_index(cache_folder(options, source), source.identity(), "--out")
+    with named("--out"):
+        read_index(cache_folder(options, source), source.identity())
 
 
 def prepare(options: TokensOptions, device: torch.device, precision: str) -> tuple[CacheSource, str, str | None]:
@@ -39,10 +43,12 @@ def prepare(options: TokensOptions, device: torch.device, precision: str) -> tup
     Raises:
         UsageError: the tokenizer or the images are not there, or do not fit.
     """
-    tokenizer = load_tokenizer(Path(options.tokenizer), device)
-    images, name = train_images(tokenizer, options.data)
-    small = options.small_images or tokenizer.options.get("small_images", "auto")
-    note = check_images(images, tokenizer.pyramid.image_size, small)
+    with named("--tokenizer"):
+        tokenizer = load_tokenizer(Path(options.tokenizer), device)
+    small = options.small_images or tokenizer.trained_with.small_images
+    with named("--data"):
+        images, name = train_images(tokenizer, options.data)
+        note = check_images(images, tokenizer.pyramid.image_size, small)
     plan = ViewPlan(options.crops, options.hflip, options.seed)
     return CacheSource(tokenizer, images, plan, options.crop_scale, precision), name, note
 
@@ -53,19 +59,20 @@ def cache_folder(options: TokensOptions, source: CacheSource) -> Path:
 
 def _run(options: TokensOptions, here: World) -> int:
     here.say(load_upstream().describe())
-    precision = pick_precision(options.precision, here.device)
+    with named("--precision"):
+        precision = pick_precision(options.precision, here.device)
     source, name, note = prepare(options, here.device, precision)
     if note:
         here.say(f"note: {note}")
-    layout, folder, theirs = source.layout(), cache_folder(options, source), source.tokenizer.options
+    layout, folder, theirs = source.layout(), cache_folder(options, source), source.tokenizer.trained_with
     for line in plan_lines(source.tokenizer, name, source.plan, layout):
         here.say(line)
     processes = f", {here.size} processes" if here.size > 1 else ""
     here.say(f"cache: {folder}, encoded in {precision} on {here.device}{processes}")
     if options.dry_run:
         return 0
-    workers = theirs.get("workers", 0) if options.workers is None else options.workers
-    with Interruption("stopping after this batch; finished shards stay") as interruption:
+    workers = theirs.workers if options.workers is None else options.workers
+    with Interruption("stopping after this batch; finished shards stay") as interruption, named("--out"):
         built = build_cache(
             folder,
             source,
@@ -73,21 +80,20 @@ def _run(options: TokensOptions, here: World) -> int:
             interruption=interruption,
             batch_size=options.batch_size,
             workers=workers,
-            flag="--out",
         )
     if not built.exit_code:
         here.say(summary(folder, layout, built))
     return built.exit_code
 
 
-def train_images(tokenizer: Tokenizer, data: str) -> tuple[ImageList, str]:
+def train_images(tokenizer: Tokenizer, data: str) -> tuple[ImageSource, str]:
     """The training images and their name: of `data`, else of the tokenizer's own data, else the demo photographs.
 
     Raises:
         UsageError: they are not there.
     """
-    data = data or tokenizer.options.get("data", "")
-    return (image_folder(data, "train"), f"{data}/train") if data else (demo_photographs(), "the demo photographs")
+    data = data or tokenizer.trained_with.data
+    return find_split(data, "train"), f"{data}/train" if data else "the demo photographs"
 
 
 def plan_lines(tokenizer: Tokenizer, name: str, plan: ViewPlan, layout: Layout) -> list[str]:

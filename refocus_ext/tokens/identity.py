@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from refocus_ext.images.folder import SMALL_DATA_SET, ImageList
-from refocus_ext.images.order import spread
+from refocus_ext.images.source import ImageSource
 from refocus_ext.images.views import ViewPlan
 from refocus_ext.tokens.trained_tokenizer import Tokenizer
 
@@ -34,7 +30,7 @@ class CacheIdentity:
 
     @classmethod
     def of(
-        cls, tokenizer: Tokenizer, images: ImageList, plan: ViewPlan, *, scale: float, precision: str
+        cls, tokenizer: Tokenizer, images: ImageSource, plan: ViewPlan, *, scale: float, precision: str
     ) -> CacheIdentity:
         return cls(
             weights=tokenizer.checksums(),
@@ -47,7 +43,7 @@ class CacheIdentity:
             hflip=plan.hflip,
             seed=plan.seed,
             precision=precision,
-            data=data_identity(images),
+            data=images.identity(),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -69,20 +65,6 @@ class CacheIdentity:
             for field, (our, their) in _differing(ours[name], theirs.get(name), name).items():
                 found.append(f"{field} = {_show(their)} (this run wants {_show(our)})")
         return found
-
-
-def data_identity(images: ImageList) -> dict[str, Any]:
-    """Counts, and a digest of class names, file names in their order, labels, and the sizes of a sample of the files.
-
-    The folder itself is not part of it: a data set may move.
-    """
-    folder = len(os.path.commonpath([os.path.dirname(path) for path in (min(images.paths), max(images.paths))]))
-    digest = hashlib.sha256(json.dumps([images.classes, images.square]).encode())
-    for path, label in zip(images.paths, images.labels, strict=True):
-        digest.update(f"{path[folder:]}\n{label}\n".encode())
-    for index in spread(range(len(images)), SMALL_DATA_SET):
-        digest.update(f"{os.path.getsize(images.paths[index])}\n".encode())
-    return {"images": len(images), "classes": len(images.classes), "digest": digest.hexdigest()}
 
 
 def _differing(ours: Any, theirs: Any, name: str = "") -> dict[str, tuple[Any, Any]]:

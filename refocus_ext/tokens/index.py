@@ -20,36 +20,33 @@ FORMAT = 1  # of index.json and of the shards
 FILE = "index.json"
 
 
-def read_index(folder: Path, identity: CacheIdentity, flag: str) -> Layout | None:
+def read_index(folder: Path, identity: CacheIdentity) -> Layout | None:
     """The layout of the cache in `folder`; None if there is no cache yet.
-
-    Args:
-        flag: the option that names the folder, for the sentences.
 
     Raises:
         UsageError: the folder holds a cache of another identity, or something else.
     """
     if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{flag} {folder} is a file; choose a folder.")
+        raise UsageError(f"{folder} is a file; choose a folder.")
     file = folder / FILE
     if not file.is_file():
         if folder.is_dir() and any(not path.name.endswith(".part") for path in folder.iterdir()):
-            raise UsageError(f"{flag} {folder} holds files but no token cache; choose an empty or a new folder.")
+            raise UsageError(f"{folder} holds files but no token cache; choose an empty or a new folder.")
         return None
     try:
         index = json.loads(file.read_text())
         form, theirs, layout = index["format"], dict(index["identity"]), Layout(**index["layout"])
     except (OSError, ValueError, KeyError, TypeError):
-        raise UsageError(f"{file} is not the index of a token cache; choose another {flag}, or remove it.") from None
+        raise UsageError(f"{file} is not the index of a token cache; choose another folder, or remove it.") from None
     if form != FORMAT:
         raise UsageError(
-            f"the token cache {folder} has format {form}, this version writes {FORMAT}; remove it to make it anew."
+            f"the token cache {folder} has format {form}, this version writes {FORMAT}; remove it to make it again."
         )
     if found := identity.differences(theirs):
         more = f" and {len(found) - 4} more differences" if len(found) > 4 else ""
         raise UsageError(
-            f"the token cache {folder} was made with {' and '.join(found[:4])}{more}; name another folder with "
-            f"{flag}, or remove this one to make it anew."
+            f"the token cache {folder} was made with {' and '.join(found[:4])}{more}; choose another folder, or "
+            "remove this one to make it again."
         )
     return layout
 
@@ -77,7 +74,7 @@ def require_space(folder: Path, need: int) -> None:
     if (free := shutil.disk_usage(there).free) < need:
         raise UsageError(
             f"{folder} has {size_text(free)} free, but the token cache takes {size_text(need)} more; free some space, choose "
-            "another folder, or fewer --crops."
+            "another folder, or fewer crops."
         )
 
 

@@ -73,16 +73,24 @@ def layout_of(tokenizer: Tokenizer, images: int, views: int, shard_images: int |
         if codes > LARGEST_CODEBOOK:
             raise UsageError(
                 f"the {name} codebook of {tokenizer.path} has {codes} codes; a token cache holds 16-bit tokens, so at most "
-                f"{LARGEST_CODEBOOK}: train without a cache (distill --cache off)."
+                f"{LARGEST_CODEBOOK}; train with the cache off."
             )
     shard_images = shard_images or max(SHARD_IMAGES, math.ceil(images / MOST_SHARDS))
     return Layout(images, views, *token_counts(tokenizer), shard_images)
 
 
 def find_shards(folder: Path, layout: Layout) -> dict[int, Path]:
-    """The shards that are there, by number; their contents are not looked at."""
+    """The shards that are there, by number; their contents are not looked at.
+
+    Raises:
+        UsageError: a folder is in the place of a shard.
+    """
     matches = ((_NAME.search(path.name), path) for path in sorted(folder.glob("shard-*.npy")))
-    return {int(match[1]): path for match, path in matches if match and int(match[1]) < layout.shards}
+    found = {int(match[1]): path for match, path in matches if match and int(match[1]) < layout.shards}
+    for path in found.values():
+        if path.is_dir():
+            raise UsageError(f"{path} is a folder, not a shard of the token cache; remove it.")
+    return found
 
 
 def write_shard(folder: Path, shard: int, rows: np.ndarray) -> Path:
@@ -101,7 +109,7 @@ def write_shard(folder: Path, shard: int, rows: np.ndarray) -> Path:
         draft.unlink(missing_ok=True)
         raise RunFailed(
             f"shard {shard} of the token cache could not be written to {folder} ({error.strerror or error}); the shards "
-            "before it are intact, so free some space and type the same command again."
+            "before it are intact, so free some space and run the same command again."
         ) from error
     return path
 

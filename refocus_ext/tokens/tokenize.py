@@ -13,26 +13,28 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from refocus_ext.engine.devices import kind_of
 from refocus_ext.engine.progress import Progress
 from refocus_ext.errors import UsageError
 from refocus_ext.images.crops import Crops
-from refocus_ext.images.folder import ImageList
+from refocus_ext.images.source import ImageSource
 from refocus_ext.optics.pyramid import alias_views
 from refocus_ext.tokens.trained_tokenizer import Tokenizer
 
 PRECISIONS = ("fp32", "tf32", "bf16")
 
 
-def pick_precision(name: str, device: torch.device, flag: str = "--precision") -> str:
+def pick_precision(name: str, device: torch.device) -> str:
     """'auto' is tf32 on CUDA, as upstream's training encodes, and fp32 elsewhere.
 
     Raises:
         UsageError: tf32 on a device that has none.
     """
-    if name == "tf32" and device.type != "cuda":
-        raise UsageError(f"{flag} tf32 is CUDA's, and this runs on {device}; choose fp32 or bf16, or leave it out.")
+    has_tf32 = kind_of(device).has_tf32
+    if name == "tf32" and not has_tf32:
+        raise UsageError(f"tf32 is CUDA's, and this runs on {device}; choose fp32, bf16 or auto.")
     if name == "auto":
-        return "tf32" if device.type == "cuda" else "fp32"
+        return "tf32" if has_tf32 else "fp32"
     return name
 
 
@@ -41,7 +43,7 @@ def prepare(tokenizer: Tokenizer) -> Tokenizer:
     for module in (tokenizer.vae, tokenizer.alias):
         if module is not None:
             module.requires_grad_(False).eval()
-            if device_of(tokenizer).type == "cuda":
+            if kind_of(device_of(tokenizer)).channels_last:
                 module.to(memory_format=torch.channels_last)
     return tokenizer
 
@@ -105,7 +107,7 @@ def split_maps(tokens_BN: Tensor, sides: Sequence[int]) -> tuple[Tensor, ...]:
 
 def tokenize_images(
     tokenizer: Tokenizer,
-    images: ImageList,
+    images: ImageSource,
     indices: Sequence[int],
     size: int,
     scale: float,

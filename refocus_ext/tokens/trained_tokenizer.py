@@ -10,12 +10,14 @@ from typing import Any
 import torch
 
 from patches import Focus, load_upstream
+from patches.faces import FocusedVQVAE
 from refocus_ext.errors import UsageError
 from refocus_ext.optics.pyramid import FocusPyramid
 from refocus_ext.storage.atomic import sha256
-from refocus_ext.storage.weights import load_strictly, read_state_dict
+from refocus_ext.storage.weights import load_strictly, read_state_dict, refuse_folder
 from refocus_ext.tokenizer.alias.geometry import AliasGeometry
 from refocus_ext.tokenizer.alias.tokenizer import AliasTokenizer, build_alias
+from refocus_ext.tokenizer.stage_one import StageOne
 
 
 @dataclass(frozen=True)
@@ -23,19 +25,15 @@ class Tokenizer:
     """The tokenizer of a run, with the pyramid that it was trained with and no other.
 
     `vae` is a VQVAE patched with `patches.Focus`, `alias` the alias tokenizer or None where the run trained none; both
-    are frozen and in eval mode. `config` is the run's config.json.
+    are frozen and in eval mode. `config` is the run's config.json, `trained_with` what it says of the training.
     """
 
-    vae: Any
+    vae: FocusedVQVAE
     alias: AliasTokenizer | None
     pyramid: FocusPyramid
     config: dict[str, Any]
+    trained_with: StageOne
     path: Path
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The options the run was trained with."""
-        return self.config["options"]
 
     def checksums(self) -> dict[str, str]:
         """sha256 of each weights file, as the run recorded it, or else of the file as it is."""
@@ -52,31 +50,34 @@ def load_tokenizer(run: Path, device: torch.device | str = "cpu") -> Tokenizer:
     """
     config = read_config(run)
     weights = run / "vae.pth"
+    refuse_folder(weights)
     if not weights.is_file():
         raise UsageError(
-            f"--tokenizer {run} has no vae.pth yet: its training is not finished; run the command that began it again "
-            "to resume it."
+            f"{run} has no vae.pth yet: its training is not finished; run the command that began it again to resume it."
         )
     check_weights(run, config, weights.name)
-    pyramid, vae = _build(run, config, device)
-    state = read_state_dict(weights, "train the run again, or copy it anew")
+    pyramid, vae, trained_with = _build(run, config, device)
+    state = read_state_dict(weights, "train the run again, or copy the file again")
     load_strictly(vae, state, f"{weights} does not fit the geometry in {run / 'config.json'} ({{reason}}).")
     Focus(pyramid).apply(vae)
     vae.requires_grad_(False).eval()
-    return Tokenizer(vae, _load_alias(run, config, vae, device), pyramid, config, run)
+    return Tokenizer(vae, _load_alias(run, config, vae, device), pyramid, config, trained_with, run)
 
 
-def _load_alias(run: Path, config: dict[str, Any], vae: Any, device: torch.device | str) -> AliasTokenizer | None:
+def _load_alias(
+    run: Path, config: dict[str, Any], vae: FocusedVQVAE, device: torch.device | str
+) -> AliasTokenizer | None:
     """The alias tokenizer that the configuration describes."""
     if not config.get("alias"):
         return None
     weights = run / "alias.pth"
+    refuse_folder(weights)
     if not weights.is_file():
         raise UsageError(
             f"{run} trained an alias tokenizer but its alias.pth is missing; restore it, or train the run again."
         )
     check_weights(run, config, weights.name)
-    state = read_state_dict(weights, "train the run again, or copy it anew")
+    state = read_state_dict(weights, "train the run again, or copy the file again")
     try:
         alias = build_alias(AliasGeometry.from_dict(config["alias"]), vae, device)
     except (RuntimeError, TypeError, ValueError) as error:
@@ -93,18 +94,18 @@ def read_config(run: Path) -> dict[str, Any]:
     """
     if not run.is_dir():
         raise UsageError(
-            f"--tokenizer {run} is no folder; it takes the run folder of `bash run.sh tokenizer`, which comes first."
+            f"{run} is no folder; a tokenizer is the run folder of `bash run.sh tokenizer`, which comes first."
         )
     file = run / "config.json"
     if not file.is_file():
-        raise UsageError(f"--tokenizer {run} has no config.json; it takes the run folder of `bash run.sh tokenizer`.")
+        raise UsageError(f"{run} has no config.json; a tokenizer is the run folder of `bash run.sh tokenizer`.")
     try:
         config = json.loads(file.read_text())
         ours = config["command"] == "tokenizer" and isinstance(config["options"], dict) and "pyramid" in config
     except (OSError, ValueError, KeyError, TypeError):
         ours = False
     if not ours:
-        raise UsageError(f"{file} is not the configuration of a tokenizer's run; give another --tokenizer.")
+        raise UsageError(f"{file} is not the configuration of a tokenizer's run; give another run folder.")
     return config
 
 
@@ -118,20 +119,20 @@ def check_weights(run: Path, config: dict[str, Any], name: str) -> None:
         )
 
 
-def _build(run: Path, config: dict[str, Any], device: torch.device | str) -> tuple[FocusPyramid, Any]:
-    """The pyramid and an unpatched VQVAE of the configured geometry."""
-    options = config["options"]
+def _build(run: Path, config: dict[str, Any], device: torch.device | str) -> tuple[FocusPyramid, Any, StageOne]:
+    """The pyramid, an unpatched VQVAE of the configured geometry, and how it was trained."""
     try:
+        trained_with = StageOne.read(config["options"])
         pyramid = FocusPyramid.from_dict(config["pyramid"])
         vae = load_upstream().build_vae(
-            vocab_size=options["codebook_size"],
-            z_channels=options["latent_channels"],
-            ch=options["ch"],
-            patch_nums=options["patch_nums"],
-            beta=options["commitment"],
+            vocab_size=trained_with.codebook_size,
+            z_channels=trained_with.latent_channels,
+            ch=trained_with.ch,
+            patch_nums=trained_with.patch_nums,
+            beta=trained_with.commitment,
             device=device,
         )
-        pyramid.states_of(options["patch_nums"])
+        pyramid.states_of(trained_with.patch_nums)
     except (KeyError, TypeError, ValueError, AssertionError) as error:
         raise UsageError(f"{run / 'config.json'} describes no tokenizer that can be built ({error!r}).") from None
-    return pyramid, vae
+    return pyramid, vae, trained_with

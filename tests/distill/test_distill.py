@@ -12,16 +12,16 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import write_images
+from conftest import inside, write_images
 from torch import Tensor
 
 from patches import load_upstream
 from refocus_ext.commands import main
-from refocus_ext.distill import plan
 from refocus_ext.distill.networks import build_networks
 from refocus_ext.distill.objective import DistillObjective
 from refocus_ext.distill.training import DistillTraining
 from refocus_ext.engine.checkpoints import load_checkpoint
+from refocus_ext.engine.devices import DeviceKind
 from refocus_ext.storage.atomic import sha256
 
 TOKENIZER = tuple(
@@ -187,7 +187,7 @@ def test_accumulation_sums_to_the_same_gradient(run: Any, tmp_path: Path) -> Non
     """Of a student without label drop two micro-batches of two are one batch of four, up to rounding."""
     options = ("--steps", "1", "--teacher", "off")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("refocus_ext.distill.networks.build_networks", without_drop)
+        patch.setattr("refocus_ext.distill.command.build_networks", without_drop)
         assert run("one", *options) == run("two", *options, "--accumulate", "2") == 0
     one, two = (records(tmp_path / name)[0] for name in ("one", "two"))
     assert one["train/loss"] == pytest.approx(two["train/loss"], rel=1e-5)
@@ -197,7 +197,7 @@ def test_accumulation_sums_to_the_same_gradient(run: Any, tmp_path: Path) -> Non
 def without_drop(*args: Any) -> Any:
     networks = build_networks(*args)
     networks.var.cond_drop_rate = 0.0
-    for block in networks.var.blocks:
+    for block in inside(networks.var).blocks:
         block.drop_path = torch.nn.Identity()
     return networks
 
@@ -343,7 +343,7 @@ def test_memory_and_disk_are_checked_first(
     run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(plan, "free_memory", lambda device: 1 << 20)
+        patch.setattr(DeviceKind, "free_memory", lambda self, device: 1 << 20)
         assert run("run") == 2
     assert "choose a smaller --depth" in sentence(capsys) and not (tmp_path / "run").exists()
     usage = shutil.disk_usage(tmp_path)

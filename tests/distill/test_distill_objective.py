@@ -6,16 +6,17 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import PATCH_NUMS, small_vae
+from conftest import PATCH_NUMS, inside, small_vae
 from torch import Tensor
 
 from patches import Upstream, patched
 from patches.checkpointed_block import Checkpointed
 from refocus_ext.distill.objective import DistillObjective, DistillWeights
 from refocus_ext.distill.teacher.geometry import TeacherGeometry
-from refocus_ext.distill.teacher.separate import SeparateTeacher, random_state, rewound
+from refocus_ext.distill.teacher.separate import SeparateTeacher
 from refocus_ext.distill.teacher.shared_weights import Teacher
 from refocus_ext.distill.validation import SHOWN, ValidationTokens, constant_and_other, evaluating, shares, validate
+from refocus_ext.engine.devices import kind_of, rewound
 from refocus_ext.engine.distributed import World
 
 CODES = 6
@@ -66,11 +67,11 @@ def build(upstream: Upstream, kind: str = "on", weights: DistillWeights | None =
 @pytest.mark.parametrize("kind", ["on", "separate"])
 def test_the_gap_comes_from_the_images_own_alias_tokens(upstream: Upstream, kind: str) -> None:
     objective, embed, train = build(upstream, kind, DistillWeights(0, 0)), Embedding(), tokens(64, seed=1, told=0.6)
-    objective.var.word_embed.weight.data.zero_()  # the student sees no earlier token: only aliases could tell
-    objective.var.word_embed.requires_grad_(False)
+    inside(objective.var).word_embed.weight.data.zero_()  # the student sees no earlier token: only aliases could tell
+    inside(objective.var).word_embed.requires_grad_(False)
     if isinstance(objective.teacher, SeparateTeacher):
-        objective.teacher.var.word_embed.weight.data.zero_()
-        objective.teacher.var.word_embed.requires_grad_(False)
+        inside(objective.teacher.var).word_embed.weight.data.zero_()
+        inside(objective.teacher.var).word_embed.requires_grad_(False)
     parameters = [p for p in objective.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=3e-3)
     for step in range(80):
@@ -139,7 +140,8 @@ def test_controls() -> None:
 
 def test_a_separate_teacher_repeats_the_students_random_numbers() -> None:
     torch.manual_seed(3)
-    state = random_state(torch.device("cpu"))
+    cpu = torch.device("cpu")
+    state = kind_of(cpu).random_state(cpu)
     first, second = torch.rand(2), torch.rand(2)
     torch.manual_seed(3)
     torch.rand(2)
@@ -159,8 +161,8 @@ def test_gradients_stay_with_their_owner(upstream: Upstream, kind: str) -> None:
     expected = build(upstream, "off")
     torch.manual_seed(9)
     expected(batch.label_N, embed.structure(batch.structure_NL), batch.structure_NL, [])[0].backward()
-    for (name, ours), theirs in zip(objective.var.named_parameters(), expected.var.parameters(), strict=True):
-        assert ours.grad is not None and torch.equal(ours.grad, theirs.grad), name
+    for (name, ours), theirs in zip(inside(objective.var).named_parameters(), expected.var.parameters(), strict=True):
+        assert ours.grad is not None and theirs.grad is not None and torch.equal(ours.grad, theirs.grad), name
     if kind == "separate":
         assert all(p.grad is not None for p in objective.teacher.var.parameters())  # type: ignore[union-attr]
         assert terms["ce_teacher"] == terms["ce_student"], "the same label drop and stochastic depth"
@@ -171,7 +173,7 @@ def test_checkpointed_blocks_give_the_same_bits(upstream: Upstream) -> None:
     grads, state_dicts = [], []
     for checkpointing in (False, True):
         objective = build(upstream)
-        for block in objective.var.blocks[1:]:
+        for block in inside(objective.var).blocks[1:]:
             block.drop_path.drop_prob = 0.4
         with (
             patched(objective.var, Checkpointed(keep=2))

@@ -12,7 +12,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
-from refocus_ext.distill.losses import distillation_loss, distillation_loss_from_hidden, feature_distance, var_report
+from refocus_ext.distill.losses import BeginEnds, distillation_loss, feature_distance, var_report
 
 BEGIN_ENDS = ((0, 1), (1, 5), (5, 14))
 B, L, V, C = 3, 14, 11, 6
@@ -42,18 +42,27 @@ def plain(student: Tensor, teacher: Tensor, targets: Tensor, kl_weight: float) -
     return terms["ce_student"] + kl_weight * kl + terms["ce_teacher"], terms
 
 
+def on_logits(
+    student: Tensor, teacher: Tensor | None, targets: Tensor, begin_ends: BeginEnds, **options: Any
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss with logits for hidden states, and heads that leave them as they are."""
+    head = None if teacher is None else identity
+    return distillation_loss(student, teacher, targets, begin_ends, student_head=identity, teacher_head=head, **options)
+
+
+def identity(x: Tensor) -> Tensor:
+    return x
+
+
 # ------------------------------------------------------------------------------------------------ the formula
 
 
-@pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize("chunk", [1, 10, 1000])
-def test_equals_the_plain_formula_and_its_gradients(chunk: int, overwrite: bool) -> None:
+def test_equals_the_plain_formula_and_its_gradients(chunk: int) -> None:
     expected, terms = plain(logits(0), logits(1), codes(), 0.5)
     wanted = torch.autograd.grad(plain(s := logits(0), t := logits(1), codes(), 0.5)[0], (s, t))
     student, teacher = logits(0), logits(1)
-    total, found = distillation_loss(
-        student, teacher, codes(), BEGIN_ENDS, kl_weight=0.5, chunk=chunk, overwrite_logits=overwrite
-    )
+    total, found = on_logits(student, teacher, codes(), BEGIN_ENDS, kl_weight=0.5, chunk=chunk)
     gradients = torch.autograd.grad(total, (student, teacher))
     torch.testing.assert_close(total, expected, rtol=1e-6, atol=0)
     for name, value in terms.items():
@@ -67,7 +76,7 @@ def test_a_realistic_vocabulary_in_fp32_is_as_exact_as_the_plain_formula() -> No
     exact_s, exact_t = logits(0, torch.float64, shape), logits(1, torch.float64, shape)
     plain(exact_s, exact_t, targets, 0.5)[0].backward()
     student, teacher = logits(0, shape=shape), logits(1, shape=shape)
-    total, _ = distillation_loss(student, teacher, targets, [(0, 40)], kl_weight=0.5)
+    total, _ = on_logits(student, teacher, targets, [(0, 40)], kl_weight=0.5)
     total.backward()
     for ours, exact in ((student, exact_s), (teacher, exact_t)):
         assert ours.grad is not None and exact.grad is not None
@@ -81,10 +90,10 @@ def test_gradcheck_where_the_teacher_is_held(kl_weight: float) -> None:
     held, free = logits(1, torch.float64, (2, 4, 5)), logits(0, torch.float64, (2, 4, 5))
 
     def of_student(x: Tensor) -> Tensor:
-        return distillation_loss(x, held.detach(), targets, ends, kl_weight=kl_weight, chunk=3)[0]
+        return on_logits(x, held.detach(), targets, ends, kl_weight=kl_weight, chunk=3)[0]
 
     def of_teacher(x: Tensor) -> Tensor:
-        return distillation_loss(free.detach(), x, targets, ends, kl_weight=0.0, chunk=3)[0]
+        return on_logits(free.detach(), x, targets, ends, kl_weight=0.0, chunk=3)[0]
 
     assert torch.autograd.gradcheck(of_student, (free,))
     assert torch.autograd.gradcheck(of_teacher, (held,))
@@ -93,7 +102,7 @@ def test_gradcheck_where_the_teacher_is_held(kl_weight: float) -> None:
 def test_the_kl_does_not_move_the_teacher() -> None:
     def gradient(kl_weight: float) -> Tensor:
         student, teacher = logits(0), logits(1)
-        total, _ = distillation_loss(student, teacher, codes(), BEGIN_ENDS, kl_weight=kl_weight)
+        total, _ = on_logits(student, teacher, codes(), BEGIN_ENDS, kl_weight=kl_weight)
         return torch.autograd.grad(total, teacher)[0]
 
     assert torch.equal(gradient(0.0), gradient(7.0))
@@ -105,15 +114,15 @@ def test_without_kl_the_student_learns_as_if_there_were_no_teacher(broken: bool)
     if broken:
         teacher[0, 0, 0] = torch.nan
     alone, beside = logits(0), logits(0)
-    distillation_loss(alone, None, codes(), BEGIN_ENDS)[0].backward()
-    distillation_loss(beside, teacher, codes(), BEGIN_ENDS, kl_weight=0.0)[0].backward()
+    on_logits(alone, None, codes(), BEGIN_ENDS)[0].backward()
+    on_logits(beside, teacher, codes(), BEGIN_ENDS, kl_weight=0.0)[0].backward()
     assert alone.grad is not None and beside.grad is not None
     assert torch.equal(alone.grad, beside.grad)
 
 
 def test_a_teacher_equal_to_the_student_has_no_divergence() -> None:
     student, teacher = logits(0), logits(0)
-    total, terms = distillation_loss(student, teacher, codes(), BEGIN_ENDS, kl_weight=3.0)
+    total, terms = on_logits(student, teacher, codes(), BEGIN_ENDS, kl_weight=3.0)
     assert terms["kl"] == 0 and torch.equal(terms["ce_student"], terms["ce_teacher"])
     total.backward()
     assert student.grad is not None and teacher.grad is not None
@@ -122,7 +131,7 @@ def test_a_teacher_equal_to_the_student_has_no_divergence() -> None:
 
 def test_terms_are_detached_and_hold_each_scale() -> None:
     student, teacher = logits(0), logits(1)
-    total, terms = distillation_loss(student, teacher, codes(), BEGIN_ENDS, chunk=4)
+    total, terms = on_logits(student, teacher, codes(), BEGIN_ENDS, chunk=4)
     assert total.requires_grad and not any(term.requires_grad for term in terms.values())
     for name, x in (("student", student), ("teacher", teacher)):
         for scale, (begin, end) in enumerate(BEGIN_ENDS):
@@ -136,7 +145,7 @@ def test_terms_are_detached_and_hold_each_scale() -> None:
 
 def test_report_has_vars_names_and_numbers() -> None:
     student = logits(0)
-    _, terms = distillation_loss(student, None, codes(), BEGIN_ENDS)
+    _, terms = on_logits(student, None, codes(), BEGIN_ENDS)
     report = var_report(terms, (1, 2, 3))
     assert set(report) == {"Lm", "Lt", "Accm", "Acct", "L_16", "L_32", "L_48", "acc_16", "acc_32", "acc_48"}
     tail, target = student[:, 5:].reshape(-1, V), codes()[:, 5:].reshape(-1)
@@ -146,22 +155,12 @@ def test_report_has_vars_names_and_numbers() -> None:
 
 def test_half_precision_logits_are_worked_on_in_fp32() -> None:
     student, teacher = logits(0, torch.bfloat16), logits(1, torch.bfloat16)
-    total, terms = distillation_loss(student, teacher, codes(), BEGIN_ENDS)
+    total, terms = on_logits(student, teacher, codes(), BEGIN_ENDS)
     expected, _ = plain(student.float(), teacher.float(), codes(), 0.5)
     assert total.dtype == terms["kl"].dtype == torch.float32
     torch.testing.assert_close(total, expected, rtol=1e-6, atol=0)
     total.backward()
     assert student.grad is not None and student.grad.dtype == torch.bfloat16
-
-
-def test_overwritten_logits_are_gone_and_say_so() -> None:
-    source = logits(0)
-    student = source * 1
-    total, _ = distillation_loss(student, None, codes(), BEGIN_ENDS, overwrite_logits=True)
-    total.backward(retain_graph=True)
-    assert source.grad is not None and torch.equal(student, source.grad)
-    with pytest.raises(RuntimeError, match="overwrite_logits"):
-        total.backward()
 
 
 @pytest.mark.parametrize(
@@ -181,7 +180,7 @@ def test_misuse_is_refused(change: dict[str, Any], message: str) -> None:
         "kl_weight": 0.5,
     } | change
     with pytest.raises(ValueError, match=message):
-        distillation_loss(
+        on_logits(
             logits(0), options["teacher"], options["targets"], options["begin_ends"], kl_weight=options["kl_weight"]
         )
 
@@ -195,11 +194,9 @@ def test_from_hidden_equals_the_logits_form_down_to_the_head(chunk: int) -> None
     ours, theirs = nn.Linear(C, V).double(), nn.Linear(C, V).double()
     hidden = (logits(0, torch.float64, (B, L, C)), logits(1, torch.float64, (B, L, C)))
     leaves = (*hidden, *ours.parameters(), *theirs.parameters())
-    expected, terms = distillation_loss(ours(hidden[0]), theirs(hidden[1]), codes(), BEGIN_ENDS)
+    expected, terms = on_logits(ours(hidden[0]), theirs(hidden[1]), codes(), BEGIN_ENDS)
     wanted = torch.autograd.grad(expected, leaves)
-    total, found = distillation_loss_from_hidden(
-        *hidden, codes(), BEGIN_ENDS, student_head=ours, teacher_head=theirs, chunk=chunk
-    )
+    total, found = distillation_loss(*hidden, codes(), BEGIN_ENDS, student_head=ours, teacher_head=theirs, chunk=chunk)
     torch.testing.assert_close(torch.autograd.grad(total, leaves), wanted)
     torch.testing.assert_close(total, expected)
     torch.testing.assert_close(found, terms)
@@ -207,10 +204,10 @@ def test_from_hidden_equals_the_logits_form_down_to_the_head(chunk: int) -> None
 
 def test_from_hidden_without_a_teacher() -> None:
     hidden, head = logits(0, shape=(B, L, C)), nn.Linear(C, V)
-    total, terms = distillation_loss_from_hidden(hidden, None, codes(), BEGIN_ENDS, student_head=head)
+    total, terms = distillation_loss(hidden, None, codes(), BEGIN_ENDS, student_head=head)
     assert "kl" not in terms and torch.allclose(total, terms["ce_student"])
     with pytest.raises(ValueError, match="come together"):
-        distillation_loss_from_hidden(hidden, hidden, codes(), BEGIN_ENDS, student_head=head)
+        distillation_loss(hidden, hidden, codes(), BEGIN_ENDS, student_head=head)
 
 
 # ------------------------------------------------------------------------------------------------ memory
@@ -249,25 +246,9 @@ def peak_bytes(step: Callable[[], object]) -> int:
 def test_less_than_one_copy_of_the_logits_is_kept_for_backward() -> None:
     student, teacher, targets = logits(0, shape=SHAPE), logits(1, shape=SHAPE), codes(SHAPE[:2], 512)
     given = (student, teacher)
-    ours = saved_bytes(lambda: distillation_loss(student, teacher, targets, [(0, 680)])[0], given)
+    ours = saved_bytes(lambda: on_logits(student, teacher, targets, [(0, 680)])[0], given)
     reference = saved_bytes(lambda: plain(student, teacher, targets, 0.5)[0], given)
     assert ours < 0.05 * COPY < 2 * COPY < reference
-
-
-def test_peak_memory_of_a_training_step_on_the_logits() -> None:
-    targets = codes(SHAPE[:2], 512)
-
-    def step(loss: Callable[[Tensor, Tensor], Tensor]) -> float:
-        student, teacher = logits(0, shape=SHAPE), logits(1, shape=SHAPE)
-        return peak_bytes(lambda: torch.autograd.grad(loss(student, teacher), (student, teacher))) / COPY
-
-    def chunked(overwrite: bool) -> Callable[[Tensor, Tensor], Tensor]:
-        return lambda s, t: distillation_loss(s, t, targets, [(0, 680)], chunk=256, overwrite_logits=overwrite)[0]
-
-    reference = step(lambda s, t: plain(s, t, targets, 0.5)[0])
-    assert step(chunked(True)) < 0.4, "chunks only"
-    assert step(chunked(False)) < 2.4, "the two gradients themselves, and chunks"
-    assert reference > 4
 
 
 def test_peak_memory_from_hidden_states_has_no_copy_of_the_logits_at_all() -> None:
@@ -276,9 +257,14 @@ def test_peak_memory_from_hidden_states_has_no_copy_of_the_logits_at_all() -> No
 
     def step() -> object:
         heads: Any = {"student_head": head, "teacher_head": frozen}
-        total, _ = distillation_loss_from_hidden(*hidden, targets, [(0, 680)], chunk=256, **heads)
+        total, _ = distillation_loss(*hidden, targets, [(0, 680)], chunk=256, **heads)
         return torch.autograd.grad(total, (*hidden, *head.parameters()))
 
+    def reference() -> object:
+        total, _ = plain(head(hidden[0]), frozen(hidden[1]), targets, 0.5)
+        return torch.autograd.grad(total, (*hidden, *head.parameters()))
+
+    assert peak_bytes(reference) > 4 * COPY
     assert peak_bytes(step) < 0.8 * COPY  # of which the two hidden states' gradients and head outputs by chunks
 
 

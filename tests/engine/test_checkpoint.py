@@ -53,6 +53,23 @@ def test_a_flipped_bit_is_seen_and_passed_over(tmp_path: Path) -> None:
     assert checkpoints.load_latest(said.append) is None and "None is left: starting from step 0" in said[-1]
 
 
+def test_a_folder_in_the_place_of_a_checkpoint_is_passed_over(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    said: list[str] = []
+    first = checkpoints.save(1, state(1))
+    (tmp_path / f"step-00000004-{'abc0' * 4}.pt").mkdir()
+    assert checkpoints.paths() == [first] and checkpoints.newest_step() == 1
+    latest = checkpoints.load_latest(said.append)
+    assert latest and latest["step"] == 1
+    assert len(said) == 1 and "is a folder, not a checkpoint; remove it. Falling back to the one before." in said[0]
+    for step in (2, 3, 5):  # what is kept, and what is dropped, are files
+        checkpoints.save(step, state(step))
+    assert [load_checkpoint(path)["step"] for path in checkpoints.paths()] == [3, 5]
+    for path in checkpoints.paths():
+        path.unlink()
+    assert checkpoints.load_latest(said.append) is None and "starting from step 0" in said[-1]
+
+
 def test_a_full_disk_leaves_the_last_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(1, state(1))

@@ -126,7 +126,7 @@ def fidelity(tmp_path: Path) -> Fidelity:
 def test_scores_are_those_of_torch_fidelity(fidelity: Fidelity) -> None:
     """Inception Score, precision and recall, from files on; FID's part of it takes longer and is the next test."""
     inception, here = load_inception(str(fidelity.weights)), World(0, 1, torch.device("cpu"))
-    folders = (FolderImages(path, "", None, 1) for path in (fidelity.samples, fidelity.reference))
+    folders = (FolderImages(path, None, 1) for path in (fidelity.samples, fidelity.reference))
     ours, reference = (samples.extract(images, inception, 5, here).pool_ND for images in folders)
     theirs = fidelity.theirs(fid=False)
     assert inception_score(inception.class_logits(ours)) == pytest.approx(theirs["inception_score_mean"], rel=1e-4)
@@ -240,10 +240,10 @@ def test_a_folder_of_other_sizes_is_brought_to_the_samples(
     found = numbers(files[0], folder)
     assert "6 of 7 images" in " ".join(found["notes"]) and "24x24 px" in " ".join(found["notes"])
     assert "note: 6 of 7 images" in capsys.readouterr().out
-    fitted = np.concatenate(list(FolderImages(folder, "--reference", (24, 24), 1).batches(4)))
+    fitted = np.concatenate(list(FolderImages(folder, (24, 24), 1).batches(4)))
     assert fitted.shape == (7, 24, 24, 3) and fitted.dtype == np.uint8
     Image.new("RGB", (96, 48), "red").save(folder / "wide.png")
-    wide = next(iter(FolderImages(folder, "--reference", (24, 24), 1).batches(8)))[-1]
+    wide = next(iter(FolderImages(folder, (24, 24), 1).batches(8)))[-1]
     assert (wide == (255, 0, 0)).all(), "the last by name, cropped and not squeezed"
 
 
@@ -359,7 +359,7 @@ def test_files_that_are_none(files: tuple[Path, Path], tmp_path: Path) -> None:
     def refusal(name: Path, as_reference: bool = False) -> str:
         with pytest.raises(UsageError) as error:
             if as_reference:
-                open_reference(str(name), NpzImages(files[0], "--samples"), 1)
+                open_reference(str(name), NpzImages(files[0]), 1)
             else:
                 open_samples(str(name), 1)
         assert str(name) in str(error.value) and str(error.value).endswith(".")
@@ -394,7 +394,7 @@ def test_a_damaged_stream_is_a_failure_of_the_work(files: tuple[Path, Path]) -> 
     data[start + 5000] ^= 1
     files[0].write_bytes(data)
     with pytest.raises(RunFailed, match=r"samples\.npz could not be read to its end"):
-        list(NpzImages(files[0], "--samples").batches(7))
+        list(NpzImages(files[0]).batches(7))
 
 
 def test_a_json_that_cannot_be_written(

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import small_vae, write_images
-from runs import TINY, parsed
+from runs import TINY, TRAINED_WITH, parsed
 from torch import Tensor, nn
 
 from patches import Focus, Upstream, load_upstream
@@ -30,9 +30,9 @@ from refocus_ext.images.crops import Crops
 from refocus_ext.images.folder import image_folder
 from refocus_ext.optics.pyramid import FocusPyramid
 from refocus_ext.storage import results
-from refocus_ext.tokenizer import validation
+from refocus_ext.tokenizer import prefixes
 from refocus_ext.tokens.trained_tokenizer import Tokenizer, load_tokenizer
-from refocus_ext.vector_quantization import usage_and_perplexity
+from refocus_ext.vector_quantization import codebook_use
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +169,7 @@ def test_numbers_are_those_of_the_trainings_own_validation(
 ) -> None:
     numbers = evaluate(trained / "run", tmp_path, batch_size=4)
     x = val_crops(trained)
-    expected = validation.validate(load_tokenizer(trained / "run").vae, [x])
+    expected = prefixes.validate(load_tokenizer(trained / "run").vae, [x])
     assert numbers["images"] == 14 and numbers["data"] == f"{trained / 'data'}/val"
     assert [row["state"] for row in numbers["states"]] == [1, 2]
     assert [row["tokens"] for row in numbers["states"]] == [1, 5]
@@ -219,7 +219,7 @@ def test_a_named_file_that_is_missing_is_an_error(trained: Path) -> None:
 def test_usage_errors(trained: Path, run: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="eval needs --tokenizer RUN"):
         main(EvalOptions(tokenizer=""))
-    with pytest.raises(UsageError, match="nowhere is no folder; it takes the run folder of"):
+    with pytest.raises(UsageError, match="nowhere is no folder; a tokenizer is the run folder of"):
         main(EvalOptions(tokenizer=str(tmp_path / "nowhere")))
     with pytest.raises(UsageError, match="has no val/ folder"):
         main(EvalOptions(tokenizer=str(run), data=str(run), device="cpu"))
@@ -234,11 +234,11 @@ def test_json_is_looked_at_first_and_may_still_fail(
     options = EvalOptions(tokenizer=str(run), images=2, workers=0, device="cpu")
     (tmp_path / "file").write_text("")
     for name in (tmp_path, tmp_path / "file" / "n.json"):
-        with pytest.raises(UsageError, match=r"--json .*(is a folder; give|cannot be a folder)"):
+        with pytest.raises(UsageError, match=r"--json: .*(is a folder; give|cannot be a folder)"):
             command.main(options.replace(json=str(name)))
     assert not capsys.readouterr().out
     monkeypatch.setattr(results, "save_json", full)
-    with pytest.raises(RunFailed, match=r"--json .*n\.json could not be written \(No space left on device\)"):
+    with pytest.raises(RunFailed, match=r"--json: .*n\.json could not be written \(No space left on device\)"):
         command.main(options.replace(json=str(tmp_path / "n.json")))
 
 
@@ -270,8 +270,8 @@ def test_twice_the_same_and_independent_of_batches_and_loader(trained: Path, tmp
 
 def test_without_data_the_demo_photographs(trained: Path) -> None:
     tokenizer = load_tokenizer(trained / "run")
-    config = tokenizer.config | {"options": tokenizer.options | {"data": ""}}
-    images, source = evaluate_tokenizer.val_images(dataclasses.replace(tokenizer, config=config), "")
+    trained_with = dataclasses.replace(tokenizer.trained_with, data="")
+    images, source = evaluate_tokenizer.val_images(dataclasses.replace(tokenizer, trained_with=trained_with), "")
     assert "astronaut" in images.classes and "demo photographs" in source
 
 
@@ -287,24 +287,24 @@ def test_options_parse_and_their_help_is_complete() -> None:
 
 def tokenizer_of(vae: Any, pyramid: FocusPyramid) -> Tokenizer:
     Focus(pyramid).apply(vae.eval())
-    return Tokenizer(vae, None, pyramid, {"options": {}}, Path("somewhere"))
+    return Tokenizer(vae, None, pyramid, {}, TRAINED_WITH, Path("somewhere"))
 
 
 def test_without_blur_both_columns_are_the_same(upstream: Upstream, images: Tensor) -> None:
     pyramid = FocusPyramid(image_size=64, states=3, blur="none")
     tokenizer = tokenizer_of(small_vae(upstream), pyramid)
-    evaluation = Evaluation(tokenizer, Instruments({"psnr": validation.psnr}))
+    evaluation = Evaluation(tokenizer, Instruments({"psnr": prefixes.psnr}))
     evaluation.update(images)
     report = evaluation.report()
     assert len(report.states) == 3 and all(row.focus == row.sharp and row.radius == 0 for row in report.states)
-    expected = validation.validate(tokenizer.vae, [images])
+    expected = prefixes.validate(tokenizer.vae, [images])
     assert [row.sharp["psnr"] for row in report.states] == pytest.approx(expected.psnr_sharp_K)
     assert [row.usage for row in report.scales] == pytest.approx(expected.usage_S)
 
 
 def test_a_state_that_no_scale_serves_is_left_out(upstream: Upstream, pyramid: FocusPyramid, images: Tensor) -> None:
     evaluation = Evaluation(
-        tokenizer_of(small_vae(upstream, patch_nums=(1, 4)), pyramid), Instruments({"psnr": validation.psnr})
+        tokenizer_of(small_vae(upstream, patch_nums=(1, 4)), pyramid), Instruments({"psnr": prefixes.psnr})
     )
     evaluation.update(images)
     report = evaluation.report()
@@ -313,7 +313,7 @@ def test_a_state_that_no_scale_serves_is_left_out(upstream: Upstream, pyramid: F
 
 def test_an_empty_evaluation_has_no_report(upstream: Upstream, pyramid: FocusPyramid) -> None:
     with pytest.raises(ValueError, match="no images"):
-        Evaluation(tokenizer_of(small_vae(upstream), pyramid), Instruments({"psnr": validation.psnr})).report()
+        Evaluation(tokenizer_of(small_vae(upstream), pyramid), Instruments({"psnr": prefixes.psnr})).report()
 
 
 class Halves:
@@ -328,7 +328,7 @@ class Halves:
 
 def test_explained_variance_of_an_alias_tokenizer(upstream: Upstream, pyramid: FocusPyramid, images: Tensor) -> None:
     rough = (images + 0.5 * torch.randn(images.shape, generator=torch.Generator().manual_seed(2))).clamp(-1, 1)
-    tools = Instruments({"psnr": validation.psnr}, alias=Halves())
+    tools = Instruments({"psnr": prefixes.psnr}, alias=Halves())
     evaluation = Evaluation(tokenizer_of(small_vae(upstream), pyramid), tools)
     for x in rough.split(2):
         evaluation.update(x)
@@ -349,6 +349,6 @@ def test_ssim_by_hand() -> None:
 
 
 def test_usage_and_perplexity_by_hand() -> None:
-    usage, perplexity = usage_and_perplexity(torch.tensor([2, 1, 1, 0, 0, 0, 0, 0]))
+    usage, perplexity = codebook_use(torch.tensor([2, 1, 1, 0, 0, 0, 0, 0]))
     assert usage == 37.5
     assert perplexity == pytest.approx(math.exp(0.5 * math.log(2) + 0.5 * math.log(4)))

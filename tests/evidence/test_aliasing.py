@@ -248,7 +248,7 @@ def test_a_published_file_is_plain_var(tmp_path: Path, monkeypatch: pytest.Monke
         tokens = vae.img_to_idxBl(x)
     assert torch.equal(torch.cat(seen.tokens_K, 1), torch.cat(tokens, 1))
     torch.save({"weight": torch.zeros(1)}, file)
-    with pytest.raises(UsageError, match=r"--tokenizer .* holds no VQVAE"):
+    with pytest.raises(UsageError, match=r" holds no VQVAE"):
         open_subject(str(file), "cpu")
 
 
@@ -271,7 +271,7 @@ def test_equal_sets_have_equal_spectra_in_either_form(tmp_path: Path) -> None:
     folder.mkdir()
     for i, image in enumerate(pixels):
         Image.fromarray(image).save(folder / f"{i}.png")
-    from_npz, from_folder = (open_images(str(p), "--samples", None) for p in (file, folder))
+    from_npz, from_folder = (open_images(str(p), None) for p in (file, folder))
     assert (from_npz.count, from_npz.size) == (from_folder.count, from_folder.size) == (5, 32)
     report = compare(from_npz, from_folder)
     assert report.power_samples == report.power_reference and report.samples == report.reference == 5
@@ -284,8 +284,8 @@ def test_blurred_samples_lack_the_finest_octave(tmp_path: Path) -> None:
         [np.asarray(Image.fromarray(i).resize((16, 16), Image.Resampling.BOX).resize((32, 32))) for i in sharp]
     )
     report = compare(
-        open_images(str(write_npz(tmp_path / "soft.npz", soft)), "--samples", None),
-        open_images(str(write_npz(tmp_path / "sharp.npz", sharp)), "--reference", None, 32),
+        open_images(str(write_npz(tmp_path / "soft.npz", soft)), None),
+        open_images(str(write_npz(tmp_path / "sharp.npz", sharp)), None, 32),
     )
     assert report.octaves[-1].high == 0.5 and report.octaves[-1].difference_dB < -6
     assert report.octaves[-1].difference_dB < report.octaves[0].difference_dB - 5
@@ -296,7 +296,7 @@ def test_blurred_samples_lack_the_finest_octave(tmp_path: Path) -> None:
 
 def test_a_part_of_a_set_is_spread_evenly(tmp_path: Path) -> None:
     pixels = np.stack([np.full((8, 8, 3), 20 * i, np.uint8) for i in range(6)])
-    images = open_images(str(write_npz(tmp_path / "a.npz", pixels)), "--samples", 3)
+    images = open_images(str(write_npz(tmp_path / "a.npz", pixels)), 3)
     assert [round((float(i.mean()) + 1) * 127.5) for i in images.images] == [0, 40, 80]
 
 
@@ -312,13 +312,13 @@ def test_a_part_of_a_set_is_spread_evenly(tmp_path: Path) -> None:
 )
 def test_bad_sample_sets(tmp_path: Path, make: Any, words: str) -> None:
     with pytest.raises(UsageError, match=words):
-        open_images(str(make(tmp_path)), "--reference", None, 32)
+        open_images(str(make(tmp_path)), None, 32)
 
 
 def test_samples_in_a_folder_must_be_of_one_size(tmp_path: Path) -> None:
     write_images(tmp_path, 2, size=(40, 32))
     with pytest.raises(UsageError, match="40 x 32 pixels; samples must be square"):
-        open_images(str(tmp_path), "--samples", None)
+        open_images(str(tmp_path), None)
 
 
 # ------------------------------------------------------------------------------------------------ the command
@@ -381,14 +381,14 @@ def test_two_tokenizers_side_by_side(
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (["--data", "nowhere"], "--data nowhere is neither a folder nor an image"),
+        (["--data", "nowhere"], "--data: nowhere is neither a folder nor an image"),
         (["--focus-states", "1"], "--focus-states 1 decimates nothing"),
         (["--image-size", "100"], "100 is no multiple of the encoder stride 16"),
         (["--image-size", "48", "--focus-states", "2", "--rho-max", "3"], "at least 64 pixels, got 48"),
         (["--samples", "a.npz"], "--samples is compared with --reference, which is not given"),
-        (["--tokenizer", "nowhere"], "--tokenizer nowhere is neither a run folder nor a file"),
-        (["--out", "file"], "--out file cannot be a folder"),
-        (["--json", "folder"], "--json folder is a folder"),
+        (["--tokenizer", "nowhere"], "--tokenizer: nowhere is neither a run folder nor a file"),
+        (["--out", "file"], "--out: file cannot be a folder"),
+        (["--json", "folder"], "--json: folder is a folder"),
         (["--tokenizer"], "expected at least one argument"),
     ],
 )

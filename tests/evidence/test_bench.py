@@ -24,13 +24,45 @@ from refocus_ext.tokenizer.cost import PassCost
 TINY = "--image-size 32 --patch-nums 1,2 --focus-states 2 --rho-max 3 --ch 32 --codebook-size 64 --repeats 1".split()
 
 
-def test_bench_writes_ratios_of_one_process(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+SECONDS = {
+    "pyramid": 0.5, "alias_views": 0.25, "encoder": 2.0, "vanilla_tokens": 2.5, "focus_tokens": 5.0, "quantizer": 1.0,
+}  # fmt: skip
+
+
+def test_bench_writes_ratios_of_one_process(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every part runs; of the times that a clock would give, the ratios are the ones worked out by hand."""
+
+    def timed(parts: dict[str, Callable[[], object]], *_: object) -> dict[str, float]:
+        assert parts.keys() == SECONDS.keys() and all(part() is not None for part in parts.values())
+        return SECONDS
+
+    monkeypatch.setattr(tokenizer, "time_interleaved", timed)
     assert main(["bench", *TINY, "--section", "tokenizer", "--json", str(tmp_path / "bench.json")]) == 0
     report = json.loads((tmp_path / "bench.json").read_text())["tokenizer"]
-    seconds, ratio = report["seconds"], report["time"]
-    assert ratio["focus_tokens_over_vanilla_tokens"] == seconds["focus_tokens"] / seconds["vanilla_tokens"]
-    assert ratio["pyramid_of_encoder_passes"] == seconds["pyramid"] / (2 * seconds["encoder"])
-    assert "times the time" in capsys.readouterr().out
+    assert report["seconds"] == SECONDS
+    assert report["time"] == {  # two focus states: two encoder passes of 2 s
+        "pyramid_of_encoder_passes": 0.125,
+        "pyramid_of_training_step": 0.5 / 12.5,
+        "alias_views_of_encoder_passes": 0.0625,
+        "quantizer_of_encoder_passes": 0.25,
+        "focus_tokens_over_vanilla_tokens": 2.0,
+    }
+    assert "2.00 times the time" in capsys.readouterr().out
+
+
+def test_the_clock_gives_each_part_its_median_and_leaves_out_the_first_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    durations = {"slow": iter([100.0, 3.0, 9.0, 4.0]), "fast": iter([100.0, 1.0, 1.0, 2.0])}
+    time = 0.0
+
+    def run(name: str) -> None:
+        nonlocal time
+        time += next(durations[name])
+
+    monkeypatch.setattr(clock, "now", lambda device: time)
+    parts: dict[str, Callable[[], object]] = {"slow": lambda: run("slow"), "fast": lambda: run("fast")}
+    assert clock.time_interleaved(parts, 3, torch.device("cpu")) == {"slow": 4.0, "fast": 1.0}
 
 
 def test_bench_samples_the_same_images_fast(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -85,7 +85,7 @@ def test_signs_are_said_in_words() -> None:
         (["--image-size", "100"], "no multiple of the encoder stride 16"),
         (["--focus-states", "9"], "use at most 5 states"),
         (["a.jpg", "b.jpg"], "'b.jpg' was not expected here"),
-        (["--out", "."], "--out . is a folder"),
+        (["--out", "."], "--out: . is a folder"),
         (["--imagesize", "64"], "did you mean --image-size?"),
     ],
 )

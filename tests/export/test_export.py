@@ -204,7 +204,19 @@ def test_what_is_not_ours_is_refused(
     assert (exported / VAR).read_bytes() == before and (tmp_path / "published" / VAR).read_text() == "theirs"
 
 
-def test_an_interrupted_export_says_so_and_is_made_whole(
+def test_a_folder_in_the_place_of_a_file_is_a_sentence(
+    exported: Path, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (exported / VAR).unlink()
+    (exported / VAR).mkdir()
+    capsys.readouterr()
+    assert export_to(exported, run) == 1
+    assert f"{exported} could not be written (a folder is in the place of the file {VAR})" in complaint(capsys)
+    (exported / VAR).rmdir()
+    assert export_to(exported, run) == 0 and names(exported) == NAMES
+
+
+def test_an_interrupted_export_says_so_and_is_completed(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def full(*_: Any, **__: Any) -> None:
@@ -214,7 +226,7 @@ def test_an_interrupted_export_says_so_and_is_made_whole(
         patch.setattr(folder_module, "save_file", full)
         assert export_to(tmp_path / "x", run) == 1
     assert "No space left on device" in complaint(capsys)
-    with pytest.raises(UsageError, match="was interrupted; the same command"):
+    with pytest.raises(UsageError, match="was interrupted; run the same command again"):
         load_student(tmp_path / "x")
     assert export_to(tmp_path / "x", run) == 0 and names(tmp_path / "x") == NAMES
 
@@ -226,7 +238,7 @@ def test_wrong_usage(
     for argv, words in (
         (["--to", "x"], "export needs --run"),
         (["--run", str(run)], "export needs --to"),
-        (["--run", str(tmp_path / "no"), "--to", "x"], "--run " + str(tmp_path / "no")),
+        (["--run", str(tmp_path / "no"), "--to", "x"], "--run: " + str(tmp_path / "no")),
         (["--run", str(run), "--to", "x", "--private"], "--private belongs to --push"),
         (["--run", str(run), "--to", "x", "--push", "name"], "write OWNER/NAME"),
         (["--run", str(run), "--to", "x", "--push", "a/b/c"], "write OWNER/NAME"),
@@ -291,7 +303,7 @@ def test_a_failing_push_is_told(
 
     monkeypatch.setattr(hub, "upload_folder", refuse)
     assert export_to(tmp_path / "x", run, "--push", "me/student") == 1
-    assert "--push me/student failed (401 Client Error: no write access)" in complaint(capsys)
+    assert "--push: the upload to me/student failed (401 Client Error: no write access)" in complaint(capsys)
     assert names(tmp_path / "x") == NAMES
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     assert export_to(tmp_path / "x", run, "--push", "me/student") == 2

@@ -12,7 +12,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from refocus_ext.errors import RunFailed, UsageError
-from refocus_ext.images import folder, order, sources
+from refocus_ext.images import checks, folder, order, sources
 from refocus_ext.images.crops import Crops
 from refocus_ext.images.order import SampleKey, StepBatches
 
@@ -21,7 +21,7 @@ def test_demo_photographs_are_real_files_one_class_each() -> None:
     photographs = sources.demo_photographs()
     assert len(photographs) >= 15 and {"astronaut", "coffee", "rocket"} <= set(photographs.classes)
     assert photographs.labels == tuple(range(len(photographs)))
-    assert folder.check_images(photographs, 64, "refuse") is None
+    assert checks.check_images(photographs, 64, "refuse") is None
     assert {Crops(photographs, 64)._resized(index).size for index in range(len(photographs))} == {(72, 72)}
 
 
@@ -48,18 +48,18 @@ def test_missing_and_empty_folders_are_named(image_tree: Path, tmp_path: Path) -
 def test_a_text_file_named_jpg_is_named(image_tree: Path) -> None:
     (image_tree / "train" / "cat" / "note.jpg").write_text("not an image")
     with pytest.raises(UsageError, match=r"note\.jpg is not an image"):
-        folder.check_images(folder.image_folder(str(image_tree), "train"), 64, "auto")
+        checks.check_images(folder.image_folder(str(image_tree), "train"), 64, "auto")
 
 
 def test_small_images_are_refused_or_upsampled(image_tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_images(image_tree / "train" / "cat" / "small", 1, size=(40, 90))
     images = folder.image_folder(str(image_tree), "train")
     with pytest.raises(UsageError, match=r"is 40x90 pixels, smaller than the 64 pixel crop"):
-        folder.check_images(images, 64, "auto")
-    assert "1 of 13 images" in str(folder.check_images(images, 64, "upsample"))
+        checks.check_images(images, 64, "auto")
+    assert "1 of 13 images" in str(checks.check_images(images, 64, "upsample"))
     assert Crops(images, 64)[SampleKey(0, 6)][0].shape == (3, 64, 64)
-    monkeypatch.setattr(folder, "SMALL_DATA_SET", 12)  # a large data set: as VAR does
-    assert "are upsampled" in str(folder.check_images(images, 64, "auto"))
+    monkeypatch.setattr(checks, "SMALL_DATA_SET", 12)  # a large data set: as VAR does
+    assert "are upsampled" in str(checks.check_images(images, 64, "auto"))
 
 
 def test_a_broken_image_is_replaced_the_same_way_every_time(image_tree: Path) -> None:
@@ -148,7 +148,7 @@ def test_micro_batches_cut_the_same_order() -> None:
 
 
 def test_indivisible_batch_is_refused() -> None:
-    with pytest.raises(UsageError, match="--batch-size 5 does not divide over 2 processes"):
+    with pytest.raises(UsageError, match="a batch size of 5 does not divide over 2 processes"):
         StepBatches(9, 5, start=0, stop=1, seed=0, world=2)
 
 

@@ -1,6 +1,9 @@
 """Properties of the point spread functions and of the convolution that applies them."""
 
 import math
+import re
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -9,7 +12,18 @@ import torch
 import torch.nn.functional as F
 
 from refocus_ext.optics import psf as optics
-from refocus_ext.optics.psf import BLURS, blur, defocus, disk_otf, disk_psf, gaussian_psf, half_width, psf, sinc_psf
+from refocus_ext.optics.names import BLUR_TABLE, BLURS
+from refocus_ext.optics.psf import (
+    blur,
+    check_tables,
+    defocus,
+    disk_otf,
+    disk_psf,
+    gaussian_psf,
+    half_width,
+    psf,
+    sinc_psf,
+)
 
 RADII = (0.3, 0.7, 1.0, 1.5, 2.6, 3.0, 4.37, 6.0, 9.0, 12.0)
 
@@ -291,7 +305,7 @@ def test_an_image_too_small_to_reflect_is_refused(kind: str) -> None:
 
 
 def test_wrong_arguments_are_refused() -> None:
-    with pytest.raises(ValueError, match="unknown blur 'box'; choose one of disk, gaussian, sinc, none"):
+    with pytest.raises(ValueError, match=f"unknown blur 'box'; choose one of {', '.join(BLURS)}"):
         psf("box", 3.0)
     for radius in (-1.0, math.nan, math.inf):
         for make in (disk_psf, gaussian_psf):
@@ -306,3 +320,28 @@ def test_wrong_arguments_are_refused() -> None:
     for x in (torch.ones(8, 8), torch.ones(1, 1, 8, 8, dtype=torch.uint8)):
         with pytest.raises(ValueError, match="floating point"):
             defocus(x, "disk", 2.0)
+
+
+@pytest.mark.parametrize(
+    ("blurs", "kernels", "words"),
+    [
+        (("disk", "ring"), ("disk",), "names.py has the blur 'ring', but KERNELS in optics/psf.py has no PSF for it"),
+        (("disk",), ("disk", "ring"), "psf.py has a PSF 'ring', but BLUR_TABLE in optics/names.py has no such blur"),
+    ],
+)
+def test_a_blur_with_half_of_its_entries_is_named(blurs: tuple[str], kernels: tuple[str], words: str) -> None:
+    check_tables(blurs, blurs)
+    with pytest.raises(ImportError, match=re.escape(words)):
+        check_tables(blurs, kernels)
+
+
+def test_every_blur_has_what_figures_need() -> None:
+    assert {blur.shaped_by for blur in BLUR_TABLE.values()} <= {"radius", "factor", "nothing"}
+    assert (
+        len({blur.colour for blur in BLUR_TABLE.values()}) == len({b.title for b in BLUR_TABLE.values()}) == len(BLURS)
+    )
+
+
+def test_the_names_of_blurs_come_without_torch() -> None:
+    code = "import sys; from refocus_ext.optics.names import BLURS, CHARTS; assert BLURS and 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -8,12 +8,18 @@ from typing import Any
 import pytest
 import torch
 
-from refocus_ext.optics.psf import BLURS, defocus
+from refocus_ext.optics.names import BLURS
+from refocus_ext.optics.psf import defocus
 from refocus_ext.optics.pyramid import FocusPyramid
 
 VAR_PATCH_NUMS = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
 SMALL = FocusPyramid(image_size=64, states=3, rho_max=6.0)
 BLURRED = tuple(blur for blur in BLURS if blur != "none")
+
+
+def cells(pyramid: FocusPyramid) -> list[float]:
+    """n_k = n / s_k, latent cells that the view of each state still holds."""
+    return [pyramid.latent_size / s for s in pyramid.factors]
 
 
 def image(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.Tensor:
@@ -28,7 +34,7 @@ def test_the_papers_schedule() -> None:
     pyramid = FocusPyramid()
     assert pyramid.radii == (12.0, 9.0, 3.0, 0.0)
     assert pyramid.factors == (8, 4, 2, 1)
-    assert pyramid.latent_size == 16 and pyramid.state_sizes == (2, 4, 8, 16)
+    assert pyramid.latent_size == 16 and cells(pyramid) == [2, 4, 8, 16]
     assert pyramid.noise_levels == pytest.approx((0.001, 0.004, 0.007, 0.01), rel=1e-12)
     assert pyramid.rayleigh_warnings() == []
 
@@ -64,7 +70,7 @@ def test_state_of_scale_is_the_coarsest_that_holds_the_map() -> None:
     pyramid = FocusPyramid(image_size=208)  # n = 13: n_k = 1.625, 3.25, 6.5, 13
     for pn in range(1, 14):
         k = pyramid.state_of_scale(pn)
-        assert pn <= pyramid.state_sizes[k] and all(pn > n for n in pyramid.state_sizes[:k])
+        assert pn <= cells(pyramid)[k] and all(pn > n for n in cells(pyramid)[:k])
     assert FocusPyramid().state_of_scale((2, 5)) == FocusPyramid().state_of_scale(5) == 2
     assert FocusPyramid().state_of_scale(4, latent=32) == 0
     outside: tuple[int | tuple[int, int], ...] = (0, 17, (4, 17))
@@ -95,7 +101,7 @@ def test_patch_nums_must_rise_to_the_latent_size(patch_nums: tuple[int, ...]) ->
         ({"rho_max": -1.0}, "rho_max must be finite and at least 0 pixels, got -1.0"),
         ({"rho_max": math.inf}, "rho_max must be finite"),
         ({"rho_max": math.nan}, "rho_max must be finite"),
-        ({"blur": "box"}, "unknown blur 'box'; choose one of disk, gaussian, sinc, none"),
+        ({"blur": "box"}, f"unknown blur 'box'; choose one of {', '.join(BLURS)}"),
         ({"noise_min": 0.1}, "0 <= noise_min <= noise_max, got 0.1 and 0.01"),
         ({"noise_min": -1e-3}, "0 <= noise_min"),
         ({"noise_max": math.nan}, "noise_max, got 0.001 and nan"),
@@ -113,7 +119,7 @@ def test_illegal_values_are_refused_in_one_sentence(fields: dict[str, Any], mess
 
 def test_the_limits_themselves_are_legal() -> None:
     x = image(1, 1, 256, 256)
-    assert FocusPyramid(states=5).state_sizes[0] == 1
+    assert cells(FocusPyramid(states=5))[0] == 1
     assert FocusPyramid(rho_max=255.5).focused(x, 0).shape == x.shape
     for states in range(1, 6):
         assert FocusPyramid(states=states, blur="sinc").focused(x, 0).shape == x.shape

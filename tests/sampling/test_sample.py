@@ -24,10 +24,11 @@ from torch import Tensor
 from patches import load_upstream
 from refocus_ext.commands import main
 from refocus_ext.errors import RunFailed, UsageError
+from refocus_ext.images.photographs import load_square
 from refocus_ext.images.picture import image_bytes
 from refocus_ext.optics.pyramid import FocusPyramid
 from refocus_ext.sampling import jobs, sample_set
-from refocus_ext.sampling.editing import Box, edit, kept_region, load_square, parse_box
+from refocus_ext.sampling.editing import Box, edit, kept_region, parse_box
 from refocus_ext.sampling.options import SampleOptions
 from refocus_ext.sampling.pictures import shorten
 from refocus_ext.sampling.sampler import FOR_FID, sample_images
@@ -308,7 +309,7 @@ def test_boxes() -> None:
     assert inside.int().tolist() == [[0, 0, 0, 0], [0, 0, 0, 0], [0, 1, 1, 0], [0, 1, 1, 0]]
     assert torch.equal(kept_region(Box(1, 2, 3, 4), 4, outside=False), ~inside)
     for text, message in (
-        ("1,2,3", "is no box; it takes four numbers"),
+        ("1,2,3", "is no box; give four numbers"),
         ("0.5,0,0.2,1", "read as fractions, is no box inside the image"),
         ("0,0,80,64", "read as pixels, is no box inside the image"),
         ("0,0,7,64", "narrower than a latent cell of 16 pixels"),
@@ -358,8 +359,8 @@ def test_edit_writes_pictures(here: Path, capsys: pytest.CaptureFixture[str]) ->
     assert main([*words, "--outside"]) == 0
     assert "keeps pixels" in capsys.readouterr().out
     (here / "broken.jpg").write_text("no image")
-    with pytest.raises(UsageError, match="is not an image that can be opened"):
-        load_square(here / "broken.jpg", 64)
+    with pytest.raises(UsageError, match=r"broken\.jpg is not an image that can be read"):
+        load_square(str(here / "broken.jpg"), 64)
 
 
 # ------------------------------------------------------------------------------------------------ usage
@@ -378,7 +379,7 @@ def test_edit_writes_pictures(here: Path, capsys: pytest.CaptureFixture[str]) ->
         (["--classes", "tosater"], "did you mean toaster?"),
         (["--top-p", "1.5"], "1.5 is not between 0 and 1"),
         (["--compare", "a"], "expected 2 arguments"),
-        (["--student", "nothing"], "--student nothing is not there"),
+        (["--student", "nothing"], "--student: nothing is not there"),
     ],
 )
 def test_bad_input(here: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str) -> None:

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import PATCH_NUMS
+from conftest import PATCH_NUMS, inside
 from students import lively_var, write_run
 from torch import Tensor
 
 from patches import Upstream
+from patches.sampling import sample_as_upstream
 from refocus_ext.sampling.sampler import (
     Guidance,
     KeptTokens,
@@ -20,7 +21,6 @@ from refocus_ext.sampling.sampler import (
     image_seeds,
     kept_cells,
     sample,
-    sample_as_upstream,
     sample_images,
 )
 from refocus_ext.sampling.student import Student, load_student
@@ -112,7 +112,7 @@ class Stop(Exception):
 @pytest.mark.parametrize("ours", [True, False])
 def test_caches_are_off_after_a_failure(student: Student, monkeypatch: pytest.MonkeyPatch, ours: bool) -> None:
     before = sample_images(student, [1, 2], how=HOW)
-    pooled, calls = student.vae.quantize.get_next_autoregressive_input, list[int]()
+    pooled, calls = inside(student.vae.quantize).get_next_autoregressive_input, list[int]()
 
     def fail_at_the_second_scale(*words: Any) -> Any:
         calls.append(1)
@@ -124,7 +124,7 @@ def test_caches_are_off_after_a_failure(student: Student, monkeypatch: pytest.Mo
         patch.setattr(student.vae.quantize, "get_next_autoregressive_input", fail_at_the_second_scale)
         with pytest.raises(Stop):
             sample_images(student, [1, 2], how=HOW) if ours else sample_as_upstream(student.var, [1, 2], how=HOW)
-    assert all(not b.attn.caching and b.attn.cached_k is None for b in student.var.blocks)
+    assert all(not b.attn.caching and b.attn.cached_k is None for b in inside(student.var).blocks)
     assert torch.equal(sample_images(student, [1, 2], how=HOW), before)
 
 
@@ -171,7 +171,7 @@ def test_the_latent_of_kept_cells_is_the_images(student: Student, images: Tensor
     keep = KeptTokens(student, idx_S, kept)
     sample_images(student, [1], how=HOW, exchange=keep, watch=lambda _, f_hat: seen.append(f_hat.clone()))
     with torch.no_grad():
-        own = student.vae.quantize.embed_to_fhat(
+        own = inside(student.vae.quantize).embed_to_fhat(
             [
                 student.vae.quantize.embedding(idx).transpose(1, 2).view(1, -1, pn, pn)
                 for idx, pn in zip(idx_S, PATCH_NUMS, strict=True)

@@ -124,11 +124,21 @@ def test_missing_files_are_named(run: Path, tmp_path: Path) -> None:
     shutil.copy(folder / "var_d2.pth", folder / "var_d4.pth")
     assert "several files of VAR weights (var_d2.pth, var_d4.pth)" in complaint(folder)
     (folder / "vae_ch32v64z8.pth").unlink()
-    assert "name the VAE with --vae FILE" in complaint(folder / "var_d2.pth")
+    assert "name the file of its VAE" in complaint(folder / "var_d2.pth")
     assert "holds no VQVAE but a VAR" in complaint(folder / "var_d2.pth", vae=folder / "var_d2.pth")
     assert "holds no VAR but a VQVAE" in complaint(run / "vae.pth", vae=run / "vae.pth")
     (run / "var_d2.pth").unlink()
     assert "training is not finished" in complaint(run)
+
+
+@pytest.mark.parametrize("published", [False, True])
+@pytest.mark.parametrize("what", ["var", "vae"])
+def test_a_folder_in_the_place_of_weights_is_named(what: str, published: bool, run: Path, tmp_path: Path) -> None:
+    source = as_published(run, tmp_path / "published") if published else run
+    (file,) = source.glob(f"{what}*.pth")
+    file.unlink()
+    file.mkdir()
+    assert complaint(source) == f"{file} is a folder, not a file of weights; remove it and put the file in its place."
 
 
 def test_another_commands_run_is_refused(run: Path) -> None:
@@ -186,7 +196,7 @@ def test_classes_by_number_and_name(run: Path) -> None:
         ("goldn retriever", "did you mean Golden Retriever?"),
         ("5", "the student's classes are 0 to 4"),
         ("xyzzy", "the names are tench, Golden Retriever, toaster."),
-        (" , ", "--classes is empty"),
+        (" , ", "no classes are given"),
     ):
         with pytest.raises(UsageError) as error:
             student.labels(words)

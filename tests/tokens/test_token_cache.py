@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import io
 import json
 import multiprocessing
 import os
 import pickle
+import re
 import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pytest
 import torch
 from conftest import small_vae, write_images
-from runs import TINY, run_main
+from runs import TINY, TRAINED_WITH, run_main
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -28,16 +30,17 @@ from patches import Focus, Upstream
 from refocus_ext.engine.distributed import World
 from refocus_ext.engine.interruption import Interruption
 from refocus_ext.errors import RunFailed, UsageError
+from refocus_ext.images import sources
 from refocus_ext.images.crops import Crops
 from refocus_ext.images.folder import ImageList, image_folder
 from refocus_ext.images.order import StepBatches
+from refocus_ext.images.source import ImageSource, identity_of
 from refocus_ext.images.views import ViewCrops, ViewPlan
 from refocus_ext.optics.pyramid import FocusPyramid, alias_views
 from refocus_ext.tokenizer.alias.geometry import AliasGeometry
 from refocus_ext.tokenizer.alias.tokenizer import AliasTokenizer
 from refocus_ext.tokens import builder, index, shards
 from refocus_ext.tokens.cache import CacheSource, TokenCache, build_cache, open_cache
-from refocus_ext.tokens.identity import data_identity
 from refocus_ext.tokens.shards import layout_of
 from refocus_ext.tokens.tokenize import pick_precision, prepare, split_maps, tokenize, tokenize_images
 from refocus_ext.tokens.trained_tokenizer import Tokenizer, load_tokenizer
@@ -101,7 +104,7 @@ def small(upstream: Upstream, pyramid: FocusPyramid, tmp_path: Path) -> Tokenize
     vae = small_vae(upstream)
     Focus(pyramid).apply(vae)
     alias = AliasTokenizer(AliasGeometry.of(pyramid, stride=8, codes=32, width=16))
-    return prepare(Tokenizer(vae, alias, pyramid, {}, tmp_path))
+    return prepare(Tokenizer(vae, alias, pyramid, {}, TRAINED_WITH, tmp_path))
 
 
 def test_tokens_are_those_of_the_tokenizers_own_methods(small: Tokenizer, images_BCHW: Tensor) -> None:
@@ -130,7 +133,7 @@ def test_plain_var_tokens_are_upstreams(upstream: Upstream, tmp_path: Path, imag
     vae, plain = small_vae(upstream).eval(), FocusPyramid(image_size=64, states=3, blur="none")
     expected = torch.cat(vae.img_to_idxBl(images_BCHW), dim=1)
     Focus(plain).apply(vae)
-    assert torch.equal(tokenize(Tokenizer(vae, None, plain, {}, tmp_path), images_BCHW)[0], expected)
+    assert torch.equal(tokenize(Tokenizer(vae, None, plain, {}, TRAINED_WITH, tmp_path), images_BCHW)[0], expected)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
@@ -336,7 +339,7 @@ def truncate(path: Path) -> None:
 
 
 @pytest.mark.parametrize("harm", [flip_a_bit, truncate, lambda path: path.write_bytes(b"")])
-def test_a_damaged_shard_is_recognized_and_made_anew(
+def test_a_damaged_shard_is_recognized_and_made_again(
     harm: Any, tokenizer: Tokenizer, images: ImageList, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "cache"
@@ -418,7 +421,7 @@ def test_a_cache_of_another_run_is_refused(
         with pytest.raises(UsageError) as error:
             attempt(tmp_path / "cache", other, images, **changes)
         text = str(error.value)
-        assert words in text and "name another folder with --cache, or remove this one" in text
+        assert words in text and "choose another folder, or remove this one" in text
     assert contents(tmp_path / "cache") == before
 
 
@@ -449,8 +452,89 @@ def test_data_identity_sees_names_order_and_labels(images: ImageList) -> None:
         dataclasses.replace(images, classes=("cat", "wolf")),
         dataclasses.replace(images, square=True),
     ]
-    digests = [data_identity(other)["digest"] for other in (images, *changed)]
+    digests = [other.identity()["digest"] for other in (images, *changed)]
     assert len(set(digests)) == 5
+
+
+def test_a_folder_in_the_place_of_a_shard_is_a_sentence(
+    tokenizer: Tokenizer, images: ImageList, tmp_path: Path
+) -> None:
+    build(tmp_path / "cache", tokenizer, images)
+    shard = next((tmp_path / "cache").glob("shard-00000-*.npy"))
+    shard.unlink()
+    shard.mkdir()
+    for attempt in (reopen, build):
+        with pytest.raises(
+            UsageError, match=r"shard-00000-\w+\.npy is a folder, not a shard of the token cache; remove it"
+        ):
+            attempt(tmp_path / "cache", tokenizer, images)
+    shard.rmdir()
+    build(tmp_path / "cache", tokenizer, images)
+    assert shard.is_file()
+
+
+@pytest.mark.parametrize("name", ["vae.pth", "alias.pth"])
+def test_a_folder_in_the_place_of_weights_is_a_sentence(name: str, trained: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(trained / "run", tmp_path / "run"))
+    (run / name).unlink()
+    (run / name).mkdir()
+    with pytest.raises(UsageError, match=rf"{re.escape(name)} is a folder, not a file of weights; remove it"):
+        load_tokenizer(run)
+
+
+def test_a_run_that_cannot_write_its_weights_says_so(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Path(shutil.copytree(trained / "run", tmp_path / "run"))
+    (run / "vae.pth").unlink()
+    (run / "vae.pth").mkdir()
+    assert run_main("tokenizer", *TINY, "--data", str(trained / "data"), "--out", str(run)) == 1
+    error = capsys.readouterr().err
+    assert "a folder is in the place of the file vae.pth" in error and "Traceback" not in error
+    (run / "vae.pth").rmdir()
+    assert run_main("tokenizer", *TINY, "--data", str(trained / "data"), "--out", str(run)) == 0
+    assert (run / "vae.pth").read_bytes() == (trained / "run" / "vae.pth").read_bytes()
+
+
+class Encoded(ImageSource):
+    """A folder's images, held in memory under names of their own."""
+
+    def __init__(self, images: ImageList) -> None:
+        self.classes, self.square, self.labels = images.classes, images.square, images.labels
+        self.data = [Path(path).read_bytes() for path in images.paths]
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def name(self, index: int) -> str:
+        return f"archive/{index}"
+
+    def label(self, index: int) -> int:
+        return self.labels[index]
+
+    def open(self, index: int) -> BinaryIO:
+        return io.BytesIO(self.data[index])
+
+    def identity(self) -> dict[str, Any]:
+        return identity_of(self.classes, self.square, enumerate_labels(self), map(len, self.data))
+
+
+def enumerate_labels(images: ImageSource) -> list[tuple[str, int]]:
+    return [(images.name(index), images.label(index)) for index in range(len(images))]
+
+
+def test_another_kind_of_source_makes_the_same_shards_by_the_command(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    encoded = Encoded(image_folder(str(trained / "data"), "train"))
+    kind = sources.Kind(lambda data: data == "archive", lambda data, split: encoded)
+    monkeypatch.setattr(sources, "KINDS", (kind, *sources.KINDS))
+    for name, data in (("folder", str(trained / "data")), ("archive", "archive")):
+        assert command(trained, tmp_path / name, "--data", data) == 0
+    assert contents(tmp_path / "folder") == contents(tmp_path / "archive") != {}
+    assert "of archive/train" in capsys.readouterr().out
+    assert command(trained, tmp_path / "folder", "--data", "archive") == 2  # the names differ
+    assert "another data set (as many images, but other files" in capsys.readouterr().err
 
 
 def test_weights_without_a_recorded_checksum_are_read(tokenizer: Tokenizer, images: ImageList, tmp_path: Path) -> None:
@@ -482,7 +566,9 @@ def test_a_codebook_beyond_16_bits_is_refused(tokenizer: Tokenizer, monkeypatch:
     monkeypatch.setattr(tokenizer.vae.quantize, "vocab_size", 65536)
     assert layout_of(tokenizer, 12, 4).bytes == 960
     monkeypatch.setattr(tokenizer.vae.quantize, "vocab_size", 65537)
-    with pytest.raises(UsageError, match=r"structure codebook .* has 65537 codes; .* at most 65536: .*--cache off"):
+    with pytest.raises(
+        UsageError, match=r"structure codebook .* has 65537 codes; .* at most 65536; train with the cache off"
+    ):
         layout_of(tokenizer, 12, 4)
 
 
@@ -524,16 +610,20 @@ def test_the_command_makes_and_verifies_a_cache(
     assert "complete and verified, nothing to do" in capsys.readouterr().out
     assert command(trained, out, "--hflip", "--seed", "3") == 2
     error = capsys.readouterr().err
-    assert "seed = 0 (this run wants 3); name another folder with --out" in error and "Traceback" not in error
+    assert error.startswith("refocus: --out: the token cache ") and "Traceback" not in error
+    assert "seed = 0 (this run wants 3); choose another folder" in error
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--tokenizer", "nowhere"], "nowhere is no folder; it takes the run folder of `bash run.sh tokenizer`, which comes first"),
+        (
+            ["--tokenizer", "nowhere"],
+            "nowhere is no folder; a tokenizer is the run folder of `bash run.sh tokenizer`, which comes first",
+        ),
         (["--data", "nowhere"], "nowhere is not a folder"),
         (["--crops", "0"], "0 is not greater than 0"),
-        (["--precision", "tf32"], "--precision tf32 is CUDA's, and this runs on cpu"),
+        (["--precision", "tf32"], "--precision: tf32 is CUDA's, and this runs on cpu"),
         (["--precision", "fp8"], "invalid choice: 'fp8'"),
         (["--small-images", "refuse", "--data", "SMALL"], "smaller than the 32 pixel crop"),
     ],

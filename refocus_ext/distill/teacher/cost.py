@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,27 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from patches.upstream import Upstream
 from refocus_ext.distill.teacher.geometry import TeacherGeometry
+from refocus_ext.distill.teacher.interface import TeacherOverhead
 from refocus_ext.distill.teacher.shared_weights import Teacher
-
-
-class TeacherOverhead(NamedTuple):
-    """Counts for one image; a multiply-add is two FLOPs, a step is forward and backward of every loss."""
-
-    var_parameters: int
-    teacher_parameters: int
-    var_flops: int  # of a vanilla training step
-    both_flops: int  # of student and teacher
-
-    @property
-    def flops(self) -> float:
-        """Share added to a vanilla step: 0.1 is 10% more."""
-        return self.both_flops / self.var_flops - 1
-
-    @property
-    def parameters(self) -> float:
-        """Share added to the VAR's parameters."""
-        return self.teacher_parameters / self.var_parameters
-
 
 _SMALL = (torch.arange, torch.linspace, torch.tensor)  # what a constructor computes sizes and drop rates from
 

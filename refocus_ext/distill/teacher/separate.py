@@ -1,25 +1,28 @@
 """The teacher as a second full VAR with AG-XAttn in its last M blocks: the costly reading of the paper, for comparison.
 
-Shapes as in `refocus_ext.teacher`.
+Shapes as in `refocus_ext.distill.teacher.shared_weights`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from patches.faces import VAR
 from patches.instance import patched
-from patches.teacher_block import Crossing
+from patches.teacher_block import Crossing, StudentPass
+from refocus_ext.distill.teacher.alias_gate import AliasEmbedding
 from refocus_ext.distill.teacher.geometry import TeacherGeometry
+from refocus_ext.distill.teacher.interface import AliasTeacher, TeacherOverhead, TeacherPass
 from refocus_ext.distill.teacher.shared_weights import Teacher, record
+from refocus_ext.engine.devices import kind_of, rewound
 
 
-class SeparateTeacher(nn.Module):
+class SeparateTeacher(AliasTeacher):
     """A VAR of its own around the alias modules of `Teacher`; it starts as a copy of the student.
 
     Its loss trains all of it and never the student. It repeats the student's random numbers, so that label drop and
@@ -29,13 +32,59 @@ class SeparateTeacher(nn.Module):
         var: a VAR built like the student; it becomes part of this module.
     """
 
-    def __init__(self, geometry: TeacherGeometry, var: Any) -> None:
+    def __init__(self, geometry: TeacherGeometry, var: VAR) -> None:
         super().__init__()
+        self.geometry = geometry
         self.var, self.aliases = var, Teacher(geometry)
 
+    @classmethod
+    def build(cls, geometry: TeacherGeometry, build_var: Callable[[], Any], seed: int) -> SeparateTeacher:
+        own = build_var()
+        torch.manual_seed(seed)
+        return cls(geometry, own)
+
     @property
-    def geometry(self) -> TeacherGeometry:
-        return self.aliases.geometry
+    def alias_embedding(self) -> AliasEmbedding:
+        return self.aliases.embed
+
+    @property
+    def alias_modules(self) -> Teacher:
+        return self.aliases
+
+    @property
+    def own_var(self) -> Any:
+        return self.var
+
+    @classmethod
+    def parameters_added(cls, counts: TeacherOverhead) -> int:
+        return counts.teacher_parameters + counts.var_parameters
+
+    @classmethod
+    def step_flops(cls, counts: TeacherOverhead) -> int:
+        return 2 * counts.var_flops
+
+    @classmethod
+    def cost_in_words(cls, counts: TeacherOverhead) -> str:
+        return f"+{100 * counts.parameters:.1f}% parameters and a second VAR"
+
+    def passes(
+        self, var: VAR, label_B: Tensor, x_BLCv_wo_first_l: Tensor, alias_K: Sequence[Tensor]
+    ) -> tuple[StudentPass, TeacherPass]:
+        device = x_BLCv_wo_first_l.device
+        state = kind_of(device).random_state(device)
+        tape = self.aliases.observe(var, label_B, x_BLCv_wo_first_l, defer_head=True)
+        return tape, self._pass(label_B, x_BLCv_wo_first_l, alias_K, state)
+
+    def taught_again(
+        self, var: VAR, tape: StudentPass, label_B: Tensor, x_BLCv_wo_first_l: Tensor, alias_K: Sequence[Tensor]
+    ) -> TeacherPass:
+        return self.passes(var, label_B, x_BLCv_wo_first_l, alias_K)[1]
+
+    def _pass(
+        self, label_B: Tensor, x_BLC: Tensor, alias_K: Sequence[Tensor], random_state: list[Tensor]
+    ) -> TeacherPass:
+        features, cond_BD = self.teach(label_B, x_BLC, alias_K, random_state)
+        return TeacherPass(features, lambda h_BlC: self.logits(cond_BD, h_BlC))
 
     def teach(
         self, label_B: Tensor, x_BLCv_wo_first_l: Tensor, alias_K: Sequence[Tensor], random_state: list[Tensor]
@@ -43,7 +92,7 @@ class SeparateTeacher(nn.Module):
         """Features of the last M blocks, M times (B,L,C), and the condition of the head (B,C).
 
         Args:
-            random_state: `random_state()` from before the student's pass.
+            random_state: `DeviceKind.random_state` from before the student's pass.
         """
         aliases = self.aliases.embed(alias_K)
         visible_LN = self.aliases.visible_LN
@@ -57,18 +106,3 @@ class SeparateTeacher(nn.Module):
     def logits(self, cond_BD: Tensor, feature_BlC: Tensor) -> Tensor:
         """(B,l,V), fp32."""
         return self.var.get_logits(feature_BlC, cond_BD)
-
-
-def random_state(device: torch.device) -> list[Tensor]:
-    """Of the generators that a pass on `device` draws from: the CPU's and, if it is one, the GPU's."""
-    return [torch.get_rng_state()] + ([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])
-
-
-@contextmanager
-def rewound(state: list[Tensor], device: torch.device) -> Iterator[None]:
-    """Inside, random numbers are those that followed `state`; afterwards, those that would have come."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.set_rng_state(state[0])
-        if device.type == "cuda":
-            torch.cuda.set_rng_state(state[1], device)
-        yield

@@ -13,11 +13,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from patches.faces import VAR
 from patches.instance import patched
+from patches.parts import blocks_of
 from patches.teacher_block import Recording, StudentPass, attention_half, detached_call, detached_logits, ffn_half
 from patches.upstream import pristine_initializers
 from refocus_ext.distill.teacher.alias_gate import AliasEmbedding, AliasGateCrossAttention
 from refocus_ext.distill.teacher.geometry import TeacherGeometry, alias_visibility
+from refocus_ext.distill.teacher.interface import AliasTeacher, TeacherOverhead, TeacherPass
 
 
 class TeacherOutput(NamedTuple):
@@ -30,22 +33,21 @@ class TeacherOutput(NamedTuple):
 
 
 def record(
-    var: Any,
+    var: VAR,
     label_B: Tensor,
     x_BLCv_wo_first_l: Tensor,
     blocks: int,
-    run: Callable[..., Tensor] | None = None,
     defer_head: bool = False,
 ) -> StudentPass:
     """VAR's own teacher-forced pass, with what its last `blocks` blocks (0: none) and its head were called with."""
     tape = StudentPass(defer_head=defer_head)
     with patched(var, Recording(blocks, tape)):
-        logits_BLV = (run or var)(label_B, x_BLCv_wo_first_l)
+        logits_BLV = var(label_B, x_BLCv_wo_first_l)
     tape.logits_BLV = None if defer_head else logits_BLV
     return tape
 
 
-class Teacher(nn.Module):
+class Teacher(AliasTeacher):
     """AG-XAttn modules and E_a; the VAR is passed to each call and never becomes part of the state dict.
 
     `forward` is `observe` (the student's pass: VAR's own forward, its bits and random numbers) followed by `teach` and
@@ -64,12 +66,47 @@ class Teacher(nn.Module):
         null_L1 = torch.ones(len(visible_LT), 1, dtype=torch.bool)
         self.register_buffer("visible_LN", torch.cat((null_L1, visible_LT), dim=1), persistent=False)
 
+    @classmethod
+    def build(cls, geometry: TeacherGeometry, build_var: Callable[[], Any], seed: int) -> Teacher:
+        torch.manual_seed(seed)
+        return cls(geometry)
+
+    @property
+    def alias_modules(self) -> Teacher:
+        return self
+
+    @property
+    def alias_embedding(self) -> AliasEmbedding:
+        return self.embed
+
+    @classmethod
+    def parameters_added(cls, counts: TeacherOverhead) -> int:
+        return counts.teacher_parameters
+
+    @classmethod
+    def step_flops(cls, counts: TeacherOverhead) -> int:
+        return counts.both_flops
+
+    @classmethod
+    def cost_in_words(cls, counts: TeacherOverhead) -> str:
+        return f"+{100 * counts.parameters:.1f}% parameters, +{100 * counts.flops:.1f}% FLOPs"
+
+    def passes(
+        self, var: VAR, label_B: Tensor, x_BLCv_wo_first_l: Tensor, alias_K: Sequence[Tensor]
+    ) -> tuple[StudentPass, TeacherPass]:
+        tape = self.observe(var, label_B, x_BLCv_wo_first_l, defer_head=True)
+        return tape, self.taught_again(var, tape, label_B, x_BLCv_wo_first_l, alias_K)
+
+    def taught_again(
+        self, var: VAR, tape: StudentPass, label_B: Tensor, x_BLCv_wo_first_l: Tensor, alias_K: Sequence[Tensor]
+    ) -> TeacherPass:
+        return TeacherPass(self.teach(var, tape, alias_K), lambda h_BlC: self.logits(var, tape, h_BlC))
+
     def observe(
         self,
-        var: Any,
+        var: VAR,
         label_B: Tensor,
         x_BLCv_wo_first_l: Tensor,
-        run: Callable[..., Tensor] | None = None,
         defer_head: bool = False,
     ) -> StudentPass:
         """Runs the student and records what the teacher's pass shares with it.
@@ -78,7 +115,6 @@ class Teacher(nn.Module):
             var: the VAR, unwrapped.
             label_B: class labels (B,).
             x_BLCv_wo_first_l: teacher-forcing input (B, L - first_l, Cvae).
-            run: what to call in VAR's place, for example DDP around it.
             defer_head: leave the logits to the caller, who has them from `var.get_logits(hidden, cond)` of the pass.
         """
         if tuple(var.patch_nums) != self.geometry.patch_nums or self.geometry.width != var.C or var.prog_si >= 0:
@@ -86,9 +122,9 @@ class Teacher(nn.Module):
                 f"this teacher is for a VAR of width {self.geometry.width} and patch_nums {self.geometry.patch_nums} without "
                 f"progressive training; got width {var.C}, {tuple(var.patch_nums)}, prog_si {var.prog_si}"
             )
-        return record(var, label_B, x_BLCv_wo_first_l, self.geometry.blocks, run, defer_head)
+        return record(var, label_B, x_BLCv_wo_first_l, self.geometry.blocks, defer_head)
 
-    def teach(self, var: Any, tape: StudentPass, alias_K: Sequence[Tensor]) -> list[Tensor]:
+    def teach(self, var: VAR, tape: StudentPass, alias_K: Sequence[Tensor]) -> list[Tensor]:
         """Features of the teacher's pass through the last M blocks, M times (B,L,C).
 
         Args:
@@ -97,7 +133,7 @@ class Teacher(nn.Module):
         aliases = self.embed(alias_K)
         x_BLC = tape.blocks[0].mid_BLC  # the first doubled block shares the student's self-attention
         features: list[Tensor] = []
-        for block, cross, record in zip(var.blocks[-len(self.cross) :], self.cross, tape.blocks, strict=True):
+        for block, cross, record in zip(blocks_of(var)[-len(self.cross) :], self.cross, tape.blocks, strict=True):
             if features:
                 x_BLC = detached_call(attention_half, block, x_BLC, record.six, tape.attn_bias, record.drop_attn)
             x_BLC = cross(x_BLC, aliases, self.visible_LN)
@@ -105,21 +141,20 @@ class Teacher(nn.Module):
             features.append(x_BLC)
         return features
 
-    def logits(self, var: Any, tape: StudentPass, feature_BlC: Tensor) -> Tensor:
+    def logits(self, var: VAR, tape: StudentPass, feature_BlC: Tensor) -> Tensor:
         """Logits (B,l,V), fp32, of the last of `teach`'s features, or of some of its tokens."""
         assert tape.cond_BD is not None, "the tape holds no finished pass"
         return detached_logits(var, feature_BlC.float(), tape.cond_BD.detach())
 
     def forward(
         self,
-        var: Any,
+        var: VAR,
         label_B: Tensor,
         x_BLCv_wo_first_l: Tensor,
         alias_K: Sequence[Tensor],
-        run: Callable[..., Tensor] | None = None,
     ) -> TeacherOutput:
         """Student and teacher on one batch; see `observe` and `teach` for the arguments."""
-        tape = self.observe(var, label_B, x_BLCv_wo_first_l, run)
+        tape = self.observe(var, label_B, x_BLCv_wo_first_l)
         features = self.teach(var, tape, alias_K)
         assert tape.logits_BLV is not None
         student = [record.out_BLC for record in tape.blocks]

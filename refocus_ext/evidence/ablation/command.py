@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from refocus_ext.engine.devices import pick_device
-from refocus_ext.errors import RunFailed, UsageError
+from refocus_ext.errors import RunFailed, UsageError, named
 from refocus_ext.evidence.ablation.differences import summarise
 from refocus_ext.evidence.ablation.measure import Measure, measure_run
 from refocus_ext.evidence.ablation.options import AblateOptions
 from refocus_ext.evidence.ablation.report import write_report
-from refocus_ext.evidence.ablation.rows import TABLE, TOKENIZERS
+from refocus_ext.evidence.ablation.rows import TABLE, Stage1
 from refocus_ext.options.presets import preset
 from refocus_ext.storage.atomic import save_json
 from refocus_ext.storage.results import results_file, write_numbers
@@ -28,7 +28,8 @@ def main(options: AblateOptions) -> int:
     """Runs the command; returns its exit code."""
     if options.demo and options.preset != "demo":
         raise UsageError(f"--demo is the preset demo; leave it out for --preset {options.preset}.")
-    json_file = results_file("--json", options.json) if options.json else None
+    with named("--json"):
+        json_file = results_file(options.json) if options.json else None
     plan = commands(options)
     if options.dry_run:
         for words in plan:
@@ -51,7 +52,8 @@ def main(options: AblateOptions) -> int:
     summary = {name: summarise(name, results) for name in results}
     write_report(options, TABLE, summary, results, [folder(options, name, options.seeds[0]) for name in options.rows])
     if json_file:
-        write_numbers(json_file, {"rows": summary, "runs": results, "seeds": list(options.seeds)})
+        with named("--json"):
+            write_numbers(json_file, {"rows": summary, "runs": results, "seeds": list(options.seeds)})
     return 0
 
 
@@ -61,9 +63,9 @@ def commands(options: AblateOptions) -> list[list[str]]:
     plan: list[list[str]] = []
     for seed in options.seeds:
         seeded = [*shared, "--seed", str(seed)]
-        for kind in dict.fromkeys(TABLE[name].tokenizer for name in options.rows):
-            out = str(tokenizer_folder(options, kind, seed))
-            words = ["tokenizer", *seeded, *TOKENIZERS[kind], "--steps", str(options.tokenizer_steps), "--out", out]
+        for stage1 in dict.fromkeys(TABLE[name].tokenizer for name in options.rows):
+            out = str(tokenizer_folder(options, stage1, seed))
+            words = ["tokenizer", *seeded, *stage1.options, "--steps", str(options.tokenizer_steps), "--out", out]
             plan.append([*words, *warm_up(options), *shlex.split(options.tokenizer_options)])
         every = max(1, options.distill_steps // options.points)
         watched = ["--save-every", str(every), "--picture-every", str(every), "--keep", str(options.points + 1)]
@@ -90,8 +92,8 @@ def folder(options: AblateOptions, row: str, seed: int) -> Path:
     return Path(options.out) / f"{row}-seed{seed}"
 
 
-def tokenizer_folder(options: AblateOptions, kind: str, seed: int) -> Path:
-    return Path(options.out) / f"tokenizer-{kind}-seed{seed}"
+def tokenizer_folder(options: AblateOptions, stage1: Stage1, seed: int) -> Path:
+    return Path(options.out) / f"tokenizer-{stage1.name}-seed{seed}"
 
 
 def bind(options: AblateOptions) -> None:

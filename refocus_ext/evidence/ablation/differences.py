@@ -38,7 +38,7 @@ def summarise(name: str, results: Mapping[str, Sequence[dict[str, Any]]]) -> dic
             against[other] = {"ce_student": dataclasses.asdict(paired(values["ce_student"], theirs["ce_student"]))}
     return {
         "title": row.title,
-        "tokenizer": row.tokenizer,
+        "tokenizer": row.tokenizer.name,
         "mean": {key: statistics.fmean(entry) for key, entry in values.items()},
         "spread": {key: statistics.stdev(entry) if len(entry) > 1 else None for key, entry in values.items()},
         "against": against,

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from patches import FastSampling, patched
-from refocus_ext.engine.checkpoints import Checkpoints, load_checkpoint
+from refocus_ext.engine.checkpoints import checkpoints_of, load_checkpoint
 from refocus_ext.engine.progress import Progress
 from refocus_ext.errors import UsageError
 from refocus_ext.evaluation.frechet import FeatureStatistics, frechet_distance
@@ -28,7 +28,7 @@ from refocus_ext.images.sources import find_images
 from refocus_ext.images.views import ViewCrops, ViewPlan
 from refocus_ext.sampling.sampler import FOR_FID, sample_images
 from refocus_ext.sampling.student import Student, load_student
-from refocus_ext.seeds import derived_seed
+from refocus_ext.seeds import Stream, stream_seed
 from refocus_ext.storage.atomic import save_json
 
 THUMBNAIL = 8  # pixels a side
@@ -109,7 +109,7 @@ def measure_run(measure: Measure, run: Path) -> dict[str, Any]:
     student = load_student(run, device=measure.device)
     reference: ImageStatistics | None = None
     points = []
-    for path in Checkpoints(run / "checkpoints").paths():
+    for path in checkpoints_of(run).paths():
         key = f"{path.name} {measure.images} {','.join(measure.numbers)}"
         if key not in known:
             reference = reference or statistics_of(measure, reference_images(measure, student.image_size))
@@ -153,7 +153,7 @@ def samples(measure: Measure, student: Student) -> Iterator[Tensor]:
 def reference_images(measure: Measure, size: int) -> Iterator[Tensor]:
     """Crops of the validation images: the centre ones of a data set, random ones of the demo's few photographs."""
     _, val = find_images(measure.data)
-    crops = ViewCrops(val, size, plan=ViewPlan(0, False, derived_seed(0, 31)))
+    crops = ViewCrops(val, size, plan=ViewPlan(0, False, stream_seed(0, Stream.REFERENCE_CROPS)))
     rounds = 1 if measure.data else -(-measure.images // len(val))
     keys = [SampleKey(epoch, index) for epoch in range(rounds) for index in range(len(val))]
     picks = spread(range(len(keys)), measure.images)

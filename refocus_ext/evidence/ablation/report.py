@@ -87,7 +87,7 @@ def table_lines(summary: Mapping[str, dict[str, Any]], distances: Sequence[str])
             else "-"
         )
         lines.append(
-            f"| {row['title']} | " + " | ".join([*cells, gap, f"{row['paper']['fid']}", f"{row['paper']['is']}"]) + " |"
+            f"| {row['title']} | " + " | ".join([*cells, gap, *(_paper(row, name) for name in ("fid", "is"))]) + " |"
         )
     return lines
 
@@ -114,6 +114,11 @@ def _difference(value: Mapping[str, float | None]) -> str:
         return f"{mean:+.3f} (one seed)"
     verdict = "a difference" if abs(mean) > margin else "no difference that these seeds show"
     return f"{mean:+.3f} +- {margin:.3f}, {verdict}"
+
+
+def _paper(row: dict[str, Any], name: str) -> str:
+    value = row["paper"][name]
+    return "-" if value is None else f"{value}"
 
 
 def _cell(row: dict[str, Any], name: str, form: str) -> str:

@@ -6,32 +6,37 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Row:
-    """A row of Table 2: what its two commands are given beyond what all rows share, and the paper's FID and IS at d16.
+class Stage1:
+    """A tokenizer: its name in folders and tables, and what `tokenizer` is given for it."""
 
-    Rows that need the same tokenizer share it.
+    name: str
+    options: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row: what its two commands are given beyond what all rows share, and the paper's FID and IS at d16.
+
+    Rows that need the same tokenizer share it. A row that is not in the paper's table has no FID and IS.
     """
 
     title: str
-    tokenizer: str
-    teacher: tuple[str, ...]
-    fid: float
-    inception_score: float
+    tokenizer: Stage1
+    teacher: tuple[str, ...] = ()
+    fid: float | None = None
+    inception_score: float | None = None
 
 
-TOKENIZERS: dict[str, tuple[str, ...]] = {
-    "disk": (),
-    "none": ("--blur", "none"),
-    "gaussian": ("--blur", "gaussian"),
-    "shared": ("--alias-codebook", "shared"),
-}
+DISK = Stage1("disk")
+NONE = Stage1("none", ("--blur", "none"))
+# A new row is one more entry.
 TABLE: dict[str, Row] = {
     # The structure tokens of "none" are plain VAR's, whether or not an alias tokenizer is trained beside them.
-    "baseline": Row("VAR (baseline)", "none", ("--teacher", "off"), 3.55, 280.4),
-    "full": Row("ReFocus-VAR (full)", "disk", (), 2.89, 298.1),
-    "no-refocusing": Row("without refocusing", "none", (), 3.51, 282.1),
-    "gaussian": Row("Gaussian blur", "gaussian", (), 3.32, 286.7),
-    "no-teacher": Row("without the teacher", "disk", ("--teacher", "off"), 3.06, 294.8),
-    "shared-codebook": Row("shared codebook", "shared", (), 3.14, 292.1),
+    "baseline": Row("VAR (baseline)", NONE, ("--teacher", "off"), 3.55, 280.4),
+    "full": Row("ReFocus-VAR (full)", DISK, (), 2.89, 298.1),
+    "no-refocusing": Row("without refocusing", NONE, (), 3.51, 282.1),
+    "gaussian": Row("Gaussian blur", Stage1("gaussian", ("--blur", "gaussian")), (), 3.32, 286.7),
+    "no-teacher": Row("without the teacher", DISK, ("--teacher", "off"), 3.06, 294.8),
+    "shared-codebook": Row("shared codebook", Stage1("shared", ("--alias-codebook", "shared")), (), 3.14, 292.1),
 }
-ROWS = ("baseline", "full", "no-refocusing", "gaussian", "no-teacher", "shared-codebook")
+ROWS = tuple(TABLE)

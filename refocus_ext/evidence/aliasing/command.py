@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from refocus_ext.engine.devices import pick_device
-from refocus_ext.errors import UsageError
+from refocus_ext.errors import UsageError, named
 from refocus_ext.evidence.aliasing import plots, report
 from refocus_ext.evidence.aliasing.filters import (
     Ledger,
@@ -30,11 +30,12 @@ from refocus_ext.evidence.aliasing.options import AliasingOptions
 from refocus_ext.evidence.aliasing.page import Page
 from refocus_ext.evidence.aliasing.sample_spectrum import ImageSet, compare, open_images
 from refocus_ext.evidence.aliasing.shifts import BATCH, MARGIN, Subject, measure_shifts, open_subject
+from refocus_ext.images.checks import check_images
 from refocus_ext.images.crops import Crops
-from refocus_ext.images.folder import ImageList, check_images
 from refocus_ext.images.order import spread
 from refocus_ext.images.photographs import find_photographs
 from refocus_ext.images.picture import save_png
+from refocus_ext.images.source import ImageSource
 from refocus_ext.images.sources import demo_photographs
 from refocus_ext.optics.charts import chart
 from refocus_ext.optics.names import CHARTS
@@ -48,11 +49,13 @@ VIEWED = ("zone-plate", "text")
 def main(options: AliasingOptions) -> int:
     """Runs the command; returns its exit code."""
     pyramid = _pyramid(options)
-    photographs = find_photographs(options.data, options.images) if options.data else None
+    photographs = _photographs(options, options.images)
     subjects = _subjects(options)
     sets = _sample_sets(options)
-    out = results_folder("--out", options.out)
-    json = results_file("--json", options.json) if options.json else None
+    with named("--out"):
+        out = results_folder(options.out)
+    with named("--json"):
+        json = results_file(options.json) if options.json else None
     page = Page(out)
     numbers: dict[str, Any] = {"pyramid": pyramid.to_dict()}
     numbers |= optics(page, pyramid, photographs)
@@ -62,7 +65,8 @@ def main(options: AliasingOptions) -> int:
         numbers["samples"] = samples(page, *sets)
     page.close()
     if json:
-        write_numbers(json, numbers)
+        with named("--json"):
+            write_numbers(json, numbers)
     return 0
 
 
@@ -80,6 +84,11 @@ def _pyramid(options: AliasingOptions) -> FocusPyramid:
     return pyramid
 
 
+def _photographs(options: AliasingOptions, at_most: int | None) -> ImageSource | None:
+    with named("--data"):
+        return find_photographs(options.data, at_most) if options.data else None
+
+
 def _subjects(options: AliasingOptions) -> list[Subject]:
     if not options.tokenizer:
         return []
@@ -87,7 +96,8 @@ def _subjects(options: AliasingOptions) -> list[Subject]:
 
     print(load_upstream().describe())
     device = pick_device(options.device)
-    return [open_subject(word, device) for word in dict.fromkeys(options.tokenizer)]
+    with named("--tokenizer"):
+        return [open_subject(word, device) for word in dict.fromkeys(options.tokenizer)]
 
 
 def _sample_sets(options: AliasingOptions) -> tuple[ImageSet, ImageSet] | None:
@@ -96,14 +106,16 @@ def _sample_sets(options: AliasingOptions) -> tuple[ImageSet, ImageSet] | None:
     if not (options.samples and options.reference):
         given, missing = ("samples", "reference") if options.samples else ("reference", "samples")
         raise UsageError(f"--{given} is compared with --{missing}, which is not given; give both or neither.")
-    ours = open_images(options.samples, "--samples", options.images)
-    return ours, open_images(options.reference, "--reference", options.images, ours.size)
+    with named("--samples"):
+        ours = open_images(options.samples, options.images)
+    with named("--reference"):
+        return ours, open_images(options.reference, options.images, ours.size)
 
 
 # ------------------------------------------------------------------------------------------------ (a) optics
 
 
-def optics(page: Page, pyramid: FocusPyramid, photographs: ImageList | None) -> dict[str, Any]:
+def optics(page: Page, pyramid: FocusPyramid, photographs: ImageSource | None) -> dict[str, Any]:
     """The filters on single sinusoids, on the charts, and on photographs where there are some."""
     states = decimated_states(pyramid)
     flaws = flaws_of(states)
@@ -135,7 +147,7 @@ def optics(page: Page, pyramid: FocusPyramid, photographs: ImageList | None) -> 
 
 
 def _measured_sets(
-    page: Page, states: list[State], size: int, photographs: ImageList | None
+    page: Page, states: list[State], size: int, photographs: ImageSource | None
 ) -> tuple[list[SetReport], list[WienerCurve]]:
     sets, curves = [], list[WienerCurve]()
     for name in CHARTS:
@@ -154,7 +166,7 @@ def _measured_sets(
     return sets, curves
 
 
-def _photograph_ledger(states: list[State], size: int, photographs: ImageList) -> Ledger:
+def _photograph_ledger(states: list[State], size: int, photographs: ImageSource) -> Ledger:
     note = check_images(photographs, size, "upsample")
     if note:
         print(f"note: {note}; such images have little left that could alias\n")
@@ -169,7 +181,7 @@ def tokenizers(page: Page, subjects: list[Subject], options: AliasingOptions) ->
     """Every tokenizer on the same photographs, shifted."""
     page.section("Tokenizers: the reconstruction of a shifted image against the shifted reconstruction")
     at_most = options.images or SHIFTED_IMAGES
-    images = find_photographs(options.data, at_most) if options.data else demo_photographs()
+    images = _photographs(options, at_most) or demo_photographs()
     source = "photographs" if options.data else "demo photographs (which a demo run was trained on)"
     chosen = spread(range(len(images)), at_most)
     runs = {}
@@ -184,7 +196,7 @@ def tokenizers(page: Page, subjects: list[Subject], options: AliasingOptions) ->
     return {name: [dataclasses.asdict(r) for r in readings] for name, readings in runs.items()}
 
 
-def _canvases(images: ImageList, chosen: list[int], size: int, device: torch.device) -> Iterator[Tensor]:
+def _canvases(images: ImageSource, chosen: list[int], size: int, device: torch.device) -> Iterator[Tensor]:
     """Batches of centre crops with MARGIN more pixels on each side, at the scale of VAR's own crops."""
     canvas = size + 2 * MARGIN
     check_images(images, canvas, "upsample")

@@ -90,6 +90,7 @@ class Ledger:
     def __init__(self, states: Sequence[State], size: int, periodic: bool) -> None:
         self.states, self.periodic = states, periodic
         self.grids = [[filter.on_grid(size, size) for filter in state.filters] for state in states]
+        self.disk = [[filter.name for filter in state.filters].index("disk") for state in states]
         self.rows_NSFQ: list[Tensor] = []
         self.wiener = [
             (WienerEstimate(state.s), WienerEstimate(state.s)) for state in states
@@ -103,7 +104,7 @@ class Ledger:
     def _state(self, X: Tensor, k: int) -> Tensor:
         s, grids = self.states[k].s, self.grids[k]
         self.wiener[k][0].update(X)
-        self.wiener[k][1].update(X * (1 - grids[0][0]))
+        self.wiener[k][1].update(X * (1 - grids[self.disk[k]][0]))
         return torch.stack([_energies(X, otf, phase, s) for otf, phase in grids])
 
     def report(self, name: str) -> SetReport:

@@ -15,14 +15,13 @@ from refocus_ext.evidence.aliasing.filters import SetReport, State, WienerCurve
 from refocus_ext.evidence.aliasing.sample_spectrum import SampleReport
 from refocus_ext.evidence.aliasing.shifts import ShiftReading
 from refocus_ext.images.picture import grid
+from refocus_ext.optics.names import BLUR_TABLE, BLURS
 from refocus_ext.optics.spectrum import fold
 from refocus_ext.storage.atomic import written_beside
 
-DRAWN = ("none", "bicubic", "box", "bicubic, antialias", "sinc", "gaussian", "disk")
-COLOURS = {
-    "disk": "#d62728", "gaussian": "#1f77b4", "sinc": "#2ca02c", "box": "#ff7f0e", "bicubic, antialias": "#9467bd",
-    "bicubic": "#8c564b", "none": "#7f7f7f",
-}  # fmt: skip
+RESIZES = {"bicubic": "#8c564b", "box": "#ff7f0e", "bicubic, antialias": "#9467bd"}  # the filters that are no blurs
+DRAWN = ("none", *RESIZES, *(name for name in reversed(BLURS) if name != "none"))
+COLOURS = RESIZES | {name: blur.colour for name, blur in BLUR_TABLE.items()}
 
 
 def _figure(panels: int, height: float = 3.6, rows: int = 1) -> tuple[Any, Any]:

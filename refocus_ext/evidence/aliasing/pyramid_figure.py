@@ -12,12 +12,12 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from refocus_ext.errors import UsageError
+from refocus_ext.errors import UsageError, named
 from refocus_ext.evidence.aliasing.options import PyramidOptions
 from refocus_ext.images.photographs import load_square
 from refocus_ext.images.picture import BACKGROUND, FAINT, INK, save_png, to_image
 from refocus_ext.optics.charts import chart
-from refocus_ext.optics.names import CHARTS
+from refocus_ext.optics.names import BLUR_TABLE, CHARTS
 from refocus_ext.optics.pyramid import FocusPyramid
 from refocus_ext.optics.spectrum import FLOOR, dB, energy, spectrum
 from refocus_ext.storage.results import results_file, write_numbers
@@ -39,8 +39,10 @@ def main(options: PyramidOptions) -> int:
         x = None if options.image else chart(options.chart or CHARTS[0], options.image_size)
     except ValueError as error:
         raise UsageError(f"{error}.") from None
-    out = results_file("--out", options.out)
-    json = results_file("--json", options.json) if options.json else None
+    with named("--out"):
+        out = results_file(options.out)
+    with named("--json"):
+        json = results_file(options.json) if options.json else None
     name = Path(options.image).name if options.image else f"chart {options.chart or CHARTS[0]}"
     periodic = x is not None
     if x is None:
@@ -52,7 +54,8 @@ def main(options: PyramidOptions) -> int:
     print("\n".join(table(pyramid, states)))
     print(f"\nwrote {out}")
     if json:
-        write_numbers(json, numbers(pyramid, name, states))
+        with named("--json"):
+            write_numbers(json, numbers(pyramid, name, states))
     return 0
 
 
@@ -116,7 +119,7 @@ def draw(pyramid: FocusPyramid, x_1CHH: Tensor, states: Sequence[StateViews], na
     canvas = Image.new("RGB", (width, height), BACKGROUND)
     pen = ImageDraw.Draw(canvas)
     size = pyramid.image_size
-    pen.text((GAP, 6), f"{name}, {size} px: {_blur_words(pyramid)}", INK, bold)
+    pen.text((GAP, 6), f"{name}, {size} px: {BLUR_TABLE[pyramid.blur].title}", INK, bold)
     for k, state in enumerate(states):
         left, s = LEFT + k * (SIDE + GAP), pyramid.factors[k]
         pen.text((left, 38), f"state {k + 1}: 1 pixel in {s}", INK, bold)
@@ -166,17 +169,8 @@ def _row_names(pyramid: FocusPyramid) -> list[tuple[str, str, str]]:
     ]
 
 
-def _blur_words(pyramid: FocusPyramid) -> str:
-    return {
-        "disk": "defocus disk",
-        "gaussian": "Gaussian of equal variance",
-        "sinc": "windowed sinc",
-        "none": "no blur",
-    }[pyramid.blur]
-
-
 def _radius_words(pyramid: FocusPyramid, k: int) -> str:
-    if pyramid.blur == "sinc" and pyramid.radii[k]:
+    if BLUR_TABLE[pyramid.blur].shaped_by == "factor" and pyramid.radii[k]:
         return f"cut off at {0.5 / pyramid.factors[k]:g}"
     return f"radius {pyramid.radii[k]:g} px" if pyramid.radii[k] else "sharp"
 

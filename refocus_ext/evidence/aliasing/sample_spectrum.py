@@ -16,11 +16,12 @@ from PIL import Image
 from torch import Tensor
 
 from refocus_ext.errors import UsageError
+from refocus_ext.images.checks import check_images, size_of
 from refocus_ext.images.crops import Crops, to_tensor
-from refocus_ext.images.folder import check_images
 from refocus_ext.images.npz import NpzImages, has_array
 from refocus_ext.images.order import spread
 from refocus_ext.images.photographs import find_photographs
+from refocus_ext.images.source import ImageSource
 from refocus_ext.optics.spectrum import radial_mean, spectrum
 
 BATCH = 64  # images read at once
@@ -36,7 +37,7 @@ class ImageSet:
     images: Iterator[Tensor]
 
 
-def open_images(word: str, option: str, at_most: int | None, size: int | None = None) -> ImageSet:
+def open_images(word: str, at_most: int | None, size: int | None = None) -> ImageSet:
     """An npz with arr_0 (N,H,H,3) uint8, or a folder of images.
 
     Args:
@@ -48,47 +49,43 @@ def open_images(word: str, option: str, at_most: int | None, size: int | None = 
     """
     path = Path(word)
     if path.is_dir():
-        return _open_folder(word, option, at_most, size)
-    return _open_npz(path, option, at_most, size)
+        return _open_folder(word, at_most, size)
+    return _open_npz(path, at_most, size)
 
 
-def _open_folder(word: str, option: str, at_most: int | None, size: int | None) -> ImageSet:
-    images = find_photographs([word], at_most, option)
+def _open_folder(word: str, at_most: int | None, size: int | None) -> ImageSet:
+    images = find_photographs([word], at_most)
     if size is not None:
         note = check_images(images, size, "upsample")
         if note:
-            print(f"note: {option}: {note}")
+            print(f"note: {word}: {note}")
         crops = Crops(images, size, random=False)
         return ImageSet(word, len(crops), size, (crops[i].image for i in range(len(crops))))
-    first = _size_of(images.paths[0], option)
-    for image in images.paths:
-        shape = _size_of(image, option)
-        if shape != (first[0], first[0]):
+    side = size_of(images, 0)[0]
+    for index in range(len(images)):
+        width, height = size_of(images, index)
+        if (width, height) != (side, side):
             raise UsageError(
-                f"{option} {image} is {shape[0]} x {shape[1]} pixels; samples must be square and all of one size."
+                f"{images.name(index)} is {width} x {height} pixels; samples must be square and all of one size."
             )
-    return ImageSet(word, len(images), first[0], (to_tensor(Image.open(p).convert("RGB")) for p in images.paths))
+    return ImageSet(word, len(images), side, _whole(images))
 
 
-def _size_of(path: str, option: str) -> tuple[int, int]:
-    try:
-        with Image.open(path) as image:
-            return image.size
-    except OSError:
-        raise UsageError(f"{option} {path} is not an image that can be opened; remove it.") from None
+def _whole(images: ImageSource) -> Iterator[Tensor]:
+    for index in range(len(images)):
+        with images.open(index) as file, Image.open(file) as image:
+            yield to_tensor(image.convert("RGB"))
 
 
-def _open_npz(path: Path, option: str, at_most: int | None, size: int | None) -> ImageSet:
-    if not has_array(path, option, "arr_0"):
-        raise UsageError(
-            f"{option} {path} holds no images (no arr_0); `bash run.sh sample --npz FILE` writes such a file."
-        )
-    images = NpzImages(path, option)
+def _open_npz(path: Path, at_most: int | None, size: int | None) -> ImageSet:
+    if not has_array(path, "arr_0"):
+        raise UsageError(f"{path} holds no images (no arr_0); `bash run.sh sample --npz FILE` writes such a file.")
+    images = NpzImages(path)
     side = images.size[0]
     if images.size != (side, side):
-        raise UsageError(f"{option} {path} holds images of {images.size[1]} x {side} px; they must be square.")
+        raise UsageError(f"{path} holds images of {images.size[1]} x {side} px; they must be square.")
     if size is not None and side != size:
-        raise UsageError(f"{option} {path} holds images of {side} px but the samples have {size}; they must be equal.")
+        raise UsageError(f"{path} holds images of {side} px but the samples have {size}; they must be equal.")
     chosen = spread(range(images.count), at_most or images.count)
     return ImageSet(str(path), len(chosen), side, _picked(images, set(chosen)))
 

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from patches import Focus
+from patches.faces import FocusedVQVAE
 from patches.upstream import VAR_PATCH_NUMS
 from refocus_ext.errors import UsageError
 from refocus_ext.optics.pyramid import FocusPyramid
@@ -140,9 +141,7 @@ def open_subject(word: str, device: torch.device | str) -> Subject:
         tokenizer = load_tokenizer(path, device)
         return vae_subject(word, tokenizer.vae)
     if not path.is_file():
-        raise UsageError(
-            f"--tokenizer {word} is neither a run folder nor a file of VQVAE weights; give one that is there."
-        )
+        raise UsageError(f"{word} is neither a run folder nor a file of VQVAE weights; give one that is there.")
     return vae_subject(word, load_published(path, device))
 
 
@@ -152,15 +151,12 @@ def load_published(path: Path, device: torch.device | str) -> Any:
     Raises:
         UsageError: not the weights of such a VQVAE.
     """
-    try:
-        vae = load_vae(path, VAR_PATCH_NUMS, device)
-    except UsageError as error:
-        raise UsageError(f"--tokenizer {error}") from None
+    vae = load_vae(path, VAR_PATCH_NUMS, device)
     Focus(FocusPyramid(blur="none")).apply(vae)
     return vae
 
 
-def vae_subject(name: str, vae: Any) -> Subject:
+def vae_subject(name: str, vae: FocusedVQVAE) -> Subject:
     """A focus-patched VQVAE, looked at through the prefix of every state that serves a token scale.
 
     Raises:
@@ -168,7 +164,7 @@ def vae_subject(name: str, vae: Any) -> Subject:
     """
     pyramid, sides = vae.focus_pyramid, vae.quantize.v_patch_nums
     if pyramid.image_size < 4 * MARGIN:
-        raise UsageError(f"--tokenizer {name} is for {pyramid.image_size} px; shifts need at least {4 * MARGIN}.")
+        raise UsageError(f"{name} is for {pyramid.image_size} px; shifts need at least {4 * MARGIN}.")
     of_scale = pyramid.states_of(sides)
     ends = [(k, end) for k, end in enumerate(pyramid.last_scale_of_state(sides)) if end is not None]
 

@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 
+from refocus_ext.engine.devices import kind_of
+
 
 def now(device: torch.device) -> float:
     """Seconds, with the device's work done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    kind_of(device).synchronize(device)
     return time.perf_counter()
 
 

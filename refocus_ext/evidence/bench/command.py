@@ -9,7 +9,7 @@ import torch
 
 from patches import Upstream, load_upstream
 from refocus_ext.engine.devices import pick_device
-from refocus_ext.errors import UsageError
+from refocus_ext.errors import UsageError, named
 from refocus_ext.evidence.bench import distill, sampling, startup
 from refocus_ext.evidence.bench.options import BenchOptions
 from refocus_ext.evidence.bench.tokenizer import measure, table
@@ -19,7 +19,8 @@ from refocus_ext.storage.results import results_file, write_numbers
 
 def main(options: BenchOptions) -> int:
     """Runs the command; returns its exit code."""
-    json_file = results_file("--json", options.json) if options.json else None
+    with named("--json"):
+        json_file = results_file(options.json) if options.json else None
     upstream = load_upstream()
     print(upstream.describe())
     device = pick_device(options.device)
@@ -43,7 +44,8 @@ def main(options: BenchOptions) -> int:
         report[name], lines = SECTIONS[name](options, upstream, pyramid, device)
         print("\n".join(lines))
     if json_file:
-        write_numbers(json_file, report)
+        with named("--json"):
+            write_numbers(json_file, report)
     return 0
 
 

@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 
 from patches import Upstream
+from patches.faces import VQVAE
 from patches.upstream_trainer import upstream_train_step
 from refocus_ext.distill import recipe
 from refocus_ext.distill.objective import DistillObjective, DistillWeights, TokenEmbedding
 from refocus_ext.distill.teacher.cost import teacher_overhead
 from refocus_ext.distill.teacher.geometry import TeacherGeometry
 from refocus_ext.distill.teacher.shared_weights import Teacher
+from refocus_ext.engine.devices import autocast, kind_of
 from refocus_ext.engine.optimization import gradient_norm
 from refocus_ext.evidence.bench.clock import now
 from refocus_ext.optics.pyramid import FocusPyramid
@@ -29,7 +31,7 @@ CODES, CODE_DIM, STRIDE = 512, 32, 8  # of the alias tokenizer, at its defaults
 class _Codes(TokenEmbedding):
     """Alias codes without an alias tokenizer: a table of the same shape."""
 
-    def __init__(self, vae: Any, geometry: TeacherGeometry, device: torch.device) -> None:
+    def __init__(self, vae: VQVAE, geometry: TeacherGeometry, device: torch.device) -> None:
         super().__init__(vae, None)
         self.table_VC, self.lengths = torch.randn(CODES, CODE_DIM, device=device), geometry.tokens
 
@@ -66,7 +68,7 @@ def measure(
 
     def step(objective: DistillObjective) -> None:
         taught = objective.teacher is not None
-        with _autocast(device):
+        with autocast(kind_of(device).half, device):
             alias_K = embed.alias(alias_BT) if taught else []
             loss, _ = objective(label_B, embed.structure(idx_BL), idx_BL, alias_K)
         loss.backward()
@@ -79,16 +81,12 @@ def measure(
     if upstream.kind == "submodule":
         with contextlib.suppress(ModuleNotFoundError):
             parts["upstream"] = upstream_train_step(
-                vae, var, optimizers["var"], label_B, idx_BL, bf16=device.type == "cuda"
+                vae, var, optimizers["var"], label_B, idx_BL, bf16=kind_of(device).half == torch.bfloat16
             )
     alone, both = (DistillObjective(var, member, DistillWeights()) for member in (None, teacher))
     parts |= {"student": lambda: step(alone), "distillation": lambda: step(both)}
     seconds, peak = _turns(parts, repeats, device)
     return {"depth": depth, "batch": batch, "seconds": seconds, "peak_bytes": peak}
-
-
-def _autocast(device: torch.device) -> torch.autocast:
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda")
 
 
 def _turns(
@@ -100,35 +98,13 @@ def _turns(
     for number in range(repeats + 1):
         for name, part in parts.items():
             gc.collect()
-            base = _reset_peak(device)
+            base = kind_of(device).memory_in_use(device)
             began = now(device)
             part()
             if number:
                 runs[name].append(now(device) - began)
-                peaks[name] = max(peaks[name], _peak(device) - base)
+                peaks[name] = max(peaks[name], kind_of(device).peak_memory(device) - base)
     return {name: statistics.median(values) for name, values in runs.items()}, peaks
-
-
-def _reset_peak(device: torch.device) -> int:
-    """Bytes in use now: weights and AdamW's moments, not what a step adds."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        return torch.cuda.memory_allocated(device)
-    with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w") as file:
-        file.write("5")  # the high-water mark falls to what is resident now
-    return _status("VmRSS")
-
-
-def _peak(device: torch.device) -> int:
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _status("VmHWM")
-
-
-def _status(name: str) -> int:
-    try:
-        with open("/proc/self/status") as file:
-            return next(int(line.split()[1]) * 1024 for line in file if line.startswith(name + ":"))
-    except (OSError, StopIteration):
-        return 0
 
 
 def overhead_rows(upstream: Upstream) -> list[dict[str, float]]:

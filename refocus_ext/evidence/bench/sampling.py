@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from patches import FastSampling, Upstream, patched
+from patches.faces import VAR, VQVAE
 from refocus_ext.evidence.bench.clock import now
 
 
@@ -52,7 +53,7 @@ def measure(
     }
 
 
-def _sampled(var: Any, images: int, device: torch.device) -> tuple[torch.Tensor, float]:
+def _sampled(var: VAR, images: int, device: torch.device) -> tuple[torch.Tensor, float]:
     began = now(device)
     drawn = var.autoregressive_infer_cfg(
         B=images, label_B=torch.arange(images, device=device), g_seed=0, cfg=1.5, top_k=min(900, var.V), top_p=0.96
@@ -61,7 +62,7 @@ def _sampled(var: Any, images: int, device: torch.device) -> tuple[torch.Tensor,
 
 
 @torch.no_grad()
-def _decode(vae: Any, images: int, device: torch.device) -> float:
+def _decode(vae: VQVAE, images: int, device: torch.device) -> float:
     side = vae.quantize.v_patch_nums[-1]
     f_hat = torch.randn(images, vae.Cvae, side, side, device=device)
     began = now(device)

@@ -10,26 +10,28 @@ import torch
 from torch import Tensor
 
 from patches import Focus, patched
+from patches.faces import VQVAE
+from patches.parts import encoder_of
 from refocus_ext.evidence.bench.clock import time_interleaved
 from refocus_ext.optics.psf import half_width
 from refocus_ext.optics.pyramid import FocusPyramid, alias_views
 from refocus_ext.tokenizer.cost import PassCost, pass_cost
 
 
-def measure(vae: Any, pyramid: FocusPyramid, x: Tensor, repeats: int) -> dict[str, Any]:
+def measure(vae: VQVAE, pyramid: FocusPyramid, x: Tensor, repeats: int) -> dict[str, Any]:
     """Seconds of each part and the ratios between them, and the same by FLOPs."""
-    T_K = _targets(vae, pyramid, x)
+    T_K, encoder = _targets(vae, pyramid, x), encoder_of(vae)
     parts: dict[str, Callable[[], Any]] = {
         "pyramid": lambda: pyramid.structure_views(x, training=True),
         "alias_views": lambda: alias_views(pyramid, x),
-        "encoder": lambda: vae.quant_conv(vae.encoder(x)),
+        "encoder": lambda: encoder(x),
         "vanilla_tokens": lambda: vae.img_to_idxBl(x),
         "focus_tokens": lambda: _focus(vae, pyramid, lambda: vae.img_to_idxBl(x)),
         "quantizer": lambda: _focus(vae, pyramid, lambda: vae.quantize.f_to_idxBl_or_fhat(T_K, to_fhat=False)),
     }
     seconds = time_interleaved(parts, repeats, x.device)
-    encoder = pass_cost(vae.encoder.cpu(), 1, 3, x.shape[-1], x.shape[-1])
-    vae.encoder.to(x.device)
+    cost = pass_cost(encoder.cpu(), 1, 3, x.shape[-1], x.shape[-1])
+    encoder.to(x.device)
     passes = pyramid.states * seconds["encoder"]
     return {
         "seconds": seconds,
@@ -40,7 +42,7 @@ def measure(vae: Any, pyramid: FocusPyramid, x: Tensor, repeats: int) -> dict[st
             "quantizer_of_encoder_passes": seconds["quantizer"] / passes,
             "focus_tokens_over_vanilla_tokens": seconds["focus_tokens"] / seconds["vanilla_tokens"],
         },
-        "flops": flop_shares(pyramid, encoder),
+        "flops": flop_shares(pyramid, cost),
     }
 
 
@@ -55,14 +57,15 @@ def flop_shares(pyramid: FocusPyramid, encoder: PassCost) -> dict[str, float]:
     return {"pyramid": total, "encoder_passes": float(passes), "pyramid_of_encoder_passes": total / passes}
 
 
-def _focus(vae: Any, pyramid: FocusPyramid, call: Callable[[], Any]) -> Any:
+def _focus(vae: VQVAE, pyramid: FocusPyramid, call: Callable[[], Any]) -> Any:
     with patched(vae, Focus(pyramid)):
         return call()
 
 
 @torch.no_grad()
-def _targets(vae: Any, pyramid: FocusPyramid, x: Tensor) -> list[Tensor]:
-    return _focus(vae, pyramid, lambda: vae.encode_targets(x))
+def _targets(vae: VQVAE, pyramid: FocusPyramid, x: Tensor) -> list[Tensor]:
+    with patched(vae, Focus(pyramid)) as focused:
+        return focused.encode_targets(x)
 
 
 def table(report: dict[str, Any]) -> list[str]:

@@ -12,13 +12,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch import distributed as tdist
 from torch.nn import functional as F
 
+from patches.faces import VQVAE
 from refocus_ext.tokenizer.alias.explained_variance import _variance
 from refocus_ext.tokenizer.alias.geometry import AliasGeometry
 from refocus_ext.tokenizer.alias.network import _decoder, _encoder
@@ -299,7 +300,7 @@ def _least_squares(inputs_NC: Tensor, targets_NP: Tensor) -> Tensor:
     return torch.linalg.solve(gram + ridge, inputs_NC.T @ targets_NP)
 
 
-def build_alias(geometry: AliasGeometry, vae: Any, device: torch.device | str) -> AliasTokenizer:
+def build_alias(geometry: AliasGeometry, vae: VQVAE, device: torch.device | str) -> AliasTokenizer:
     """An alias tokenizer, on the structure codebook if the geometry says so."""
     shared = vae.quantize.embedding if geometry.codebook == "shared" else None
     return AliasTokenizer(geometry, shared).to(device)

@@ -1,0 +1,53 @@
+"""Parts of upstream's models that the rest of the project needs as a whole: what to compile, to count, to shard.
+
+Shapes: B batch, Cvae latent channels, n latent cells a side.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from patches.faces import VAR, VQVAE
+
+
+def encoder_of(vae: VQVAE) -> nn.Module:
+    """(B,3,H,W) -> T (B,Cvae,n,n), sharing the VQVAE's layers."""
+    model: Any = vae
+    return nn.Sequential(model.encoder, model.quant_conv)
+
+
+def decoder_of(vae: VQVAE) -> nn.Module:
+    """(B,Cvae,n,n) -> (B,3,H,W), not clamped, sharing the VQVAE's layers."""
+    model: Any = vae
+    return nn.Sequential(model.post_quant_conv, model.decoder)
+
+
+def last_decoder_weight(vae: VQVAE) -> Tensor:
+    """Weight of the decoder's last convolution."""
+    model: Any = vae
+    return model.decoder.conv_out.weight
+
+
+def compile_autoencoder(vae: VQVAE) -> None:
+    """torch.compile of encoder and decoder in place, so that the state dict keeps upstream's names."""
+    model: Any = vae
+    model.encoder.compile()
+    model.decoder.compile()
+
+
+def compile_for_sampling(var: VAR, vae: VQVAE) -> None:
+    """torch.compile, in place, of what has one shape in all sampling steps but for its length: FFNs and the decoder."""
+    model, autoencoder = _any(var), _any(vae)
+    for network in (*(block.ffn for block in model.blocks), autoencoder.decoder):
+        network.compile(dynamic=True)
+
+
+def blocks_of(var: VAR) -> list[nn.Module]:
+    """The transformer's blocks, first to last."""
+    return list(_any(var).blocks)
+
+
+def _any(model: Any) -> Any:
+    return model

@@ -1,0 +1,59 @@
+"""What is checked of images before work starts, and how many may turn out to be broken later."""
+
+from __future__ import annotations
+
+from PIL import Image
+
+from refocus_ext.errors import UsageError
+from refocus_ext.images.source import ImageSource
+
+SMALL_DATA_SET = 5000  # up to here every header is read before training starts, beyond it an even sample of this many
+
+
+def check_images(images: ImageSource, crop: int, small_images: str) -> str | None:
+    """Reads the headers of the images (all up to SMALL_DATA_SET, else that many spread evenly).
+
+    Args:
+        crop: pixels.
+        small_images: "refuse", "upsample", or "auto", which refuses up to SMALL_DATA_SET images and upsamples beyond.
+
+    Returns:
+        A line for the user if small images will be upsampled.
+
+    Raises:
+        UsageError: a file that is no image, or one smaller than the crop where that is refused.
+    """
+    checked = range(0, len(images), max(1, len(images) // SMALL_DATA_SET))
+    refuse = small_images == "refuse" or (small_images == "auto" and len(images) <= SMALL_DATA_SET)
+    small = 0
+    for index in checked:
+        width, height = size_of(images, index)
+        if min(width, height) >= crop:
+            continue
+        if refuse:
+            raise UsageError(
+                f"{images.name(index)} is {width}x{height} pixels, smaller than the {crop} pixel crop; remove it, choose a "
+                "smaller image size, or let small images be upsampled."
+            )
+        small += 1
+    if not small:
+        return None
+    return f"{small} of {len(checked)} images checked are smaller than {crop} px and are upsampled, as VAR does"
+
+
+def size_of(images: ImageSource, index: int) -> tuple[int, int]:
+    """Width and height in pixels, from the header.
+
+    Raises:
+        UsageError: it is no image.
+    """
+    try:
+        with images.open(index) as file, Image.open(file) as image:
+            return image.size
+    except OSError:
+        raise UsageError(f"{images.name(index)} is not an image that can be opened; remove it or replace it.") from None
+
+
+def broken_limit(images: ImageSource) -> int:
+    """Images that may turn out to be broken before a command stops."""
+    return max(3, len(images) // 100)

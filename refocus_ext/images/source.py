@@ -1,0 +1,66 @@
+"""What every source of images offers: the one interface that training, the token cache and the figures read images by."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import Any, BinaryIO
+
+
+class ImageSource(ABC):
+    """Images with labels in a fixed order.
+
+    To add a kind of source, derive from this class and register it in `sources.KINDS`. An object is copied to the loader
+    processes, so it must be picklable, and small: it holds names, not pixels or open files.
+
+    `classes[label]` is the name of a class. `square` images are cut to their central square before they are resized.
+    """
+
+    classes: tuple[str, ...]
+    square: bool
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def name(self, index: int) -> str:
+        """What messages call an image: a path, or something like archive.tar/member."""
+
+    @abstractmethod
+    def label(self, index: int) -> int: ...
+
+    @abstractmethod
+    def open(self, index: int) -> BinaryIO:
+        """An image as a binary file (JPEG, PNG, ...) that the caller closes.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+
+    @abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """What a token cache compares to see that the images are the same, as JSON-able values: `identity_of` makes it.
+
+        Where the images are stored is not part of it: a data set may move.
+        """
+
+
+def identity_of(
+    classes: tuple[str, ...], square: bool, names: Iterable[tuple[str, int]], sizes: Iterable[int]
+) -> dict[str, Any]:
+    """Counts, and a digest of everything that is given.
+
+    Args:
+        names: name and label of every image in its order; a name must stay when the data set moves.
+        sizes: bytes of some of the images; a sample of them is enough to notice that one was exchanged.
+    """
+    digest = hashlib.sha256(json.dumps([classes, square]).encode())
+    images = 0
+    for name, label in names:
+        digest.update(f"{name}\n{label}\n".encode())
+        images += 1
+    for size in sizes:
+        digest.update(f"{size}\n".encode())
+    return {"images": images, "classes": len(classes), "digest": digest.hexdigest()}

@@ -1,0 +1,97 @@
+"""Prefixes of images against their focus states: what the tokens up to each state decode to, and how well.
+
+Shapes: K focus states, S token scales.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from patches.faces import FocusedVQVAE
+from refocus_ext.vector_quantization import codebook_use_of
+
+
+@dataclass(frozen=True)
+class PrefixReport:
+    """Per focus state, means over images: PSNR of its prefix against F_k and against x (dB), and tokens' usage.
+
+    `usage_S` and `perplexity_S` are per token scale, `usage_K` per focus state: percent of the codebook seen, and exp of
+    the entropy of the codes. `tokens_S` is how many tokens of each scale were seen: no usage can exceed it.
+    """
+
+    psnr_focus_K: list[float]
+    psnr_sharp_K: list[float]
+    usage_S: list[float]
+    perplexity_S: list[float]
+    usage_K: list[float]
+    tokens_S: list[int]
+
+    def collapsed(self, vocab_size: int) -> list[str]:
+        """One sentence for each scale whose tokens say next to nothing: perplexity under a twentieth of what it could be."""
+        rows = enumerate(zip(self.perplexity_S, self.tokens_S, strict=True), start=1)
+        return [
+            f"scale {s} has collapsed: {tokens} tokens spread over {perplexity:.1f} codes' worth (perplexity) of {vocab_size}"
+            for s, (perplexity, tokens) in rows
+            if tokens >= 16 and perplexity < max(1.5, 0.05 * min(vocab_size, tokens))
+        ]
+
+    def flat(self) -> dict[str, float]:
+        """As scalars for a log; states are numbered from 1, as in the paper."""
+        rows: dict[str, float] = {}
+        for k, (focus, sharp) in enumerate(zip(self.psnr_focus_K, self.psnr_sharp_K, strict=True), start=1):
+            rows |= {f"psnr_prefix{k}_F{k}": focus, f"psnr_prefix{k}_x": sharp}
+        for s, (usage, perplexity) in enumerate(zip(self.usage_S, self.perplexity_S, strict=True), start=1):
+            rows |= {f"usage_scale{s}": usage, f"perplexity_scale{s}": perplexity}
+        return rows | {f"usage_state{k}": usage for k, usage in enumerate(self.usage_K, start=1)}
+
+
+def psnr(image: Tensor, target: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio per image, dB, for values in [-1,1] (peak 2), (B,)."""
+    mse = (image.clamp(-1, 1) - target).square().flatten(1).mean(1)
+    return 10 * torch.log10(4 / mse.clamp_min(1e-10))
+
+
+@torch.no_grad()
+def prefixes(vae: FocusedVQVAE, x_B3HW: Tensor) -> list[Tensor]:
+    """The image of each focus state's prefix, K times (B,3,H,W): the tokens up to the last scale the state serves."""
+    targets = vae.encode_targets(x_B3HW)
+    return decode_prefixes(vae, vae.quantize.f_to_idxBl_or_fhat(targets, to_fhat=True))
+
+
+@torch.no_grad()
+def decode_prefixes(vae: FocusedVQVAE, f_hat_S: Sequence[Tensor]) -> list[Tensor]:
+    """As `prefixes`, from the quantizer's f_hat after each scale, (B,C,n,n)."""
+    scales = vae.focus_pyramid.last_scale_of_state(vae.quantize.v_patch_nums)
+    return [vae.decode(f_hat_S[-1 if scale is None else scale]).clamp_(-1, 1) for scale in scales]
+
+
+@torch.no_grad()
+def validate(vae: FocusedVQVAE, batches: Iterable[Tensor]) -> PrefixReport:
+    """Measures prefixes and code usage over image batches with the model in eval mode (restored afterwards)."""
+    training, pyramid = vae.training, vae.focus_pyramid
+    vae.eval()
+    focus, sharp, idx = [], [], []
+    for x in batches:
+        targets = vae.encode_targets(x)
+        images = decode_prefixes(vae, vae.quantize.f_to_idxBl_or_fhat(targets, to_fhat=True))
+        focus.append(torch.stack([psnr(image, pyramid.focused(x, k)) for k, image in enumerate(images)]))
+        sharp.append(torch.stack([psnr(image, x) for image in images]))
+        idx.append([tokens.flatten() for tokens in vae.quantize.f_to_idxBl_or_fhat(targets, to_fhat=False)])
+    vae.train(training)
+    codes = vae.quantize.vocab_size
+    idx_S = [torch.cat(tokens) for tokens in zip(*idx, strict=True)]
+    health = [codebook_use_of(tokens, codes) for tokens in idx_S]
+    states = pyramid.states_of(vae.quantize.v_patch_nums)
+    by_state = [[t for t, state in zip(idx_S, states, strict=True) if state == k] for k in range(pyramid.states)]
+    return PrefixReport(
+        psnr_focus_K=torch.cat(focus, dim=1).mean(1).tolist(),
+        psnr_sharp_K=torch.cat(sharp, dim=1).mean(1).tolist(),
+        usage_S=[usage for usage, _ in health],
+        perplexity_S=[perplexity for _, perplexity in health],
+        usage_K=[codebook_use_of(torch.cat(parts), codes)[0] if parts else 0.0 for parts in by_state],
+        tokens_S=[len(tokens) for tokens in idx_S],
+    )

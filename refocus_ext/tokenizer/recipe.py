@@ -1,0 +1,74 @@
+"""How stage 1 trains: losses, rates and schedules, as values that the rooms take. `command.py` makes them of options."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class StructureWeights:
+    """Weights of the structure tokenizer's terms; `commitment` is beta of the VQ loss."""
+
+    l1: float = 1.0
+    l2: float = 1.0
+    commitment: float = 0.25
+    prefix: float = 1.0
+    anchor: float = 1.0
+
+
+@dataclass(frozen=True)
+class CriticRecipe:
+    """The adversarial loss.
+
+    Args:
+        weight: of the loss; 0 trains no discriminator.
+        start: share of all steps after which it begins.
+        warmup: steps over which it then grows to full weight.
+        floor: least adaptive weight.
+        lecam: weight of LeCAM on the discriminator.
+    """
+
+    weight: float = 0.0
+    start: float = 0.2
+    warmup: int = 1000
+    floor: float = 0.1
+    lecam: float = 0.0
+
+
+@dataclass(frozen=True)
+class TokenizerRecipe:
+    """All that a stage-1 run does to its networks.
+
+    Args:
+        lr, alias_lr: peak learning rates of the two tokenizers.
+        lr_end: final rate as a share of the peak.
+        warmup: steps of linear warm-up.
+        warm_autoencoder: first steps without quantization.
+        betas, weight_decay: of AdamW.
+        clip: of gradient norms; 0 clips nothing.
+        ema: decay of the averaged weights; 0 averages nothing.
+        revive: steps between revivals of dead codes; 0: never.
+        lpips: weight of LPIPS on the sharp reconstruction.
+        codebook_from_data: False where trained weights brought a codebook.
+        precision: "auto", "fp32", "bf16" or "fp16".
+        channels_last: "auto", "on" or "off".
+        compile: torch.compile of encoder and decoder.
+    """
+
+    lr: float
+    alias_lr: float
+    lr_end: float
+    warmup: int
+    warm_autoencoder: int
+    betas: tuple[float, float]
+    weight_decay: float
+    clip: float
+    ema: float
+    revive: int
+    lpips: float
+    structure: StructureWeights
+    critic: CriticRecipe
+    codebook_from_data: bool = True
+    precision: str = "auto"
+    channels_last: str = "auto"
+    compile: bool = False

@@ -1,0 +1,40 @@
+"""Sections of the bench: their tables from given numbers, and counts that do not depend on a clock."""
+
+from __future__ import annotations
+
+import torch
+
+from patches import Upstream
+from refocus_ext.evidence.bench import distill, sampling
+
+SECONDS = {"upstream": 2.0, "student": 1.0, "distillation": 3.0}
+REPORT = {"depth": 2, "batch": 4, "seconds": SECONDS, "peak_bytes": dict.fromkeys(SECONDS, 2**30)}
+
+
+def test_a_step_is_compared_with_upstreams_where_there_is_one() -> None:
+    head, *rows = distill.table(REPORT)
+    assert "against upstream" in head and len(rows) == 3
+    assert [row.split()[-3] for row in rows] == ["1.00x", "0.50x", "1.50x"]
+
+
+def test_without_upstream_the_student_is_the_measure_and_the_reason_is_told() -> None:
+    seconds = {name: value for name, value in SECONDS.items() if name != "upstream"}
+    lines = distill.table(REPORT | {"seconds": seconds})
+    assert "against student" in lines[0] and "3.00x" in lines[2] and "was not measured" in lines[-1]
+
+
+def test_parts_take_turns_after_an_untimed_round() -> None:
+    order: list[str] = []
+    parts = {"a": lambda: order.append("a"), "b": lambda: order.append("b")}
+    seconds, peaks = distill._turns(parts, 2, torch.device("cpu"))
+    assert order == list("ababab") and seconds.keys() == peaks.keys() == {"a", "b"}
+    assert all(value >= 0 for value in (*seconds.values(), *peaks.values()))
+
+
+def test_fast_sampling_draws_the_same_images(upstream: Upstream) -> None:
+    report = sampling.measure(upstream, (1, 2), 64, 1, torch.device("cpu"), images=2, depth=2)
+    assert report["same_images"] and report["images"] == 2
+    assert report["fast_over_upstream"] == report["seconds"]["fast"] / report["seconds"]["upstream"]
+    lines = sampling.table(report)
+    assert "sampling 2 images with a d2 student" in lines[0] and "the same images" in lines[1]
+    assert "images differ in the last bits" in sampling.table(report | {"same_images": False})[1]

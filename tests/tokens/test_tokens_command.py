@@ -1,0 +1,49 @@
+"""The `tokens` command before any work: whose images, and what the cache will hold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from runs import run_main
+
+from refocus_ext.errors import UsageError
+from refocus_ext.images.folder import image_folder
+from refocus_ext.images.sources import demo_photographs
+from refocus_ext.images.views import ViewPlan
+from refocus_ext.optics.pyramid import FocusPyramid
+from refocus_ext.tokens.command import plan_lines, train_images
+from refocus_ext.tokens.shards import Layout
+
+
+def tokenizer_of(**options: Any) -> Any:
+    """As much of a tokenizer as the plan looks at."""
+    return SimpleNamespace(options=options, path=Path("runs/x"), pyramid=FocusPyramid(image_size=64, states=3))
+
+
+def test_the_images_are_the_commands_else_the_tokenizers_else_the_demos(image_tree: Path, tmp_path: Path) -> None:
+    data = str(image_tree)
+    expected = (image_folder(data, "train"), f"{data}/train")
+    assert train_images(tokenizer_of(data=str(tmp_path / "elsewhere")), data) == expected
+    assert train_images(tokenizer_of(data=data), "") == expected
+    assert train_images(tokenizer_of(), "") == (demo_photographs(), "the demo photographs")
+    with pytest.raises(UsageError, match="elsewhere is not a folder"):
+        train_images(tokenizer_of(data=str(tmp_path / "elsewhere")), "")
+
+
+def test_the_plan_counts_views_and_tokens() -> None:
+    plan, layout = ViewPlan(4, True, 0), Layout(images=5000, views=8, structure=30, alias=20, shard_images=2048)
+    lines = plan_lines(tokenizer_of(), "pictures/train", plan, layout)
+    assert lines == [
+        "tokenizer: runs/x, crops of 64 px",
+        "images: 5,000 of pictures/train, 8 views of each (4 random crops, each mirrored as well)",
+        "tokens: 30 structure + 20 alias a view, 2,000,000 in all, 4.1 MB in 3 shards",
+    ]
+
+
+def test_a_missing_tokenizer_is_named_by_its_option(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_main("tokens", "--tokenizer", str(tmp_path / "nowhere"), "--device", "cpu") == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"refocus: --tokenizer: {tmp_path / 'nowhere'} is no folder") and error.count("\n") == 1
