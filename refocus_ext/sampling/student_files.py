@@ -107,7 +107,7 @@ def _read_export(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError):
         raise UsageError(f"{file} is not what an export writes; restore it, or remove it.") from None
     if unfinished:
-        raise UsageError(f"the export to {folder} was interrupted; the same command finishes it.")
+        raise UsageError(f"the export to {folder} was interrupted; run the same command again to finish it.")
     return geometry
 
 

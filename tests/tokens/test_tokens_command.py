@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from runs import run_main
+from runs import TRAINED_WITH, run_main
 
 from refocus_ext.errors import UsageError
 from refocus_ext.images.folder import image_folder
@@ -18,9 +19,12 @@ from refocus_ext.tokens.command import plan_lines, train_images
 from refocus_ext.tokens.shards import Layout
 
 
-def tokenizer_of(**options: Any) -> Any:
+def tokenizer_of(data: str = "") -> Any:
     """As much of a tokenizer as the plan looks at."""
-    return SimpleNamespace(options=options, path=Path("runs/x"), pyramid=FocusPyramid(image_size=64, states=3))
+    trained_with = dataclasses.replace(TRAINED_WITH, data=data)
+    return SimpleNamespace(
+        trained_with=trained_with, path=Path("runs/x"), pyramid=FocusPyramid(image_size=64, states=3)
+    )
 
 
 def test_the_images_are_the_commands_else_the_tokenizers_else_the_demos(image_tree: Path, tmp_path: Path) -> None:
