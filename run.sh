@@ -164,7 +164,7 @@ if [ "$command_name" = test ]; then
     shift
     echo "refocus: testing with $python"
     cd "$here"
-    exec "$python" -m pytest "$@"
+    exec "$python" -m pytest -n auto --dist worksteal "$@" # in several processes; -n 0 runs in one
 fi
 
 # One process per GPU (or NPROC of them), on one node or several: torchrun where that makes more than one.
