@@ -332,7 +332,7 @@ def test_preflight_lets_the_run_pass_and_refuses_another(
     for options, sentence in (
         (["--steps", "3"], "holds a run with steps = 2, this one has 3"),
         (["--steps", "2", "--crops", "3"], "was made with crops = 2 (this run wants 3)"),
-        (["--steps", "2", "--accumulate", "4"], "does not divide over 2 processes and --accumulate 4"),
+        (["--steps", "2", "--accumulate", "4"], "does not divide over 2 processes and 4 micro-batches"),
     ):
         assert main([*cached, *options]) == 2
         assert sentence in capsys.readouterr().err
