@@ -115,7 +115,11 @@ def _run(options: DistillOptions, here: World) -> int:
         return 0
     require_memory(size.memory // (here.size if options.parallel == "fsdp" else 1), here.device, options)
     with Interruption() as interruption:
-        run = open_run(options, tokenizer, geometry, upstream, train, classes) if here.main else None
+        run = (
+            open_run(options, tokenizer, geometry, upstream, train, classes, held_out=val != train)
+            if here.main
+            else None
+        )
         if run:
             run.require_space((options.keep + 1) * size.checkpoint + 2 * size.weights)
         here.barrier()  # the others look into the folder only after rank 0 has put it in order
@@ -174,6 +178,7 @@ def open_run(
     upstream: Upstream,
     images: ImageSource,
     classes: int,
+    held_out: bool,
 ) -> RunFolder:
     """The run folder, with its configuration, class map and a copy of the tokenizer that the student needs."""
     weights = tokenizer.checksums()
@@ -198,6 +203,7 @@ def open_run(
         "pyramid": tokenizer.pyramid.to_dict(),
         "teacher": geometry.to_dict() if geometry else None,
         "tokenizer": {"path": str(tokenizer.path), "weights": weights},
+        "held_out": held_out,  # whether the validation images are others than the training images
         "upstream": upstream.describe(),
         "torch": torch.__version__,
     }

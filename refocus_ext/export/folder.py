@@ -166,11 +166,13 @@ def _training(student: Student) -> dict[str, Any]:
     facts = {name: options[name] for name in FACTS if options.get(name) not in (None, "")}
     if facts.get("data"):
         facts["data"] = Path(facts["data"]).name  # a path of this machine is nobody else's business
-    return facts | ({"validation": last} if config and (last := _last_validation(student.files.var.parent)) else {})
+    if config and (last := _last_validation(student.files.var.parent)):
+        facts["validation"] = last | ({"held_out": config["held_out"]} if "held_out" in config else {})
+    return facts
 
 
 def _last_validation(run: Path) -> dict[str, float]:
-    """The student's last record in metrics.jsonl with figures of held-out images."""
+    """The student's last record in metrics.jsonl with figures of validation images."""
     with contextlib.suppress(OSError, ValueError):
         records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         found = [

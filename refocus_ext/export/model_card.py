@@ -91,7 +91,11 @@ def _notebook(build: dict[str, Any]) -> str:
 def _training(facts: Mapping[str, Any], pyramid: Mapping[str, Any] | None) -> str:
     rows = {name.replace("_", " "): value for name, value in facts.items() if name != "validation"}
     last = facts.get("validation", {})
-    names = {"val/ce_student": "cross-entropy on held-out images (nats a token)", "val/ce_teacher": "its teacher's"}
+    # older runs do not say whether training showed these images
+    where = {True: "held-out images", False: "crops of the training images"}.get(
+        last.get("held_out"), "validation images"
+    )
+    names = {"val/ce_student": f"cross-entropy on {where} (nats a token)", "val/ce_teacher": "its teacher's"}
     rows |= {names[name]: f"{last[name]:.4f} at step {last['step']:.0f}" for name in names if name in last}
     if not pyramid:
         return _table(rows) if rows else "Nothing about its training came with the weights."

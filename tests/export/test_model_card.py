@@ -37,12 +37,29 @@ def test_published_weights_are_plain_var_and_nothing_is_made_up() -> None:
 
 
 def test_a_students_pyramid_and_last_validation_are_told() -> None:
-    training = {"batch_size": 768, "validation": {"step": 400, "val/ce_student": 5.25}}
+    training: dict[str, Any] = {
+        "batch_size": 768,
+        "validation": {"step": 400, "val/ce_student": 5.25, "held_out": True},
+    }
     card = model_card(GEOMETRY | {"pyramid": PYRAMID, "training": training}, RECORD)
     assert "# ReFocus-VAR-d16, 256 px" in card and "| batch size | 768 |" in card
     assert "| cross-entropy on held-out images (nats a token) | 5.2500 at step 400 |" in card
     assert "| focus pyramid | 4 states, blur disk, rho_max 12 px |" in card and "the views must be blurred" in card
     assert f"`{'f' * 64}`" in card and "Not verified" not in card
+
+
+def test_the_card_says_which_images_were_validated_on() -> None:
+    """A finished demo was validated on crops of the photographs that it was trained on."""
+    for held_out, where in (
+        (True, "held-out images"),
+        (False, "crops of the training images"),
+        (None, "validation images"),
+    ):
+        known = {} if held_out is None else {"held_out": held_out}
+        training = {"validation": {"step": 4, "val/ce_student": 5.25, **known}}
+        card = model_card(GEOMETRY | {"training": training}, RECORD)
+        assert f"| cross-entropy on {where} (nats a token) | 5.2500 at step 4 |" in card
+        assert ("held-out" in card) == bool(held_out)
 
 
 def test_without_a_blur_nothing_is_said_of_views() -> None:
