@@ -93,7 +93,7 @@ def sample(
     model: VAR,
     label_B: Tensor,
     noise: Noise,
-    how: Guidance,
+    guidance: Guidance,
     *,
     exchange: Exchange | None = None,
     watch: Watch | None = None,
@@ -114,8 +114,8 @@ def sample(
     with kv_caches(var):
         for si, pn in enumerate(var.patch_nums):
             progress = si / (scales - 1)
-            logits_BlV = _guided_logits(var, x_BLC, cond_BD, how.cfg * progress)
-            h_BlC = _code_vectors(var, logits_BlV, noise, how, progress)
+            logits_BlV = _guided_logits(var, x_BLC, cond_BD, guidance.cfg * progress)
+            h_BlC = _code_vectors(var, logits_BlV, noise, guidance, progress)
             h_BChw = h_BlC.transpose(1, 2).reshape(B, var.Cvae, pn, pn)
             if exchange is not None:
                 h_BChw = exchange(si, h_BChw)
@@ -137,16 +137,16 @@ def _guided_logits(var: Any, x_BLC: Tensor, cond_BD: Tensor, strength: float) ->
     return (1 + strength) * guided - strength * unguided
 
 
-def _code_vectors(var: Any, logits_BlV: Tensor, noise: Noise, how: Guidance, progress: float) -> Tensor:
+def _code_vectors(var: Any, logits_BlV: Tensor, noise: Noise, guidance: Guidance, progress: float) -> Tensor:
     """Code vectors (B,l,Cvae) of drawn tokens, or mixtures of them; the filters change the logits in place."""
-    if how.top_k:
-        keep_top_k_(logits_BlV, how.top_k)
-    if how.top_p:
-        keep_top_p_(logits_BlV, how.top_p)
+    if guidance.top_k:
+        keep_top_k_(logits_BlV, guidance.top_k)
+    if guidance.top_p:
+        keep_top_p_(logits_BlV, guidance.top_p)
     # Drawn even where it is not used: upstream draws it, and what follows depends on the state of the generator.
     idx_Bl = noise.draw(logits_BlV.softmax(dim=-1))
     codebook = var.vae_quant_proxy[0].embedding
-    if not how.smooth:
+    if not guidance.smooth:
         return codebook(idx_Bl)
     tau = max(0.27 * (1 - progress * 0.95), 0.005)
     logits_BlV = logits_BlV * (1 + progress)
@@ -158,7 +158,7 @@ def to_unit(image: Tensor) -> Tensor:
     return image.add(1).mul(0.5)
 
 
-def sample_as_upstream(var: VAR, labels: Sequence[int], *, seed: int = 0, how: Guidance | None = None) -> Tensor:
+def sample_as_upstream(var: VAR, labels: Sequence[int], *, seed: int = 0, guidance: Guidance | None = None) -> Tensor:
     """The batch that upstream's `autoregressive_infer_cfg` draws with `g_seed=seed`; leaves no KV cache behind.
 
     Args:
@@ -167,17 +167,17 @@ def sample_as_upstream(var: VAR, labels: Sequence[int], *, seed: int = 0, how: G
     Returns:
         (B,3,H,W) in [0,1], float32.
     """
-    how = (how or Guidance()).for_codes(var.V)
+    guidance = (guidance or Guidance()).for_codes(var.V)
     label_B = torch.tensor(labels, device=device_of(var))
     try:
         image = var.autoregressive_infer_cfg(
             B=len(labels),
             label_B=label_B,
             g_seed=seed,
-            cfg=how.cfg,
-            top_k=how.top_k,
-            top_p=how.top_p,
-            more_smooth=how.smooth,
+            cfg=guidance.cfg,
+            top_k=guidance.top_k,
+            top_p=guidance.top_p,
+            more_smooth=guidance.smooth,
         )
     finally:  # upstream leaves its caches on if sampling raises
         drop_kv_caches(var)

@@ -22,7 +22,7 @@ def sample_classes(var: VAR, classes: int, count: int, seed: int) -> tuple[Tenso
     training = var.training
     var.eval()
     try:
-        images = sample_as_upstream(var, labels, seed=seed, how=FOR_FID)
+        images = sample_as_upstream(var, labels, seed=seed, guidance=FOR_FID)
     finally:
         var.train(training)
     return images * 2 - 1, labels

@@ -50,27 +50,27 @@ class DistillTraining(Training):
         self,
         plan: RunPlan,
         recipe: DistillRecipe,
-        here: World,
+        world: World,
         run: RunFolder | None,
         tokenizer: Tokenizer,
         networks: Networks,
         data: TrainingData,
         val: ImageSource,
     ) -> None:
-        super().__init__(plan, here, run, data)
+        super().__init__(plan, world, run, data)
         self.recipe, self.tokenizer, self.classes = recipe, tokenizer, data.images.classes
         self.var, self.teacher = networks
         self.embed = TokenEmbedding(tokenizer.vae, tokenizer.alias)
-        self.tokens_precision = pick_precision(recipe.tokens_precision, here.device)
+        self.tokens_precision = pick_precision(recipe.tokens_precision, world.device)
         self.validation = self._validation_tokens(val)
         self.report: DistillReport | None = None
-        self.dtype = autocast_dtype(recipe.precision, here.device)
-        self.scaler = torch.amp.GradScaler(here.device.type, enabled=self.dtype == torch.float16)
-        self.sharded = recipe.sharded and here.size > 1
+        self.dtype = autocast_dtype(recipe.precision, world.device)
+        self.scaler = torch.amp.GradScaler(world.device.type, enabled=self.dtype == torch.float16)
+        self.sharded = recipe.sharded and world.size > 1
         if self.sharded:
-            sharding.shard(self.var, here, kept=self.teacher.geometry.blocks if self.teacher else 0)
+            sharding.shard(self.var, world, kept=self.teacher.geometry.blocks if self.teacher else 0)
         self.objective = DistillObjective(self.var, self.teacher, recipe.weights)
-        self.parallel = self.objective if self.sharded else here.parallel(self.objective)
+        self.parallel = self.objective if self.sharded else world.parallel(self.objective)
         self.modules: dict[str, nn.Module] = {"var": as_module(self.var)}
         if self.teacher:
             self.modules["teacher"] = self.teacher

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from refocus_ext.engine.devices import pick_device
-from refocus_ext.engine.distributed import World, world
+from refocus_ext.engine.distributed import World, join_world
 from refocus_ext.engine.progress import Progress
 from refocus_ext.errors import named
 from refocus_ext.evaluation.frechet import FeatureStatistics, Moments, frechet_distance
@@ -34,9 +34,9 @@ CHUNK = 4096  # features at once, where they are in memory already
 
 def main(options: EvalOptions) -> int:
     """Runs the command; returns its exit code."""
-    with world(options.device) as here:
-        samples, reference, inception = open_inputs(options, here.device)
-        report = evaluate(samples, reference, inception, options.batch_size or 64, here)
+    with join_world(options.device) as world:
+        samples, reference, inception = open_inputs(options, world.device)
+        report = evaluate(samples, reference, inception, options.batch_size or 64, world)
         if report is not None:
             print("\n" + "\n".join(table(report, options.depth)))
             if options.json:
@@ -81,7 +81,7 @@ class Features:
         return statistics
 
 
-def extract(images: ImageSet, inception: InceptionFeatures, batch: int, here: World, spatial: bool = True) -> Features:
+def extract(images: ImageSet, inception: InceptionFeatures, batch: int, world: World, spatial: bool = True) -> Features:
     """The features of a set on every process; each computes its share of the batches.
 
     Args:
@@ -90,23 +90,23 @@ def extract(images: ImageSet, inception: InceptionFeatures, batch: int, here: Wo
     Raises:
         RunFailed: the images cannot be read.
     """
-    rounds = math.ceil(images.count / batch / here.size)
-    progress = Progress(0, rounds, batch * here.size, quiet=not here.main, unit="batch")
+    rounds = math.ceil(images.count / batch / world.size)
+    progress = Progress(0, rounds, batch * world.size, quiet=not world.main, unit="batch")
     pools: list[Tensor] = []
     statistics = FeatureStatistics()
-    for done, pixels in enumerate(_on(here.device, images.batches(batch, here.rank, here.size)), start=1):
+    for done, pixels in enumerate(_on(world.device, images.batches(batch, world.rank, world.size)), start=1):
         activations = inception.activations(pixels)
         pools.append(activations.pool_BD.cpu())
         if spatial:
             statistics.update(activations.spatial_BS)
         progress.update(done, {})
     progress.close()
-    shares = here.gather((pools, statistics))
+    shares = world.gather((pools, statistics))
     whole = FeatureStatistics()
     for _, part in shares:
         whole.merge(part)
     batches = range(math.ceil(images.count / batch))
-    return Features(torch.cat([shares[b % here.size][0][b // here.size] for b in batches]), whole)
+    return Features(torch.cat([shares[b % world.size][0][b // world.size] for b in batches]), whole)
 
 
 def _on(device: torch.device, batches: Iterator[np.ndarray]) -> Iterator[Tensor]:
@@ -116,29 +116,29 @@ def _on(device: torch.device, batches: Iterator[np.ndarray]) -> Iterator[Tensor]
 
 
 def evaluate(
-    samples: ImageSet, reference: Reference, inception: InceptionFeatures, batch: int, here: World
+    samples: ImageSet, reference: Reference, inception: InceptionFeatures, batch: int, world: World
 ) -> SampleReport | None:
     """Measures `samples` against `reference`; every process takes part, rank 0 has the report.
 
     Raises:
         RunFailed: images cannot be read.
     """
-    if here.main:
+    if world.main:
         count = "stored statistics" if reference.images is None else f"{reference.images.count} reference images"
         print(
-            f"Inception features of {samples.count} samples and {count}, on {here.device}" + _processes(here),
+            f"Inception features of {samples.count} samples and {count}, on {world.device}" + _processes(world),
             flush=True,
         )
-    ours = extract(samples, inception, batch, here)
+    ours = extract(samples, inception, batch, world)
     theirs = None
     if reference.images is not None:
         needed = reference.pool is None  # with stored statistics the images serve precision and recall only
-        theirs = extract(reference.images, inception, batch, here, spatial=needed)
-    if not here.main:
+        theirs = extract(reference.images, inception, batch, world, spatial=needed)
+    if not world.main:
         return None
     missing: dict[str, str] = {}
     fid, sfid = _distances(ours, theirs, reference, missing)
-    precision, recall = _precision_recall(ours, theirs, here.device, missing)
+    precision, recall = _precision_recall(ours, theirs, world.device, missing)
     in_order, shuffled = _inception_scores(ours, inception)
     ordered = _sorted(samples.labels, samples.count) or in_order < (1 - ORDER_DROP) * shuffled
     return SampleReport(
@@ -156,8 +156,8 @@ def evaluate(
     )
 
 
-def _processes(here: World) -> str:
-    return f" x {here.size} processes" if here.size > 1 else ""
+def _processes(world: World) -> str:
+    return f" x {world.size} processes" if world.size > 1 else ""
 
 
 def _distances(

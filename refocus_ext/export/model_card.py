@@ -106,13 +106,13 @@ def _training(facts: Mapping[str, Any], pyramid: Mapping[str, Any] | None) -> st
 
 
 def _verified(record: Mapping[str, Any]) -> str:
-    how = record["sampled"]
+    sampled = record["sampled"]
     return (
         f"A process that imported nothing but VAR at `{PINNED_REVISION}` loaded both files with `weights_only=True` and "
         "`strict=True`, and its sampled images and decoded tokens were, byte for byte, those of the project that trained "
         f"them (fp32, CPU, torch {record['torch']}, {record['processor']}, {record['threads']} threads).\n\n"
-        f"sha256 of the float32 images of labels {how['labels']}, seed {how['seed']}, cfg {how['cfg']:g}, top_k "
-        f"{how['top_k']}, top_p {how['top_p']:g}: `{record['sha256']['images']}`. On another machine the digest may differ."
+        f"sha256 of the float32 images of labels {sampled['labels']}, seed {sampled['seed']}, cfg {sampled['cfg']:g}, top_k "
+        f"{sampled['top_k']}, top_p {sampled['top_p']:g}: `{record['sha256']['images']}`. On another machine the digest may differ."
     )
 
 

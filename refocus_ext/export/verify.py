@@ -109,7 +109,7 @@ def verify(student: Student) -> Verdict:
     theirs = _in_clean_process(job)
     with torch.no_grad():
         decoded = student.vae.idxBl_to_img(tokens, same_shape=True, last_one=True)
-    images = sample_as_upstream(student.var, labels, seed=SEED, how=Guidance())
+    images = sample_as_upstream(student.var, labels, seed=SEED, guidance=Guidance())
     ours = {name: hashlib.sha256(_bytes(made)).hexdigest() for name, made in (("images", images), ("decoded", decoded))}
     return Verdict(theirs, ours, labels)
 
@@ -123,8 +123,8 @@ def _check(student: Student) -> None:
 
 
 def _guidance(student: Student) -> dict[str, Any]:
-    how = Guidance().for_codes(student.geometry.vocab_size)
-    return {"cfg": how.cfg, "top_k": how.top_k, "top_p": how.top_p}
+    guidance = Guidance().for_codes(student.geometry.vocab_size)
+    return {"cfg": guidance.cfg, "top_k": guidance.top_k, "top_p": guidance.top_p}
 
 
 def _picture(size: int) -> Tensor:

@@ -7,15 +7,15 @@ from pathlib import Path
 
 from patches import load_upstream
 from refocus_ext.engine.devices import pick_device
-from refocus_ext.engine.distributed import World, world
+from refocus_ext.engine.distributed import World, join_world
 from refocus_ext.errors import UsageError, named
 from refocus_ext.sampling.jobs import (
     compare,
-    describe_how,
+    describe_guidance,
     drawer,
     edit_image,
     grid,
-    guidance,
+    guidance_of,
     open_student,
     ready,
     set_plan,
@@ -31,12 +31,12 @@ JOBS = ("npz", "folder", "steps_strip", "compare", "edit")
 def main(options: SampleOptions) -> int:
     """Runs the command; returns its exit code."""
     job = check_options(options)
-    with world(options.device) as here:
-        if job not in ("npz", "folder") and not here.main:
+    with join_world(options.device) as world:
+        if job not in ("npz", "folder") and not world.main:
             return 0  # pictures are drawn by one process
-        if here.main:
+        if world.main:
             print(load_upstream().describe())
-        return run(options, job, here)
+        return run(options, job, world)
 
 
 def preflight(options: SampleOptions, processes: int) -> None:
@@ -83,20 +83,20 @@ def check_options(options: SampleOptions) -> str:
     return job
 
 
-def run(options: SampleOptions, job: str, here: World) -> int:
+def run(options: SampleOptions, job: str, world: World) -> int:
     """Loads the student and does the job."""
     if options.compare:
-        return compare(options.compare, options, here)
-    student = open_student(options, options.student or newest_run(here.say), here)
+        return compare(options.compare, options, world)
+    student = open_student(options, options.student or newest_run(world.say), world)
     if job in ("npz", "folder"):
-        here.say(describe_how(guidance(student, options, for_set=True), options))
+        world.say(describe_guidance(guidance_of(student, options, for_set=True), options))
     with ready(student, options):
         if job == "npz":
             plan = set_plan(student, options)
             with named("--npz"):
-                return write_npz_set(Path(options.npz), plan, drawer(student, options), here)
+                return write_npz_set(Path(options.npz), plan, drawer(student, options), world)
         if job == "folder":
-            return write_png_set(Path(options.folder), set_plan(student, options), drawer(student, options), here)
+            return write_png_set(Path(options.folder), set_plan(student, options), drawer(student, options), world)
         if job == "edit":
             return edit_image(student, options)
         return strip(student, options) if job == "steps_strip" else grid(student, options)

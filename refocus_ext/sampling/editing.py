@@ -87,7 +87,12 @@ class Edit:
 
 @torch.no_grad()
 def edit(
-    student: Student, x_13HW: Tensor, kept_nn: Tensor, labels: Sequence[int], seed: int = 0, how: Guidance | None = None
+    student: Student,
+    x_13HW: Tensor,
+    kept_nn: Tensor,
+    labels: Sequence[int],
+    seed: int = 0,
+    guidance: Guidance | None = None,
 ) -> Edit:
     """Repaints an image where cells do not stay, once for each label.
 
@@ -99,6 +104,6 @@ def edit(
     x_13HW, kept_nn = x_13HW.to(student.device), kept_nn.to(student.device)
     idx_S = student.tokens(x_13HW)
     decoded = to_unit(student.vae.idxBl_to_img(idx_S, same_shape=True, last_one=True)[0])
-    edited = sample_images(student, labels, seed=seed, how=how, exchange=KeptTokens(student, idx_S, kept_nn))
+    edited = sample_images(student, labels, seed=seed, guidance=guidance, exchange=KeptTokens(student, idx_S, kept_nn))
     kept_HW = kept_nn.repeat_interleave(STRIDE, 0).repeat_interleave(STRIDE, 1)
     return Edit(to_unit(x_13HW[0]), decoded, edited, kept_HW)

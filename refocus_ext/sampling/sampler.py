@@ -32,7 +32,7 @@ def sample_images(
     *,
     seed: int = 0,
     first: int = 0,
-    how: Guidance | None = None,
+    guidance: Guidance | None = None,
     watch: Watch | None = None,
     exchange: Exchange | None = None,
 ) -> Tensor:
@@ -42,8 +42,8 @@ def sample_images(
     """
     label_B = torch.tensor(labels, device=student.device)
     noise = Noise(image_seeds(seed, range(first, first + len(labels))), student.device)
-    how = (how or Guidance()).for_codes(student.geometry.vocab_size)
-    return sample(student.var, label_B, noise, how, watch=watch, exchange=exchange)
+    guidance = (guidance or Guidance()).for_codes(student.geometry.vocab_size)
+    return sample(student.var, label_B, noise, guidance, watch=watch, exchange=exchange)
 
 
 class Prefixes:

@@ -12,7 +12,7 @@ from patches import Upstream, load_upstream
 from patches.faces import FocusedVQVAE, as_module
 from refocus_ext.engine.checks import check_share
 from refocus_ext.engine.devices import pick_device
-from refocus_ext.engine.distributed import World, world
+from refocus_ext.engine.distributed import World, join_world
 from refocus_ext.engine.interruption import Interruption
 from refocus_ext.engine.run_folder import RunFolder, check_run_folder
 from refocus_ext.engine.training import RunPlan
@@ -55,8 +55,8 @@ class Prepared(NamedTuple):
 
 def main(options: TokenizerOptions) -> int:
     """Runs the command; returns its exit code."""
-    with world(options.device) as here:
-        return _run(options, here)
+    with join_world(options.device) as world:
+        return _run(options, world)
 
 
 def preflight(options: TokenizerOptions, processes: int) -> None:
@@ -93,27 +93,27 @@ def prepare(upstream: Upstream, options: TokenizerOptions, device: torch.device)
     return Prepared(options, pyramid, train, val, geometry, vae, [note for note in notes if note])
 
 
-def _run(options: TokenizerOptions, here: World) -> int:
+def _run(options: TokenizerOptions, world: World) -> int:
     upstream = load_upstream()
-    here.say(upstream.describe())
-    here.say(why_preset(options))
-    options, pyramid, train, val, geometry, vae, notes = prepare(upstream, options, here.device)
+    world.say(upstream.describe())
+    world.say(why_preset(options))
+    options, pyramid, train, val, geometry, vae, notes = prepare(upstream, options, world.device)
     for note in notes:
-        here.say(f"note: {note}")
-    if here.main:
-        print_plan(options, pyramid, vae, geometry, train, here.device)
+        world.say(f"note: {note}")
+    if world.main:
+        print_plan(options, pyramid, vae, geometry, train, world.device)
     if options.dry_run:
-        if here.main:
-            print_cost(options, pyramid, vae, here.device, here.size)
+        if world.main:
+            print_cost(options, pyramid, vae, world.device, world.size)
         return 0
-    lpips = perceptual_loss(options, here.device)
-    run = open_run(options, pyramid, geometry, upstream, train) if here.main else None
+    lpips = perceptual_loss(options, world.device)
+    run = open_run(options, pyramid, geometry, upstream, train) if world.main else None
     if run:
         run.require_space(3 * 3 * state_bytes(as_module(vae)))
-    here.barrier()  # the others look into the folder only after rank 0 has put it in order
+    world.barrier()  # the others look into the folder only after rank 0 has put it in order
     plan, recipe = RunPlan.of(options), recipe_of(options)
     data = Crops(train, options.image_size, scale=options.crop_scale, hflip=options.hflip, seed=options.seed)
-    training = TokenizerTraining(plan, recipe, here, run, vae, geometry, lpips, data)
+    training = TokenizerTraining(plan, recipe, world, run, vae, geometry, lpips, data)
     if run:
         crops = Crops(val, options.image_size, scale=options.crop_scale, random=False)
         batch, held_out = min(32, options.batch_size), val != train

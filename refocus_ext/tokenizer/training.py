@@ -44,32 +44,32 @@ class TokenizerTraining(Training):
         self,
         plan: RunPlan,
         recipe: TokenizerRecipe,
-        here: World,
+        world: World,
         run: RunFolder | None,
         vae: FocusedVQVAE,
         geometry: AliasGeometry | None,
         lpips: nn.Module | None,
         data: Crops,
     ) -> None:
-        super().__init__(plan, here, run, data)
+        super().__init__(plan, world, run, data)
         self.recipe, self.vae, self.lpips = recipe, vae, lpips
         self.validation: Validation | None = None
         torch.manual_seed(stream_seed(plan.seed, Stream.SECOND_WEIGHTS))
-        self.alias: AliasTokenizer | None = build_alias(geometry, vae, here.device) if geometry else None
+        self.alias: AliasTokenizer | None = build_alias(geometry, vae, world.device) if geometry else None
         self._shape_for_device()
-        self.objective = here.parallel(TokenizerObjective(StructureObjective(vae, recipe.structure), self.alias))
+        self.objective = world.parallel(TokenizerObjective(StructureObjective(vae, recipe.structure), self.alias))
         adamw: dict[str, Any] = dict(
-            betas=recipe.betas, weight_decay=recipe.weight_decay, fused=kind_of(here.device).fused_optimizer
+            betas=recipe.betas, weight_decay=recipe.weight_decay, fused=kind_of(world.device).fused_optimizer
         )
         self.critic = self._build_critic(adamw)
         self.averages = Averages(vae, self.alias, recipe.ema)
-        self.codebooks = Codebooks(plan, recipe, here, vae, self.alias, self.averages, data)
+        self.codebooks = Codebooks(plan, recipe, world, vae, self.alias, self.averages, data)
         groups = [{"params": list(vae.parameters()), "peak": recipe.lr}]
         if self.alias is not None:
             groups.append({"params": list(self.alias.parameters()), "peak": recipe.alias_lr})
         self.optimizer = torch.optim.AdamW(groups, lr=recipe.lr, **adamw)
-        self.dtype = autocast_dtype(recipe.precision, here.device)
-        self.scaler = torch.amp.GradScaler(here.device.type, enabled=self.dtype == torch.float16)
+        self.dtype = autocast_dtype(recipe.precision, world.device)
+        self.scaler = torch.amp.GradScaler(world.device.type, enabled=self.dtype == torch.float16)
 
     def _shape_for_device(self) -> None:
         wanted = self.recipe.channels_last

@@ -8,7 +8,7 @@ import torch
 
 from patches import load_upstream
 from refocus_ext.engine.devices import pick_device
-from refocus_ext.engine.distributed import World, world
+from refocus_ext.engine.distributed import World, join_world
 from refocus_ext.engine.interruption import Interruption
 from refocus_ext.errors import named
 from refocus_ext.images.checks import check_images
@@ -25,8 +25,8 @@ from refocus_ext.tokens.trained_tokenizer import Tokenizer, load_tokenizer
 
 def main(options: TokensOptions) -> int:
     """Runs the command; returns its exit code."""
-    with world(options.device) as here:
-        return _run(options, here)
+    with join_world(options.device) as world:
+        return _run(options, world)
 
 
 def preflight(options: TokensOptions, processes: int) -> None:
@@ -58,18 +58,18 @@ def cache_folder(options: TokensOptions, source: CacheSource) -> Path:
     return Path(options.out) if options.out else default_folder(source.tokenizer)
 
 
-def _run(options: TokensOptions, here: World) -> int:
-    here.say(load_upstream().describe())
+def _run(options: TokensOptions, world: World) -> int:
+    world.say(load_upstream().describe())
     with named("--precision"):
-        precision = pick_precision(options.precision, here.device)
-    source, name, note = prepare(options, here.device, precision)
+        precision = pick_precision(options.precision, world.device)
+    source, name, note = prepare(options, world.device, precision)
     if note:
-        here.say(f"note: {note}")
+        world.say(f"note: {note}")
     layout, folder, theirs = source.layout(), cache_folder(options, source), source.tokenizer.trained_with
     for line in plan_lines(source.tokenizer, name, source.plan, layout):
-        here.say(line)
-    processes = f", {here.size} processes" if here.size > 1 else ""
-    here.say(f"cache: {folder}, encoded in {precision} on {here.device}{processes}")
+        world.say(line)
+    processes = f", {world.size} processes" if world.size > 1 else ""
+    world.say(f"cache: {folder}, encoded in {precision} on {world.device}{processes}")
     if options.dry_run:
         return 0
     workers = theirs.workers if options.workers is None else options.workers
@@ -77,13 +77,13 @@ def _run(options: TokensOptions, here: World) -> int:
         built = build_cache(
             folder,
             source,
-            here,
+            world,
             interruption=interruption,
             batch_size=options.batch_size,
             workers=workers,
         )
     if not built.exit_code:
-        here.say(summary(folder, layout, built))
+        world.say(summary(folder, layout, built))
     return built.exit_code
 
 

@@ -219,7 +219,7 @@ def test_interruption_saves_and_resume_ends_in_the_same_bits(
     with monkeypatch.context() as patch:
         patch.setattr(DistillTraining, "train_step", train_step)
         assert run("parts", "--save-every", "0") == 143
-    assert "saved step 3; the same command continues from here" in capsys.readouterr().out
+    assert "saved step 3; rerun the same command to resume" in capsys.readouterr().out
     assert (tmp_path / "parts" / "var_d2.pth").is_file(), "a student at every checkpoint"
     assert run("parts", "--save-every", "0") == 0
     assert "resuming after step 3" in capsys.readouterr().out
@@ -238,7 +238,11 @@ def test_a_damaged_checkpoint_is_passed_over(run: Any, tmp_path: Path, capsys: p
         file.write(b"\x7f")
     assert run("run") == 0
     out = capsys.readouterr().out
-    assert f"{newest} is damaged" in out and "Falling back to the one before." in out and "resuming after step 4" in out
+    assert (
+        f"{newest} is damaged" in out
+        and "Falling back to the previous checkpoint." in out
+        and "resuming after step 4" in out
+    )
     assert_same(weights(tmp_path / "run"), whole)
 
 
@@ -329,7 +333,7 @@ def test_memory_and_disk_are_checked_first(
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1 << 20))
     assert run("run") == 2
-    assert "GiB free, but checkpoints and weights of this run take" in sentence(capsys)
+    assert "GiB free, but checkpoints and weights of this run need" in sentence(capsys)
 
 
 def test_a_tokenizer_without_alias_tokens_serves_no_teacher(
@@ -374,4 +378,4 @@ def test_another_tokenizer_is_another_run(
     assert main(["tokenizer", *TOKENIZER, *other]) == 0
     capsys.readouterr()
     assert run("run", "--tokenizer", str(tmp_path / "tok")) == 2
-    assert "holds a run with tokenizer = " in sentence(capsys)
+    assert "contains a run with tokenizer = " in sentence(capsys)

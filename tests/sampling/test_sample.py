@@ -161,7 +161,7 @@ def test_npz_holds_the_images_shuffled(here: Path, student: Student) -> None:
     assert sorted(labels) == [0, 0, 0, 1, 1, 1, 2, 2, 2] and list(labels) != [0, 1, 2] * 3
     assert not Path("set.npz.parts").exists()
     expected = [
-        image_bytes(sample_images(student, ([0, 1, 2] * 3)[first : first + 4], seed=7, first=first, how=FOR_FID))
+        image_bytes(sample_images(student, ([0, 1, 2] * 3)[first : first + 4], seed=7, first=first, guidance=FOR_FID))
         for first in (0, 4, 8)
     ]
     drawn = {(image.tobytes(), label) for image, label in zip(images, labels.tolist(), strict=True)}
@@ -389,7 +389,7 @@ from refocus_ext.sampling.student import load_student
 
 student = load_student("runs/distill-d20", device="cpu")  # or a folder with var_d16.pth and vae_ch160v4096z32.pth
 labels = student.labels("golden retriever,2")
-images = sample_images(student, labels, seed=0, how=Guidance(cfg=4.0))  # (2,3,H,W) in [0,1]
+images = sample_images(student, labels, seed=0, guidance=Guidance(cfg=4.0))  # (2,3,H,W) in [0,1]
 Image.fromarray(image_bytes(images)[0]).save("retriever.png")
 """
 

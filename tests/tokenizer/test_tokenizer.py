@@ -199,7 +199,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(
     signals = {2: signal.SIGTERM, 4: signal.SIGINT}
     monkeypatch.setattr(TokenizerTraining, "train_step", interrupted)
     assert train(image_tree, tmp_path / "parts") == 143
-    assert "saved step 3; the same command continues" in capsys.readouterr().out
+    assert "saved step 3; rerun the same command to resume" in capsys.readouterr().out
     assert train(image_tree, tmp_path / "parts") == 130
     assert train(image_tree, tmp_path / "parts") == 0
     assert "resuming after step 5" in capsys.readouterr().out
@@ -300,7 +300,7 @@ def test_a_loader_process_that_fails_is_one_sentence(
     assert train(image_tree, tmp_path / "run", "--alias", "off", "--workers", "1") == 1
     error = capsys.readouterr().err
     assert error.startswith("refocus: ") and error.count("\n") == 1
-    assert error.endswith("and the images after it cannot be decoded; is this the right folder?\n")
+    assert error.endswith("and the images after it cannot be decoded; check that the folder is right?\n")
 
 
 @pytest.mark.parametrize(

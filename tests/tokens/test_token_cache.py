@@ -270,7 +270,7 @@ def test_nothing_but_broken_images_stop_with_one_sentence(
     with pytest.raises(RunFailed) as error:
         build(tmp_path / "cache", tokenizer, images, workers=workers)
     assert str(error.value) == (
-        f"{images.paths[0]} and the images after it cannot be decoded; is this the right folder?"
+        f"{images.paths[0]} and the images after it cannot be decoded; check that the folder is right?"
     )
     assert not multiprocessing.active_children()
 

@@ -147,7 +147,7 @@ def samples(measure: Measure, student: Student) -> Iterator[Tensor]:
         for first in range(0, measure.images, measure.batch):
             indices = range(first, min(first + measure.batch, measure.images))
             labels = [index % classes for index in indices]
-            yield sample_images(student, labels, seed=0, first=first, how=FOR_FID) * 2 - 1
+            yield sample_images(student, labels, seed=0, first=first, guidance=FOR_FID) * 2 - 1
 
 
 def reference_images(measure: Measure, size: int) -> Iterator[Tensor]:

@@ -187,5 +187,5 @@ def draw_samples(path: Path, titles: Sequence[str], runs: Sequence[Path]) -> Non
         classes = len(student.classes) or student.num_classes
         labels = (spread(range(classes), COLUMNS) * COLUMNS)[:COLUMNS]
         headers = [shorten(student.class_name(label), SIDE) for label in labels]
-        rows.append(list(sample_images(student, labels, seed=0, how=FOR_FID) * 2 - 1))
+        rows.append(list(sample_images(student, labels, seed=0, guidance=FOR_FID) * 2 - 1))
     save_png(path, grid(rows, headers, names=list(titles), side=SIDE))
