@@ -14,7 +14,7 @@ SEARCH = 2**24  # distances held at once by the codebook search
 
 
 def prefix_projection(f_BChw: Tensor, pn: int) -> Tensor:
-    """P: the part of a latent that a token map of pn x pn cells can represent: area-average down, bicubic back up (identity at n)."""
+    """P, the part of a latent that pn x pn cells can represent: area-average down, bicubic back up (identity at n)."""
     size = f_BChw.shape[-2:]
     if tuple(size) == (pn, pn):
         return f_BChw

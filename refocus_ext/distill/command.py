@@ -45,7 +45,7 @@ from refocus_ext.tokens.trained_tokenizer import Tokenizer, load_tokenizer
 
 
 class Prepared(NamedTuple):
-    """What stands before any work is done."""
+    """Everything checked and loaded before the run starts."""
 
     tokenizer: Tokenizer
     train: ImageSource
@@ -63,7 +63,7 @@ def main(options: DistillOptions) -> int:
 
 
 def preflight(options: DistillOptions, processes: int) -> None:
-    """Raises UsageError where `main` would in each of so many processes; leaves GPUs alone, and writes nothing."""
+    """Raises the UsageErrors that `main` would raise in each of `processes` processes; uses no GPU and writes nothing."""
     options = complete(options)
     with named("--tokens-precision"):
         precision = pick_precision(options.tokens_precision, pick_device(options.device))
@@ -80,10 +80,10 @@ def preflight(options: DistillOptions, processes: int) -> None:
 
 
 def prepare_run(upstream: Upstream, options: DistillOptions, device: torch.device) -> Prepared:
-    """Options checked against each other, the tokenizer and the data.
+    """Checks the options against each other, the tokenizer and the data.
 
     Raises:
-        UsageError: they do not fit, or something is not there.
+        UsageError: they do not fit, or something is missing.
     """
     check_options(options)
     with named("--tokenizer"):
@@ -119,7 +119,7 @@ def _run(options: DistillOptions, world: World) -> int:
         run = open_run(options, tokenizer, geometry, upstream, train, classes) if world.main else None
         if run:
             run.require_space((options.keep + 1) * size.checkpoint + 2 * size.weights)
-        world.barrier()  # the others look into the folder only after rank 0 has put it in order
+        world.barrier()  # the others read the folder only after rank 0 has prepared it
         data = training_data(options, tokenizer, train, world, interruption)
         if data is None:
             return interruption.agreed(world)
@@ -164,7 +164,7 @@ def network_plan(options: DistillOptions, classes: int) -> NetworkPlan:
 
 
 def run_identity(options: DistillOptions, tokenizer: Tokenizer) -> dict[str, object]:
-    """What makes two runs the same run: options, and the weights of the tokenizer."""
+    """What identifies a run: its options and the weights of the tokenizer."""
     return options.identity() | {"tokenizer": tokenizer.checksums()}
 
 
@@ -176,7 +176,7 @@ def open_run(
     images: ImageSource,
     classes: int,
 ) -> RunFolder:
-    """The run folder, with its configuration, class map and a copy of the tokenizer that the student needs."""
+    """The run folder, with its configuration, class map and a copy of the student's tokenizer."""
     weights = tokenizer.checksums()
     theirs = tokenizer.trained_with
     config = {
@@ -223,14 +223,14 @@ def cache_folder(options: DistillOptions, tokenizer: Tokenizer) -> Path:
 def training_data(
     options: DistillOptions, tokenizer: Tokenizer, images: ImageSource, world: World, interruption: Interruption
 ) -> TrainingData | None:
-    """The token cache, made first where it is missing, or the images themselves; None if making it was interrupted."""
+    """The token cache, made first if it is missing, or the images themselves; None if making it was interrupted."""
     source = cache_source(options, tokenizer, images, pick_precision(options.tokens_precision, world.device))
     if options.cache == "off":
         return source.crops()
     folder = cache_folder(options, tokenizer)
     if not (folder / FILE).is_file():
-        world.say(f"there is no token cache in {folder} yet: making it first, as `bash run.sh tokens` would")
-    interruption.promise = "stopping after this batch; finished shards stay"
+        world.say(f"{folder} has no token cache yet: making it first, as `bash run.sh tokens` does")
+    interruption.promise = "stopping after this batch; finished shards are kept"
     with named("--cache"):
         built = build_cache(folder, source, world, interruption=interruption, workers=options.workers)
     if built.exit_code:

@@ -1,4 +1,4 @@
-"""samples.png of a stage-2 run: what the student draws, by upstream's own sampler."""
+"""samples.png of a stage-2 run: images of the student, by upstream's own sampler."""
 
 from __future__ import annotations
 

@@ -109,7 +109,7 @@ def check_run_folder(path: Path, identity: Mapping[str, Any]) -> None:
     file = path / "config.json"
     if not file.is_file():
         if path.is_dir() and any(path.iterdir()):
-            raise UsageError(f"--out {path} contains files but no run; choose an empty or new folder.")
+            raise UsageError(f"--out {path} holds files but no run; choose an empty or new folder.")
         return
     try:
         theirs = json.loads(file.read_text())["identity"]
@@ -121,7 +121,7 @@ def check_run_folder(path: Path, identity: Mapping[str, Any]) -> None:
         more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
         why = " (the learning-rate schedule depends on the steps)" if changed == ["steps"] else ""
         raise UsageError(
-            f"--out {path} contains a run with {' and '.join(shown)}{more}{why}; choose another --out, or --resume never "
+            f"--out {path} holds a run with {' and '.join(shown)}{more}{why}; choose another --out, or --resume never "
             "to move that run aside and start a new one."
         )
 

@@ -253,7 +253,7 @@ class Training(ABC):
         if too_many:
             raise RunFailed(
                 f"{len(self.data.known_broken)} images of {len(self.data)} cannot be decoded, more than "
-                f"the limit of {self.data.broken_limit}; check that the folder is right, remove these images and rerun the same command."
+                f"the limit of {self.data.broken_limit}; check the folder, remove these images and rerun the same command."
             )
 
     # ------------------------------------------------------------------ saving and resuming

@@ -33,14 +33,14 @@ def main(options: SampleOptions) -> int:
     job = check_options(options)
     with join_world(options.device) as world:
         if job not in ("npz", "folder") and not world.main:
-            return 0  # pictures are drawn by one process
+            return 0  # one process draws pictures
         if world.main:
             print(load_upstream().describe())
         return run(options, job, world)
 
 
 def preflight(options: SampleOptions, processes: int) -> None:
-    """Raises UsageError where `main` would in every process; leaves GPUs alone, and writes nothing."""
+    """Raises the UsageErrors that `main` would raise in every process; uses no GPU and writes nothing."""
     job = check_options(options)
     pick_device(options.device)
     if job in ("npz", "folder"):
@@ -56,10 +56,10 @@ def preflight(options: SampleOptions, processes: int) -> None:
 
 
 def check_options(options: SampleOptions) -> str:
-    """Which job it is: one of JOBS, or 'grid'.
+    """The job: one of JOBS, or 'grid'.
 
     Raises:
-        UsageError: options that do not go together.
+        UsageError: the options do not go together.
     """
     jobs = [name for name in JOBS if getattr(options, name)]
     if options.edit:
@@ -69,17 +69,17 @@ def check_options(options: SampleOptions) -> str:
         raise UsageError(f"{first} and {second} are two jobs; give one of them at a time.")
     job = jobs[0] if jobs else "grid"
     if options.edit and not options.mask:
-        raise UsageError("--edit needs --mask X0,Y0,X1,Y1, the box to repaint, such as 0.25,0.25,0.75,0.75.")
+        raise UsageError("--edit needs --mask X0,Y0,X1,Y1, the box to repaint, for example 0.25,0.25,0.75,0.75.")
     if (options.mask or options.outside) and not options.edit:
-        raise UsageError("--mask and --outside belong to --edit IMAGE, which is missing.")
+        raise UsageError("--mask and --outside need --edit IMAGE.")
     if options.per_class and (job not in ("npz", "folder") or options.count):
-        raise UsageError("--per-class goes with --npz or --folder and without --count.")
+        raise UsageError("--per-class needs --npz or --folder, and excludes --count.")
     if options.out and job in ("npz", "folder", "steps_strip"):
-        raise UsageError(f"--out is for pictures; --{job.replace('_', '-')} names its own file.")
+        raise UsageError(f"--out is for pictures; --{job.replace('_', '-')} already names its file.")
     if options.rng == "batch" and job not in ("grid", "compare"):
-        raise UsageError("--rng batch draws one batch as upstream does; it goes with a grid or --compare alone.")
+        raise UsageError("--rng batch draws one batch as upstream does; use it with a grid or --compare only.")
     if options.compare and options.student:
-        raise UsageError("--compare A B names both students; leave --student out.")
+        raise UsageError("--compare A B names both students; omit --student.")
     return job
 
 
@@ -106,7 +106,7 @@ def run(options: SampleOptions, job: str, world: World) -> int:
 
 
 def newest_run(say: Callable[[str], None] = lambda line: None) -> str:
-    """The newest distill run under runs/; says so where there are several.
+    """The newest distill run under runs/; prints its name if there are several.
 
     Raises:
         UsageError: there is none.
@@ -118,5 +118,5 @@ def newest_run(say: Callable[[str], None] = lambda line: None) -> str:
             "folder with upstream's var_d16.pth and vae_ch160v4096z32.pth."
         )
     if len(found) > 1:
-        say(f"--student {found[-1].parent}, the newest of {len(found)} runs; name another to choose it")
+        say(f"--student {found[-1].parent}, the newest of {len(found)} runs; give --student to choose another")
     return str(found[-1].parent)

@@ -32,20 +32,20 @@ PER_CLASS = 50
 
 
 def open_student(options: SampleOptions, source: str, world: World, option: str = "--student") -> Student:
-    """Loads a student, which `option` names, and says which."""
+    """Loads the student given by `option` and prints a line about it."""
     with named(option):
         student = load_student(source, world.device, vae=options.vae or None, class_names=options.class_names or None)
     if world.main:
         print(student.describe() + f", on {world.device}")
         codes = student.geometry.vocab_size
         if options.top_k > codes:
-            print(f"note: --top-k {options.top_k} is lowered to the {codes} codes there are, which keeps all")
+            print(f"note: --top-k {options.top_k} is lowered to {codes}, the number of codes, which keeps all of them")
     return student
 
 
 @contextlib.contextmanager
 def ready(student: Student, options: SampleOptions) -> Iterator[None]:
-    """Inside, the student samples as the speed options say."""
+    """Inside, the student samples with the speed options applied."""
     with contextlib.ExitStack() as stack:
         if not options.stock:
             stack.enter_context(patched(student.var, FastSampling()))
@@ -68,7 +68,7 @@ def precision(student: Student, options: SampleOptions) -> Iterator[None]:
 
 
 def guidance_of(student: Student, options: SampleOptions, *, for_set: bool = False) -> Guidance:
-    """The options' guidance; what is not given depends on whether it is for FID or for pictures."""
+    """The guidance of the options; defaults differ between sets for FID and pictures."""
     default = FOR_FID if for_set else Guidance()
     return Guidance(
         cfg=default.cfg if options.cfg is None else options.cfg,
@@ -79,18 +79,18 @@ def guidance_of(student: Student, options: SampleOptions, *, for_set: bool = Fal
 
 
 def named_labels(student: Student) -> list[int]:
-    """The classes a student was trained on: those with names, or all where none has."""
+    """The classes a student was trained on: those with names, or all if none has a name."""
     return list(range(len(student.classes) or student.num_classes))
 
 
 def given_labels(student: Student, options: SampleOptions) -> list[int]:
-    """Those of --classes."""
+    """The labels of --classes."""
     with named("--classes"):
         return student.labels(options.classes)
 
 
 def picture_labels(student: Student, options: SampleOptions, count: int) -> list[int]:
-    """Labels of a picture's images: the given classes or an even spread, equal ones side by side."""
+    """Labels of a picture's images: the given classes or an even spread, equal labels side by side."""
     if options.classes:
         classes = given_labels(student, options)
         total = options.count or max(count, len(classes))
@@ -103,7 +103,7 @@ def picture_labels(student: Student, options: SampleOptions, count: int) -> list
 
 
 def set_plan(student: Student, options: SampleOptions) -> Plan:
-    """The plan of a set: classes take turns, so that any number of them is as even as it can be."""
+    """The plan of a set: classes alternate, so that any number of images is spread as evenly as possible."""
     classes = given_labels(student, options) if options.classes else named_labels(student)
     total = options.count or (options.per_class or PER_CLASS) * len(classes)
     guidance = guidance_of(student, options, for_set=True)
@@ -132,7 +132,7 @@ def drawer(student: Student, options: SampleOptions) -> Any:
 
 
 def draw_images(student: Student, options: SampleOptions, labels: Sequence[int], guidance: Guidance) -> Tensor:
-    """Images of a picture, in batches; as one batch of upstream's with --rng batch."""
+    """Images of a picture, in batches; with --rng batch as one upstream batch."""
     with precision(student, options):
         if options.rng == "batch":
             return sample_as_upstream(student.var, labels, seed=options.seed, guidance=guidance).cpu()
@@ -177,7 +177,9 @@ def compare(sources: Sequence[str], options: SampleOptions, world: World) -> int
     students = [open_student(options, source, world, "--compare") for source in sources]
     counts = [student.num_classes for student in students]
     if counts[0] != counts[1]:
-        raise UsageError(f"--compare: {counts[0]} and {counts[1]} classes; two students must share their classes.")
+        raise UsageError(
+            f"--compare: the students have {counts[0]} and {counts[1]} classes; choose two with the same classes."
+        )
     labels = picture_labels(students[0], options, 8)
     images = []
     for student in students:
@@ -214,7 +216,7 @@ def title_of(student: Student, guidance: Guidance, options: SampleOptions) -> st
 
 
 def save(name: str, picture: Image.Image) -> int:
-    """Writes a picture and says so.
+    """Writes a picture and prints its path and size.
 
     Raises:
         RunFailed: it cannot be written.

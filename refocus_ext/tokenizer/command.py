@@ -42,7 +42,7 @@ from refocus_ext.tokenizer.validation import Validation
 
 
 class Prepared(NamedTuple):
-    """What stands before any work is done."""
+    """Everything checked and built before the run starts."""
 
     options: TokenizerOptions
     pyramid: FocusPyramid
@@ -60,7 +60,7 @@ def main(options: TokenizerOptions) -> int:
 
 
 def preflight(options: TokenizerOptions, processes: int) -> None:
-    """Raises UsageError where `main` would in each of so many processes; leaves GPUs alone, and writes nothing."""
+    """Raises the UsageErrors that `main` would raise in each of `processes` processes; uses no GPU and writes nothing."""
     pick_device(options.device)
     cpu = torch.device("cpu")
     prepared = prepare(load_upstream(), options, cpu)
@@ -73,12 +73,12 @@ def preflight(options: TokenizerOptions, processes: int) -> None:
 
 
 def prepare(upstream: Upstream, options: TokenizerOptions, device: torch.device) -> Prepared:
-    """Options checked against each other and the data, and the model.
+    """Checks the options against each other and the data, and builds the model.
 
     Raises:
-        UsageError: they do not fit, or the data is not there.
+        UsageError: the options do not fit, or the data is missing.
     """
-    if options.init:  # its codebook fits its latents: quantized from the first step
+    if options.init:  # published weights have a trained codebook: quantize from the first step
         options = options.replace(warm_autoencoder=0)
     pyramid = make_pyramid(options)
     with named("--data"):
@@ -110,7 +110,7 @@ def _run(options: TokenizerOptions, world: World) -> int:
     run = open_run(options, pyramid, geometry, upstream, train) if world.main else None
     if run:
         run.require_space(3 * 3 * state_bytes(as_module(vae)))
-    world.barrier()  # the others look into the folder only after rank 0 has put it in order
+    world.barrier()  # the others read the folder only after rank 0 has prepared it
     plan, recipe = RunPlan.of(options), recipe_of(options)
     data = Crops(train, options.image_size, scale=options.crop_scale, hflip=options.hflip, seed=options.seed)
     training = TokenizerTraining(plan, recipe, world, run, vae, geometry, lpips, data)
@@ -148,7 +148,7 @@ def recipe_of(options: TokenizerOptions) -> TokenizerRecipe:
 
 
 def perceptual_loss(options: TokenizerOptions, device: torch.device) -> nn.Module | None:
-    """LPIPS where it has a weight; its weights file is looked for before any work."""
+    """LPIPS if its weight is not 0; its weights file is loaded before any work."""
     if not options.lpips:
         return None
     from refocus_ext.tokenizer.perceptual import load_lpips

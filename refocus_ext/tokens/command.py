@@ -30,7 +30,7 @@ def main(options: TokensOptions) -> int:
 
 
 def preflight(options: TokensOptions, processes: int) -> None:
-    """Raises UsageError where `main` would in every process; leaves GPUs alone, and writes nothing."""
+    """Raises the UsageErrors that `main` would raise in every process; uses no GPU and writes nothing."""
     with named("--precision"):
         precision = pick_precision(options.precision, pick_device(options.device))
     source, _, _ = prepare(options, torch.device("cpu"), precision)
@@ -42,7 +42,7 @@ def prepare(options: TokensOptions, device: torch.device, precision: str) -> tup
     """What the cache is made from, the name of its images, and a note on them.
 
     Raises:
-        UsageError: the tokenizer or the images are not there, or do not fit.
+        UsageError: the tokenizer or the images are missing, or do not fit.
     """
     with named("--tokenizer"):
         tokenizer = load_tokenizer(Path(options.tokenizer), device)
@@ -73,7 +73,7 @@ def _run(options: TokensOptions, world: World) -> int:
     if options.dry_run:
         return 0
     workers = theirs.workers if options.workers is None else options.workers
-    with Interruption("stopping after this batch; finished shards stay") as interruption, named("--out"):
+    with Interruption("stopping after this batch; finished shards are kept") as interruption, named("--out"):
         built = build_cache(
             folder,
             source,
@@ -91,19 +91,19 @@ def train_images(tokenizer: Tokenizer, data: str) -> tuple[ImageSource, str]:
     """The training images and their name: of `data`, else of the tokenizer's own data, else the demo photographs.
 
     Raises:
-        UsageError: they are not there.
+        UsageError: they are missing.
     """
     data = data or tokenizer.trained_with.data
     return find_split(data, "train"), f"{data}/train" if data else "the demo photographs"
 
 
 def plan_lines(tokenizer: Tokenizer, name: str, plan: ViewPlan, layout: Layout) -> list[str]:
-    """What the cache will hold."""
+    """Prints what the cache will hold."""
     size = tokenizer.pyramid.image_size
     mirrored = ", each mirrored as well" if plan.hflip else ""
     return [
         f"tokenizer: {tokenizer.path}, crops of {size} px",
         f"images: {layout.images:,} of {name}, {plan.views} views of each ({plan.crops} random crops{mirrored})",
-        f"tokens: {layout.structure} structure + {layout.alias} alias a view, {layout.tokens:,} in all, "
+        f"tokens: {layout.structure} structure + {layout.alias} alias per view, {layout.tokens:,} in all, "
         f"{size_text(layout.bytes)} in {layout.shards} shard{'s' * (layout.shards > 1)}",
     ]

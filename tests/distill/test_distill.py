@@ -366,7 +366,7 @@ def test_init_starts_from_published_weights_in_both_layouts(
 def test_dry_run_counts_and_leaves_nothing(run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("run", "--dry-run") == 0
     out = capsys.readouterr().out
-    assert "student: VAR-d2" in out and "GFLOP an image" in out and not (tmp_path / "run").exists()
+    assert "student: VAR-d2" in out and "GFLOP per image" in out and not (tmp_path / "run").exists()
 
 
 def test_another_tokenizer_is_another_run(
@@ -378,4 +378,4 @@ def test_another_tokenizer_is_another_run(
     assert main(["tokenizer", *TOKENIZER, *other]) == 0
     capsys.readouterr()
     assert run("run", "--tokenizer", str(tmp_path / "tok")) == 2
-    assert "contains a run with tokenizer = " in sentence(capsys)
+    assert "holds a run with tokenizer = " in sentence(capsys)

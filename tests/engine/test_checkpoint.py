@@ -170,7 +170,7 @@ def test_the_same_run_is_reopened_another_is_refused(tmp_path: Path) -> None:
     RunFolder(tmp_path / "run", {"identity": {"steps": 5, "lr": 0.1}})
     RunFolder(tmp_path / "run", {"identity": {"steps": 5, "lr": 0.1}})
     with pytest.raises(
-        UsageError, match=r"contains a run with lr = 0\.1, this one has 0\.2 and steps = 5, this one has 6"
+        UsageError, match=r"holds a run with lr = 0\.1, this one has 0\.2 and steps = 5, this one has 6"
     ):
         RunFolder(tmp_path / "run", {"identity": {"steps": 6, "lr": 0.2}})
 
@@ -188,7 +188,7 @@ def test_folders_that_are_no_runs_are_refused(tmp_path: Path) -> None:
         RunFolder(tmp_path / "file", {"identity": {}})
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.jpg").write_text("")
-    with pytest.raises(UsageError, match="contains files but no run"):
+    with pytest.raises(UsageError, match="holds files but no run"):
         RunFolder(tmp_path / "photos", {"identity": {}})
     (tmp_path / "odd").mkdir()
     (tmp_path / "odd" / "config.json").write_text("[]")

@@ -149,9 +149,9 @@ def test_weights_of_another_geometry(run: Path) -> None:
     edit_config(run, weights={}, options=config["options"] | {"codebook_size": 32})
     assert "does not fit the geometry" in refusal(run)
     edit_config(run, options=config["options"] | {"patch_nums": [1, 2, 4]})
-    assert "describes no tokenizer that can be built" in refusal(run)
+    assert "describes a tokenizer that cannot be built" in refusal(run)
     edit_config(run, options=config["options"], pyramid=config["pyramid"] | {"states": 9})
-    assert "describes no tokenizer that can be built" in refusal(run)
+    assert "describes a tokenizer that cannot be built" in refusal(run)
 
 
 def test_weights_that_are_none(run: Path) -> None:

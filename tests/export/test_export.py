@@ -226,7 +226,7 @@ def test_an_interrupted_export_says_so_and_is_completed(
         patch.setattr(folder_module, "save_file", full)
         assert export_to(tmp_path / "x", run) == 1
     assert "No space left on device" in complaint(capsys)
-    with pytest.raises(UsageError, match="was interrupted; run the same command again"):
+    with pytest.raises(UsageError, match="was interrupted; rerun the same command"):
         load_student(tmp_path / "x")
     assert export_to(tmp_path / "x", run) == 0 and names(tmp_path / "x") == NAMES
 

@@ -40,7 +40,7 @@ def test_a_students_pyramid_and_last_validation_are_told() -> None:
     training = {"batch_size": 768, "validation": {"step": 400, "val/ce_student": 5.25}}
     card = model_card(GEOMETRY | {"pyramid": PYRAMID, "training": training}, RECORD)
     assert "# ReFocus-VAR-d16, 256 px" in card and "| batch size | 768 |" in card
-    assert "| cross-entropy on held-out images (nats a token) | 5.2500 at step 400 |" in card
+    assert "| cross-entropy on held-out images (nats per token) | 5.2500 at step 400 |" in card
     assert "| focus pyramid | 4 states, blur disk, rho_max 12 px |" in card and "the views must be blurred" in card
     assert f"`{'f' * 64}`" in card and "Not verified" not in card
 

@@ -106,7 +106,7 @@ def test_upstreams_modules_are_found_by_their_new_names() -> None:
     assert finder.import_isolated("trainer").VQVAE is up.VQVAE
 
 
-def test_missing_submodule_names_the_way_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missing_submodule_names_the_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(finder, "SUBMODULE", tmp_path)
     finder._load_submodule.cache_clear()
     try:

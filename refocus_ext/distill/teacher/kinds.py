@@ -1,4 +1,4 @@
-"""The kinds of teachers, by the word that chooses one."""
+"""The kinds of teachers by name."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ from refocus_ext.distill.teacher.interface import AliasTeacher
 from refocus_ext.distill.teacher.separate import SeparateTeacher
 from refocus_ext.distill.teacher.shared_weights import Teacher
 
-# "off" is the absence of a teacher; the words are the choices of `distill --teacher`.
+# The names are the choices of `distill --teacher`, except "off", which is no teacher.
 KINDS: dict[str, type[AliasTeacher] | None] = {"on": Teacher, "separate": SeparateTeacher, "off": None}
