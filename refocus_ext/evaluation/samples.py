@@ -1,7 +1,7 @@
 """`bash run.sh eval --samples NPZ_OR_DIR --reference NPZ_OR_DIR`: FID, sFID, IS, precision and recall as ADM defines them.
 
-Images pass through Inception in batches, which processes take in turns. pool3 is kept (8 KiB an image), of the spatial
-features only mean and covariance; so batch b and what is made of it do not depend on the number of processes.
+Images pass through Inception in batches, which processes take in turns, so results do not depend on the number of
+processes. pool3 is kept (8 KiB per image); of the spatial features only mean and covariance are kept.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from refocus_ext.images.readers import ImageSet, open_samples
 
 PAPERS_IMAGES = 50_000
 ORDER_DROP = 0.2  # an Inception Score that loses more than this share to the file's order is reported
-CHUNK = 4096  # features at once, where they are in memory already
+CHUNK = 4096  # features per batch, once they are in memory
 
 
 def main(options: EvalOptions) -> int:
@@ -46,16 +46,16 @@ def main(options: EvalOptions) -> int:
 
 
 def preflight(options: EvalOptions) -> None:
-    """Raises UsageError where `main` would in every process."""
+    """Raises the UsageErrors that `main` would raise in every process."""
     pick_device(options.device)
     open_inputs(options, torch.device("cpu"))
 
 
 def open_inputs(options: EvalOptions, device: torch.device) -> tuple[ImageSet, Reference, InceptionFeatures]:
-    """The samples, what they are compared with, and the network.
+    """The samples, the reference and the network.
 
     Raises:
-        UsageError: one of them is not there, or is not what it should be.
+        UsageError: one of them is missing or of the wrong kind.
     """
     threads = 4 if options.workers is None else options.workers
     with named("--samples"):
@@ -67,7 +67,7 @@ def open_inputs(options: EvalOptions, device: torch.device) -> tuple[ImageSet, R
 
 @dataclass(frozen=True)
 class Features:
-    """Of all images of a set, in its order."""
+    """Features of all images of a set, in its order."""
 
     pool_ND: Tensor  # (N,2048) fp32, on the CPU
     spatial: FeatureStatistics
@@ -85,7 +85,7 @@ def extract(images: ImageSet, inception: InceptionFeatures, batch: int, world: W
     """The features of a set on every process; each computes its share of the batches.
 
     Args:
-        spatial: whether their statistics are needed.
+        spatial: whether to collect statistics of the spatial features.
 
     Raises:
         RunFailed: the images cannot be read.
@@ -118,7 +118,7 @@ def _on(device: torch.device, batches: Iterator[np.ndarray]) -> Iterator[Tensor]
 def evaluate(
     samples: ImageSet, reference: Reference, inception: InceptionFeatures, batch: int, world: World
 ) -> SampleReport | None:
-    """Measures `samples` against `reference`; every process takes part, rank 0 has the report.
+    """Measures `samples` against `reference`; every process takes part, rank 0 returns the report.
 
     Raises:
         RunFailed: images cannot be read.
@@ -163,7 +163,7 @@ def _processes(world: World) -> str:
 def _distances(
     ours: Features, theirs: Features | None, reference: Reference, missing: dict[str, str]
 ) -> tuple[float | None, float | None]:
-    """(FID, sFID): against the stored statistics, else against those of the reference's images."""
+    """(FID, sFID): against the stored statistics, or else against those of the reference images."""
     images = 2 if theirs is None else len(theirs.pool_ND)
     if min(len(ours.pool_ND), images) < 2:
         missing["fid"] = missing["sfid"] = "a covariance needs at least 2 images."
@@ -185,44 +185,46 @@ def _precision_recall(
         missing["precision"] = missing["recall"] = "the reference holds statistics but no images."
         return None, None
     if min(len(ours.pool_ND), len(theirs.pool_ND)) <= NEIGHBOURS:
-        missing["precision"] = missing["recall"] = f"it needs more than {NEIGHBOURS} images on either side."
+        missing["precision"] = missing["recall"] = f"it needs more than {NEIGHBOURS} images on each side."
         return None, None
     return precision_recall(ours.pool_ND.to(device), theirs.pool_ND.to(device))
 
 
 def _inception_scores(ours: Features, inception: InceptionFeatures) -> tuple[float, float]:
-    """In the order of the file, and in another."""
+    """The Inception Score in the order of the file, and shuffled."""
     logits = torch.cat([inception.class_logits(rows).cpu() for rows in ours.pool_ND.split(CHUNK)])
     return inception_score(logits, IS_SPLIT), inception_score(logits[fixed_permutation(len(logits))], IS_SPLIT)
 
 
 def _sorted(labels: np.ndarray | None, count: int) -> bool:
-    """Whether the labels are in order and there is more than one split, so that it matters."""
+    """Whether the labels are sorted and there is more than one split, so that the order matters."""
     if labels is None or count <= IS_SPLIT:
         return False
     return bool((labels[1:] >= labels[:-1]).all() and labels[0] != labels[-1])
 
 
 def _notes(samples: ImageSet, reference: Reference, inception: InceptionFeatures, ordered: bool) -> list[str]:
-    """Sentences on what keeps these numbers from being compared with others'."""
+    """Sentences on what makes these numbers incomparable with published ones."""
     notes = [samples.note] if samples.note else []
     if samples.count < PAPERS_IMAGES:
-        notes.append(f"FID is biased upwards on few images: {samples.count} here, {PAPERS_IMAGES} in papers.")
+        notes.append(f"FID is biased upwards for few images: {samples.count} here, {PAPERS_IMAGES} in papers.")
     if not inception.standard:
-        notes.append("the Inception weights are not the published ones: these numbers compare with nobody's.")
+        notes.append(
+            "the Inception weights are not the published ones: these numbers are not comparable with published ones."
+        )
     if ordered:
         notes.append(
-            "the samples are ordered by class: the Inception Score is taken on splits of "
+            "the samples are ordered by class: the Inception Score is computed on splits of "
             f"{IS_SPLIT} images in order, each of which then holds few classes (about 62 instead of 280 for VAR-d16); the "
-            "shuffled one compares with papers."
+            "shuffled one is comparable with papers."
         )
     images = reference.images
     if images is not None:
         notes += [images.note] if images.note else []
         if reference.pool is None:
-            notes.append(f"the reference stores no statistics: they are those of its {images.count} images.")
+            notes.append(f"the reference stores no statistics: they were computed from its {images.count} images.")
         if images.size != samples.size:
-            notes.append(f"the samples are {_pixels(samples)}, the images of the reference {_pixels(images)}.")
+            notes.append(f"the samples are {_pixels(samples)}, the reference images {_pixels(images)}.")
     return notes
 
 

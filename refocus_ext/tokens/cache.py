@@ -1,4 +1,4 @@
-"""The token cache of stage 2: a folder of token shards with a record of what they were made from, and the data set that reads it."""
+"""The token cache of stage 2: a folder of token shards with their origin recorded, and the data set that reads it."""
 
 from __future__ import annotations
 
