@@ -1,4 +1,4 @@
-"""The README.md of an export: geometry, training, how to load it with upstream alone, and what was verified."""
+"""The README.md of an export: geometry, training, how to load it with upstream only, and what was verified."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def model_card(geometry: Mapping[str, Any], verified: Mapping[str, Any] | None, 
     Args:
         geometry: geometry.json of the export.
         verified: verified.json, or None.
-        reason: why nothing is verified.
+        reason: why it is not verified.
     """
     parts = [
         "---\ntags:\n- image-generation\n- visual-autoregressive-modeling\n---",
@@ -40,7 +40,7 @@ def _opening(geometry: Mapping[str, Any]) -> str:
     made = "trained by next-focus prediction; at inference it is" if geometry["pyramid"] else "in upstream's files:"
     return (
         f"A class-conditional image generator {made} a plain [VAR]({UPSTREAM}): same modules, same state dict, same "
-        "sampling. The files hold tensors only; each `.safetensors` file holds the same ones as the `.pth` beside it."
+        "sampling. The files hold tensors only; each `.safetensors` file holds the same tensors as the `.pth` beside it."
     )
 
 
@@ -91,10 +91,10 @@ def _notebook(build: dict[str, Any]) -> str:
 def _training(facts: Mapping[str, Any], pyramid: Mapping[str, Any] | None) -> str:
     rows = {name.replace("_", " "): value for name, value in facts.items() if name != "validation"}
     last = facts.get("validation", {})
-    names = {"val/ce_student": "cross-entropy on held-out images (nats a token)", "val/ce_teacher": "its teacher's"}
+    names = {"val/ce_student": "cross-entropy on held-out images (nats per token)", "val/ce_teacher": "its teacher's"}
     rows |= {names[name]: f"{last[name]:.4f} at step {last['step']:.0f}" for name in names if name in last}
     if not pyramid:
-        return _table(rows) if rows else "Nothing about its training came with the weights."
+        return _table(rows) if rows else "The weights came without a record of their training."
     rows["focus pyramid"] = f"{pyramid['states']} states, blur {pyramid['blur']}, rho_max {pyramid['rho_max']:g} px"
     if pyramid["blur"] == "none":
         return _table(rows)

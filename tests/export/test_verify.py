@@ -1,4 +1,4 @@
-"""verify: a clean process with upstream alone makes our bytes, of every layout of files; and a difference is seen."""
+"""verify: a clean process with upstream alone makes the same bytes from every layout of files; and a difference is seen."""
 
 from __future__ import annotations
 
