@@ -10,7 +10,7 @@ from typing import Any
 from refocus_ext.engine.distributed import World
 from refocus_ext.errors import RunFailed
 
-GRACE = 30  # seconds that a loader process outlives SIGTERM; torchrun kills what is left after as many
+GRACE = 30  # seconds that a loader process outlives SIGTERM; torchrun kills remaining processes after the same time
 
 
 class Interruption:

@@ -69,7 +69,7 @@ def write_npz(
     labels: np.ndarray,
     made_by: dict[str, Any],
 ) -> None:
-    """Writes N images (H,W,3) uint8 as arr_0 and their labels as arr_1, whole or not at all.
+    """Writes N images (H,W,3) uint8 as arr_0 and their labels as arr_1, completely or not at all.
 
     Args:
         shape: (N,H,W,3).

@@ -65,7 +65,7 @@ def find_split(data: str, split: str) -> ImageSource:
 
 
 def find_images(data: str) -> tuple[ImageSource, ImageSource]:
-    """Training and validation images; the demo validates on centre crops of its own photographs.
+    """Training and validation images; the demo validates on centre crops of its photographs.
 
     Raises:
         UsageError: they are missing, or validation has a class that training has not.

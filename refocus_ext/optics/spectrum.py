@@ -37,7 +37,7 @@ def fold_axis(X: Tensor, s: int, dim: int = -1) -> Tensor:
     """
     length = X.shape[dim]
     if s < 1 or length % s:
-        raise ValueError(f"{length} samples can't be decimated by {s} exactly; use a divisor of {length}")
+        raise ValueError(f"{length} samples cannot be decimated by {s} exactly; use a divisor of {length}")
     # D(m) = 1/s sum over u = 0 .. s-1 of X(m + u n / s)
     return X.unflatten(dim, (s, length // s)).mean(dim - 1 if dim < 0 else dim)
 

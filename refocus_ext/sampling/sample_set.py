@@ -204,7 +204,7 @@ def npz_parts(path: Path, plan: Plan) -> NpyParts | None:
         return NpyParts(path.with_name(f"{path.name}.parts"), plan)
     made_by = read_made_by(path)
     if made_by is None:
-        raise UsageError(f"--npz {path} exists and was not drawn by this command; choose another name.")
+        raise UsageError(f"{path} exists and was not drawn by this command; choose another name.")
     check_identity(path, made_by, plan.identity)
     return None
 

@@ -1,4 +1,4 @@
-"""The files of a token cache: arrays of a fixed number of images each, whole or absent, with a checksum in the name.
+"""The files of a token cache: arrays of a fixed number of images each, complete or absent, with a checksum in the name.
 
 A shard is a `.npy` array (images, V views, L + T + 1) of uint16: structure tokens, alias tokens, and in the last column
 the offset to the image that was tokenized instead: 0, or more for an image that cannot be decoded.

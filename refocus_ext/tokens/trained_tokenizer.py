@@ -46,7 +46,7 @@ def load_tokenizer(run: Path, device: torch.device | str = "cpu") -> Tokenizer:
     """The tokenizer in a run folder of `bash run.sh tokenizer`.
 
     Raises:
-        UsageError: there is no such run, it is not finished, or its weights are not the ones of its configuration.
+        UsageError: the run does not exist, is not finished, or its weights do not match its configuration.
     """
     config = read_config(run)
     weights = run / "vae.pth"

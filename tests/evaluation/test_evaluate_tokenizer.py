@@ -122,10 +122,10 @@ def test_not_a_run(tmp_path: Path, run: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert "has no config.json" in refusal(tmp_path / "empty")
     edit_config(run, command="distill")
-    assert "not the configuration of a tokenizer's run" in refusal(run)
+    assert "not the configuration of a tokenizer run" in refusal(run)
     for text in ("{", "[]", '{"command": "tokenizer"}'):
         (run / "config.json").write_text(text)
-        assert "not the configuration of a tokenizer's run" in refusal(run)
+        assert "not the configuration of a tokenizer run" in refusal(run)
 
 
 def test_an_unfinished_run(run: Path) -> None:

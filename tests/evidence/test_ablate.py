@@ -68,7 +68,7 @@ def test_rows_are_trained_measured_and_reported(run: Any, tmp_path: Path, capsys
     assert code == 0
     assert [words[0] for words in launched] == ["tokenizer", "tokenizer", "distill", "distill"] * 2
     out = capsys.readouterr().out
-    assert "FID and IS are left out" in out and "| ReFocus-VAR (full) |" in out
+    assert "FID and IS are not measured" in out and "| ReFocus-VAR (full) |" in out
     report = (tmp_path / "ablate" / "report.md").read_text()
     assert "2 seeds: this cannot show" in report and "2.89" in report
     assert (tmp_path / "ablate" / "convergence.png").is_file() and (tmp_path / "ablate" / "samples.png").is_file()
@@ -91,7 +91,7 @@ def test_rows_are_trained_measured_and_reported(run: Any, tmp_path: Path, capsys
     assert capsys.readouterr().out.count("is already trained for 4 steps; nothing to do") == 8
     assert json.loads((tmp_path / "a.json").read_text()) == result
     assert run("--depth", "3")[0] == 2
-    assert "rows are compared under one budget" in capsys.readouterr().err
+    assert "rows must be compared under one budget" in capsys.readouterr().err
 
 
 def test_an_interrupted_command_ends_the_ablation(run: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

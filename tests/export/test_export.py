@@ -109,7 +109,7 @@ def test_training_checkpoints_and_exports_can_be_exported(run: Path, exported: P
     torch.save({"epoch": 1, "trainer": trainer}, checkpoint)
     assert export_to(tmp_path / "plain", checkpoint) == 0 and export_to(tmp_path / "again", exported) == 0
     assert equal(torch.load(tmp_path / "plain" / VAR, weights_only=True), trainer["var_wo_ddp"])
-    assert "Nothing about its training" in (tmp_path / "plain" / "README.md").read_text()
+    assert "The weights came without a record" in (tmp_path / "plain" / "README.md").read_text()
     again = tmp_path / "again"
     assert all((again / name).read_bytes() == (exported / name).read_bytes() for name in (VAR, VAE, "README.md"))
 
@@ -240,8 +240,8 @@ def test_wrong_usage(
         (["--run", str(run)], "export needs --to"),
         (["--run", str(tmp_path / "no"), "--to", "x"], "--run: " + str(tmp_path / "no")),
         (["--run", str(run), "--to", "x", "--private"], "--private needs --push"),
-        (["--run", str(run), "--to", "x", "--push", "name"], "write OWNER/NAME"),
-        (["--run", str(run), "--to", "x", "--push", "a/b/c"], "write OWNER/NAME"),
+        (["--run", str(run), "--to", "x", "--push", "name"], "give OWNER/NAME"),
+        (["--run", str(run), "--to", "x", "--push", "a/b/c"], "give OWNER/NAME"),
         (["--run", str(run), "--to", "x", "--push", "me/student"], "needs a token; set HF_TOKEN"),
     ):
         assert main(["export", *argv]) == 2
@@ -357,7 +357,7 @@ def test_pull_sees_damage_and_wrong_usage(
     assert "is not the file that was exported" in complaint(capsys)
     for argv, words in (
         (["pull"], "pull needs a repository and a folder"),
-        (["pull", "student", "--to", "x"], "write OWNER/NAME"),
+        (["pull", "student", "--to", "x"], "give OWNER/NAME"),
     ):
         assert main(argv) == 2
         assert words in complaint(capsys)

@@ -27,7 +27,7 @@ def test_one_depth_or_all() -> None:
 
 @pytest.mark.parametrize("name", ["", "name", "a/b/c", "a b/c", "a/-"])
 def test_a_name_that_is_no_repository(name: str) -> None:
-    with pytest.raises(UsageError, match=rf"^{name or 'nothing'} is not a repository of the Hub; write OWNER/NAME\.$"):
+    with pytest.raises(UsageError, match=rf"^{name or 'nothing'} is not a repository of the Hub; give OWNER/NAME\.$"):
         hub.check_target(name, dry_run=True)
 
 

@@ -30,7 +30,7 @@ RECORD = {
 def test_published_weights_are_plain_var_and_nothing_is_made_up() -> None:
     card = model_card(GEOMETRY, None, "it was exported with --no-verify")
     assert "# VAR-d16, 256 px" in card and "ReFocus" not in card
-    assert "The weights came without a record with the weights." in card
+    assert "The weights came without a record of their training." in card
     assert "Not verified: it was exported with --no-verify." in card
     assert "VAR, depth 16, 310.3M parameters" in card and "(680 tokens)" in card
     assert "runs unedited" in card

@@ -91,7 +91,7 @@ def test_another_revision_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(finder, "PINNED_DIGEST", "0" * 64)
     finder._load_submodule.cache_clear()
     try:
-        with pytest.raises(UpstreamError, match="not the pinned revision 78b9539"):
+        with pytest.raises(UpstreamError, match="not the unmodified pinned revision 78b9539"):
             load_upstream("submodule")
     finally:
         monkeypatch.undo()

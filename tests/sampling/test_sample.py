@@ -70,7 +70,7 @@ def test_a_grid_without_options(here: Path, capsys: pytest.CaptureFixture[str], 
     assert main(["sample"]) == 0
     out = capsys.readouterr().out
     assert "upstream: " in out and "student: runs/distill-d2/var_d2.pth" in out
-    assert "--top-k 900 is lowered to 64 codes" in out
+    assert "--top-k 900 is lowered to 64, the number of codes" in out
     images = image_bytes(sample_images(student, [0, 0, 0, 1, 1, 1, 2, 2]))  # the named classes, evenly
     assert all(np.array_equal(cut_out("samples.png", i), images[i]) for i in range(8))
 
@@ -223,7 +223,7 @@ def test_a_finished_set_is_left_alone(here: Path, capsys: pytest.CaptureFixture[
     assert main(["sample", "--npz", "set.npz", *SET]) == 0
     before = Path("set.npz").read_bytes()
     assert main(["sample", "--npz", "set.npz", *SET]) == 0
-    assert "is there already" in capsys.readouterr().out
+    assert "already exists" in capsys.readouterr().out
     assert main(["sample", "--npz", "set.npz", *SET, "--seed", "8"]) == 2
     assert "was started with seed = 7, not 8" in capsys.readouterr().err
     assert Path("set.npz").read_bytes() == before
@@ -343,7 +343,7 @@ def test_edit_writes_pictures(here: Path, capsys: pytest.CaptureFixture[str]) ->
     [
         (["--npz", "a.npz", "--steps-strip", "b.png"], "--npz and --steps-strip are two jobs"),
         (["--edit", "a.png"], "--edit needs --mask"),
-        (["--mask", "0,0,1,1"], "need --edit IMAGE, which is missing"),
+        (["--mask", "0,0,1,1"], "need --edit IMAGE."),
         (["--per-class", "3"], "--per-class needs --npz or --folder"),
         (["--npz", "a.npz", "--out", "b.png"], "--out is for pictures"),
         (["--npz", "a.npz", "--rng", "batch"], "--rng batch draws one batch"),
@@ -351,7 +351,7 @@ def test_edit_writes_pictures(here: Path, capsys: pytest.CaptureFixture[str]) ->
         (["--classes", "tosater"], "did you mean toaster?"),
         (["--top-p", "1.5"], "1.5 is not between 0 and 1"),
         (["--compare", "a"], "expected 2 arguments"),
-        (["--student", "nothing"], "--student: nothing is not there"),
+        (["--student", "nothing"], "--student: nothing does not exist"),
     ],
 )
 def test_bad_input(here: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str) -> None:

@@ -119,7 +119,7 @@ def complaint(source: Path, **options: Any) -> str:
 
 
 def test_missing_files_are_named(run: Path, tmp_path: Path) -> None:
-    assert "is not there" in complaint(tmp_path / "nothing")
+    assert "does not exist" in complaint(tmp_path / "nothing")
     folder = as_published(run, tmp_path / "published")
     shutil.copy(folder / "var_d2.pth", folder / "var_d4.pth")
     assert "several files of VAR weights (var_d2.pth, var_d4.pth)" in complaint(folder)

@@ -289,7 +289,7 @@ def test_truncated_images_are_replaced_named_and_counted(
     for path in broken[1:]:
         truncate(path)
     assert train(image_tree, tmp_path / "other") == 1
-    assert "4 images of 12 cannot be decoded, more than 3" in capsys.readouterr().err
+    assert "4 images of 12 cannot be decoded, more than the limit of 3" in capsys.readouterr().err
 
 
 def test_a_loader_process_that_fails_is_one_sentence(
@@ -300,7 +300,7 @@ def test_a_loader_process_that_fails_is_one_sentence(
     assert train(image_tree, tmp_path / "run", "--alias", "off", "--workers", "1") == 1
     error = capsys.readouterr().err
     assert error.startswith("refocus: ") and error.count("\n") == 1
-    assert error.endswith("and the images after it cannot be decoded; check the folder?\n")
+    assert error.endswith("and the images after it cannot be decoded; check the folder.\n")
 
 
 @pytest.mark.parametrize(

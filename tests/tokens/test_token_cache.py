@@ -257,7 +257,7 @@ def test_a_broken_image_is_replaced_counted_and_flagged(
 def test_too_many_broken_images_stop(tokenizer: Tokenizer, images: ImageList, tmp_path: Path) -> None:
     for path in images.paths[1:5]:
         Path(path).write_bytes(Path(path).read_bytes()[:200])
-    with pytest.raises(RunFailed, match="4 images of 12 cannot be decoded, more than 3"):
+    with pytest.raises(RunFailed, match="4 images of 12 cannot be decoded, more than the limit of 3"):
         build(tmp_path / "cache", tokenizer, images)
 
 
@@ -269,7 +269,7 @@ def test_nothing_but_broken_images_stop_with_one_sentence(
         Path(path).write_bytes(Path(path).read_bytes()[:200])
     with pytest.raises(RunFailed) as error:
         build(tmp_path / "cache", tokenizer, images, workers=workers)
-    assert str(error.value) == (f"{images.paths[0]} and the images after it cannot be decoded; check the folder?")
+    assert str(error.value) == (f"{images.paths[0]} and the images after it cannot be decoded; check the folder.")
     assert not multiprocessing.active_children()
 
 
@@ -557,7 +557,7 @@ def test_a_folder_of_something_else_is_refused(tokenizer: Tokenizer, images: Ima
     build(tmp_path / "good", tokenizer, images)
     index = json.loads((tmp_path / "good" / "index.json").read_text())
     (tmp_path / "cache" / "index.json").write_text(json.dumps(index | {"format": 99}))
-    assert "has format 99, this version writes 1" in refusal()
+    assert "has format 99, but this version writes 1" in refusal()
 
 
 def test_a_codebook_beyond_16_bits_is_refused(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -598,7 +598,7 @@ def test_the_command_makes_and_verifies_a_cache(
     assert command(trained, out, "--dry-run", "--hflip") == 0
     planned = capsys.readouterr().out
     assert "4 views of each (2 random crops, each mirrored as well)" in planned and not out.exists()
-    assert "5 structure + 4 alias a view, 432 in all, 960 bytes in 1 shard\n" in planned
+    assert "5 structure + 4 alias per view, 432 in all, 960 bytes in 1 shard\n" in planned
     assert command(trained, out, "--hflip") == 0
     (shard,) = out.glob("shard-*.npy")
     assert np.load(shard).nbytes == 960

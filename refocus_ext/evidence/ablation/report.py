@@ -1,4 +1,4 @@
-"""report.md of an ablation: Table 2 beside the paper's numbers, figure 5, and samples of every row from the same seeds."""
+"""report.md of an ablation: Table 2 with the paper's numbers, figure 5, and samples of every row from the same seeds."""
 
 from __future__ import annotations
 
