@@ -146,7 +146,8 @@ def caveats(options: AblateOptions, distances: Sequence[str]) -> list[str]:
         )
     lines.append("- The paper's columns are from ImageNet 256 x 256 at d16; they are not comparable with the others.")
     lines.append(
-        "- Cross-entropies (nats per token) compare only rows with the same tokens: other rows predict other targets."
+        "- Cross-entropies (nats per token) are comparable only between rows with the same tokens: "
+        "other rows predict other targets."
     )
     return lines
 
