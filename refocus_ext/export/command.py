@@ -28,7 +28,7 @@ def main(options: ExportOptions) -> int:
     folder = Path(options.to)
     with named("--to"):
         export.write(folder)
-    exported = load_student(folder)  # the states of the files, unchanged by loading
+    exported = load_student(folder)  # from the files, not from the networks in memory
     verdict, reason = prove(exported, options)
     finish(export, exported, verdict, reason)
     if verdict and not verdict.equal:

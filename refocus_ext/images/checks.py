@@ -57,5 +57,5 @@ def size_of(images: ImageSource, index: int) -> tuple[int, int]:
 
 
 def broken_limit(images: ImageSource) -> int:
-    """The number of broken images at which a command does not stop yet."""
+    """The largest number of broken images with which a command continues."""
     return max(3, len(images) // 100)
