@@ -1,7 +1,7 @@
 """SelfAttention -> block-causal attention of VAR's training pass, without the dense mask.
 
-Shapes: B batch, H heads, L tokens, c channels a head. A token of scale i attends to all tokens of the scales up to i.
-With the queries of one scale and the keys of its prefix nothing is hidden, so that scale needs no mask: upstream's one
+Shapes: B batch, H heads, L tokens, c channels per head. A token of scale i attends to all tokens of the scales up to i.
+The queries of one scale see all keys of its prefix, so a call per scale needs no mask: upstream's one
 call over L x L pairs (with an additive mask, which also rules out the flash kernel) becomes a few calls that together
 touch 62% of the pairs at VAR's ten scales.
 """
@@ -33,13 +33,13 @@ def scale_groups(begin_ends: Sequence[tuple[int, int]], groups: int | None = Non
 
     Args:
         begin_ends: first token and end of each scale, as `VAR.begin_ends`.
-        groups: the most calls there may be; None is one a scale, 1 is upstream's single masked call.
+        groups: largest number of calls; None is one per scale, 1 is upstream's single masked call.
 
     Raises:
         ValueError: fewer than one group.
     """
     if groups is not None and groups < 1:
-        raise ValueError(f"attention needs at least one group; {groups} were asked for.")
+        raise ValueError(f"attention needs at least one group, got {groups}.")
     scales = len(begin_ends)
     shared = 1 if groups is None else max(1, scales - groups + 1)
     head = Group(begin_ends[0][0], begin_ends[shared - 1][1], masked=shared > 1)
@@ -110,7 +110,7 @@ class BlockCausalSelfAttention(InstancePatch):
         L = self.block_causal_groups[-1].end
         if attn_bias.shape != (1, 1, L, L) or x.shape[1] != L:
             raise ValueError(
-                f"block-causal attention is for all {L} tokens and their mask (1, 1, {L}, {L}); it got {x.shape[1]} tokens "
+                f"block-causal attention needs all {L} tokens and their mask (1, 1, {L}, {L}); it got {x.shape[1]} tokens "
                 f"and a mask {tuple(attn_bias.shape)} (progressive training needs the dense mask)."
             )
         if self.training and self.attn_drop > 0:
@@ -121,7 +121,7 @@ class BlockCausal(Patch):
     """Block-causal attention as a patch of a VAR: `with patched(var, BlockCausal()): var(label, x)`.
 
     Args:
-        groups: the most attention calls a block makes; None is one a scale. See `scale_groups`.
+        groups: largest number of attention calls per block; None is one per scale. See `scale_groups`.
 
     Raises:
         ValueError: fewer than one group.
@@ -140,7 +140,7 @@ class BlockCausal(Patch):
     def apply(self, model: Any) -> None:
         """
         Raises:
-            PatchError: no VAR, or one with attention dropout, or whose mask is not block-causal.
+            PatchError: not a VAR, or a VAR with attention dropout or a mask that is not block-causal.
         """
         attentions = self.hosts(model)
         groups = scale_groups(model.begin_ends, self.groups)
@@ -153,7 +153,7 @@ class BlockCausal(Patch):
 
 
 def _block_causal_mask(model: Any) -> Tensor:
-    """What the calls without a mask assume: 0 where the key's scale is no later than the query's, else -inf."""
+    """The mask that calls without one assume: 0 where the key's scale is no later than the query's, else -inf."""
     mask = torch.full_like(model.attn_bias_for_masking, -torch.inf)
     for begin, end in model.begin_ends:
         mask[:, :, begin:end, :end] = 0

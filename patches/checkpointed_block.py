@@ -1,4 +1,4 @@
-"""AdaLNSelfAttn -> the same block, whose activations are computed again in the backward pass instead of kept."""
+"""AdaLNSelfAttn -> the same block, with activations recomputed in the backward pass."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from patches.instance import InstancePatch, Patch, PatchError, swap_class
 
 class CheckpointedBlock(InstancePatch):
     """Modifications:
-    - where a gradient is wanted, the stock forward runs under activation checkpointing (random numbers repeated)
+    - if a gradient is needed, the stock forward runs under activation checkpointing (random numbers repeated)
     """
 
     host = "AdaLNSelfAttn"
@@ -33,7 +33,7 @@ class CheckpointedBlock(InstancePatch):
 class Checkpointed(Patch):
     """Activation checkpointing of a VAR's blocks, all but the last `keep`: `Checkpointed(keep=2).apply(var)`.
 
-    Memory falls to one block's activations plus (B,L,C) a block, for one more forward pass; results are stock's.
+    Memory falls to one block's activations plus (B,L,C) per block, at the cost of one more forward pass; results are stock's.
     """
 
     def __init__(self, keep: int = 0) -> None:

@@ -3,9 +3,9 @@
 Shapes: B batch (both halves of the guided one), H heads, L tokens so far, c channels a head.
 
 Upstream projects the condition to AdaLN's vectors in every block at each of ten steps, though it never changes: a third
-of the weights a step reads. Its KV cache is a new tensor at every step, joined from the old one and the new keys. Here
-the projection is done once per batch of images, and the keys are written into a buffer that has room for all tokens.
-The products are the same ones, so in fp32 on a CPU the images are upstream's to the bit.
+of the weights a step reads. Its KV cache is a new tensor at every step, concatenated from the old one and the new keys.
+This patch projects once per batch of images and writes the keys into a buffer with room for all tokens. The products are
+the same, so in fp32 on a CPU the images are bit-identical to upstream's.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from patches.instance import InstancePatch, Patch, PatchError, swap_class
 
 
 class SamplingMemo:
-    """What stays the same through all steps of a batch of images; empty while nothing is sampled.
+    """Values that are constant over all steps of a batch of images; empty outside sampling.
 
-    A projection is remembered together with the very tensor it was made of, so another condition is never mixed up.
+    A projection is stored together with its input tensor, so it is never used for another condition.
     """
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ class SamplingMemo:
         self._made.clear()
 
     def project(self, module: Callable[[Tensor], Tensor], condition: Tensor) -> Tensor:
-        """`module(condition)`, the same result again for the same tensor while images are sampled."""
+        """`module(condition)`, cached per tensor while images are sampled."""
         if not self.sampling:
             return module(condition)
         assert isinstance(module, nn.Module)
@@ -54,7 +54,7 @@ class SamplingMemo:
 class KVCache:
     """Keys and values of the tokens so far, in buffers (B,H,L,c) with room for all L of an image.
 
-    Under autocast upstream keeps normalised keys in fp32 and attention casts them at every step; here they are cast once.
+    Under autocast upstream keeps normalised keys in fp32 and attention casts them at every step; this class casts them once.
     """
 
     def __init__(self, value_BHLc: Tensor, tokens: int) -> None:
@@ -73,7 +73,7 @@ class KVCache:
 class FastSelfAttention(InstancePatch):
     """Modifications:
     - while sampling, keys and values go into a preallocated `KVCache`
-    - with flash-attn or xformers installed, whose layout is another, and without a KV cache it is stock
+    - with flash-attn or xformers installed, whose layout differs, and without a KV cache it is stock
     """
 
     host = "SelfAttention"
@@ -92,7 +92,7 @@ class FastSelfAttention(InstancePatch):
     proj_drop: nn.Module
 
     def kv_caching(self, enable: bool) -> None:
-        """Starts with an empty cache, or drops it."""
+        """Starts an empty cache, or deletes it."""
         super().kv_caching(enable)  # type: ignore[misc]
         self.__dict__["sampling_cache"] = None
         if enable:
@@ -141,7 +141,7 @@ class RememberedHeadAdaLN(RememberedAdaLN):
 class FastSampling(Patch):
     """Fast sampling as a patch of a VAR: `with patched(var, FastSampling()): var.autoregressive_infer_cfg(...)`.
 
-    Training and teacher forcing are stock. Blocks that share one AdaLN projection (`shared_aln`) have little to repeat
+    Training and teacher forcing are stock. Blocks that share one AdaLN projection (`shared_aln`) repeat little
     and stay stock.
     """
 
@@ -155,7 +155,7 @@ class FastSampling(Patch):
     def apply(self, model: Any) -> None:
         """
         Raises:
-            PatchError: no VAR, or upstream has drifted.
+            PatchError: not a VAR, or upstream has drifted.
         """
         self.hosts(model)
         memo = SamplingMemo()

@@ -25,7 +25,7 @@ PatchNums = Sequence[int | tuple[int, int]]
 
 
 class Step(NamedTuple):
-    """One scale of the quantizer: what it chose and what it has summed up so far."""
+    """One scale of the quantizer: its choice and the sum so far."""
 
     scale: int
     state: int  # index of the focus state whose target this scale follows
@@ -35,7 +35,7 @@ class Step(NamedTuple):
 
 
 class Quantized(NamedTuple):
-    """What training needs of one pass: see `FocusQuantizer.quantize`."""
+    """The results of one pass for training; see `FocusQuantizer.quantize`."""
 
     f_hat_S: list[Tensor]  # S times (B,C,h,w): the prefix after each scale; gradients reach codebook and phi
     idx_S: list[Tensor]  # S times (B, pn*pn)
@@ -101,7 +101,7 @@ class FocusQuantizer(InstancePatch):
             if 0 <= self.prog_si < si:  # upstream's progressive training
                 return
             if T_K[new_state] is not T_K[state]:
-                # Never T_new - f_hat: with equal targets that would not give upstream's residual to the bit.
+                # Not T_new - f_hat: with equal targets that would differ from upstream's residual in the last bits.
                 rest.add_(T_K[new_state].detach() - T_K[state].detach())
             state = new_state
             pooled = rest if si == len(sizes) - 1 else F.interpolate(rest, size=size, mode="area")
@@ -167,9 +167,9 @@ class FocusQuantizer(InstancePatch):
 
     @torch.no_grad()
     def _count_hits(self, idx_S: list[Tensor]) -> None:
-        """Moving average of code hits per scale, over all processes where there are several.
+        """Moving average of code hits per scale, over all processes.
 
-        Upstream counts under a process group alone, and its `record_hit` counts scales where this one counts steps.
+        Upstream counts only under a process group, and its `record_hit` counts scales where this one counts steps.
         """
         hit_SV = torch.stack([idx.flatten().bincount(minlength=self.vocab_size).float() for idx in idx_S])
         if tdist.is_available() and tdist.is_initialized():

@@ -1,7 +1,7 @@
 """Patching one object by swapping its class: the mechanism every patch of this project uses.
 
 `obj.__class__` becomes a subclass of (patch, stock class). The class, the module and every other instance stay stock;
-taking the patch off restores the class and the attributes the patch had added.
+removing the patch restores the class and deletes the attributes that the patch added.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from patches.upstream import PINNED_REVISION, Upstream, loaded_upstreams
 
 
 class PatchError(TypeError):
-    """The object is nothing this patch can bind to, or upstream has drifted from what the patch was written for."""
+    """The patch cannot bind to the object, or upstream has drifted from the version the patch was written for."""
 
 
 class InstancePatch:
@@ -35,13 +35,13 @@ class InstancePatch:
 
 
 def fingerprint(function: Any) -> str:
-    """The first 12 hex digits of the sha256 of a function's source, dedented, trailing blanks dropped."""
+    """The first 12 hex digits of the sha256 of a function's source, dedented, trailing blanks removed."""
     lines = textwrap.dedent(inspect.getsource(function)).replace("\r\n", "\n").splitlines()
     return hashlib.sha256("\n".join(line.rstrip() for line in lines).encode()).hexdigest()[:12]
 
 
 def check_drift(patch: type[InstancePatch], stock: type) -> None:
-    """Raises PatchError if an upstream method is not the one the patch was written for, naming method and patch."""
+    """Raises a PatchError that names method and patch if an upstream method is not the one the patch was written for."""
     for name, expected in patch.fingerprints.items():
         if not hasattr(stock, name):
             raise PatchError(f"upstream has no {patch.host}.{name}, which {patch.__name__} overrides.")
@@ -74,10 +74,10 @@ def _subclass(patch: type[InstancePatch], stock: type) -> type:
 
 
 def swap_class(obj: nn.Module, patch: type[InstancePatch], **attributes: Any) -> None:
-    """Binds `patch` to this one object; a second time only renews the attributes.
+    """Binds `patch` to this object; a second call only renews the attributes.
 
     Raises:
-        PatchError: not the patch's host, or upstream drifted, or an attribute would hide one the object has.
+        PatchError: the object is not the patch's host, upstream has drifted, or an attribute would hide one of the object's.
     """
     if not isinstance(obj, patch):
         stock, upstream = _stock_class(patch, obj)
@@ -91,7 +91,7 @@ def swap_class(obj: nn.Module, patch: type[InstancePatch], **attributes: Any) ->
 
 
 def restore_class(obj: nn.Module) -> None:
-    """Takes the patch off; an object that has none is left alone."""
+    """Removes the patch; an unpatched object is unchanged."""
     stock = getattr(type(obj), "_stock_class", None)
     if stock is None:
         return
@@ -101,7 +101,7 @@ def restore_class(obj: nn.Module) -> None:
 
 
 class Patch:
-    """Something that can be applied to a model and taken off again; see `patched`."""
+    """Something that can be applied to a model and removed again; see `patched`."""
 
     def hosts(self, model: Any) -> Sequence[nn.Module]:
         """The objects of `model` whose class the patch swaps; never empty."""
@@ -121,7 +121,7 @@ def patched(model: Any, patch: Patch) -> Iterator[Any]:
     hosts = patch.hosts(model)
     before = [(host, host.__class__, dict(host.__dict__)) for host in hosts]
     try:
-        patch.apply(model)  # inside: where it fails half-way, what it had done is undone
+        patch.apply(model)  # inside the try: a failure half-way is undone
         yield model
     finally:
         for host, stock, attributes in before:

@@ -1,8 +1,8 @@
-"""Sampling from a VAR: upstream's arithmetic, with one random generator for each image or one for the batch.
+"""Sampling from a VAR: upstream's arithmetic, with one random generator per image or one per batch.
 
-Upstream draws a whole batch from one generator, so an image depends on which others share its batch. With a generator of
-its own, an image alone in its batch is, to the bit, what upstream draws for that seed. In larger batches matrix products
-may differ in the last bits. With one generator for the batch, the batch is upstream's.
+Upstream draws a whole batch from one generator, so an image depends on the others in its batch. With its own generator, a
+single image is bit-identical to upstream's for that seed; in larger batches matrix products may differ in the last bits.
+With one generator per batch, the batch is upstream's.
 
 Shapes: B images, l tokens of a scale, C width, V codes, Cvae latent channels, n side of the last token map.
 """
@@ -17,18 +17,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patches.faces import VAR, device_of
+from patches.protocols import VAR, device_of
 from refocus_ext.token_filters import keep_top_k_, keep_top_p_
 
 # Called after each scale with (scale, f_hat (B,Cvae,n,n)); f_hat must not be changed.
 Watch = Callable[[int, Tensor], None]
-# Given (scale, code vectors (B,Cvae,pn,pn)), the code vectors to go on with.
+# (scale, code vectors (B,Cvae,pn,pn)) -> the code vectors to use instead.
 Exchange = Callable[[int, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Guidance:
-    """How tokens are drawn; the defaults are those of upstream's demo notebook, made for single pictures.
+    """How tokens are drawn; the defaults are those of upstream's demo notebook, for single pictures.
 
     Args:
         cfg: strength of classifier-free guidance at the last scale; it rises linearly from 0 at the first.
@@ -43,7 +43,7 @@ class Guidance:
     smooth: bool = False
 
     def for_codes(self, codes: int) -> Guidance:
-        """The same for a codebook that may be smaller than `top_k`, which then keeps all."""
+        """The same settings for a codebook that may be smaller than `top_k`, in which case all codes are kept."""
         return replace(self, top_k=min(self.top_k, codes))
 
 
@@ -54,7 +54,7 @@ class Noise:
         self.generators = [torch.Generator(device=device).manual_seed(seed) for seed in seeds]
 
     def draw(self, probability_BlV: Tensor) -> Tensor:
-        """One code a token, (B,l)."""
+        """One code per token, (B,l)."""
         return torch.cat(
             [
                 torch.multinomial(part.flatten(0, 1), 1, replacement=True, generator=own).view(part.shape[:2])
@@ -73,7 +73,7 @@ class Noise:
 
 @contextlib.contextmanager
 def kv_caches(model: Any) -> Iterator[None]:
-    """Inside, the VAR's blocks keep keys and values; afterwards they are off and empty, also after an exception."""
+    """Inside, the VAR's blocks cache keys and values; afterwards caches are off and empty, also after an exception."""
     try:
         for block in model.blocks:
             block.attn.kv_caching(True)
@@ -93,7 +93,7 @@ def sample(
     model: VAR,
     label_B: Tensor,
     noise: Noise,
-    how: Guidance,
+    guidance: Guidance,
     *,
     exchange: Exchange | None = None,
     watch: Watch | None = None,
@@ -101,9 +101,9 @@ def sample(
     """Draws one image for each label, (B,3,H,W) in [0,1].
 
     Args:
-        label_B: int64; the number of classes itself stands for no class.
+        label_B: int64; num_classes stands for no class.
         noise: one generator, or one for each image.
-        exchange: may exchange each scale's code vectors before they are added to f_hat.
+        exchange: may replace each scale's code vectors before they are added to f_hat.
     """
     var: Any = model
     vae, scales, B = var.vae_proxy[0], len(var.patch_nums), len(label_B)
@@ -114,8 +114,8 @@ def sample(
     with kv_caches(var):
         for si, pn in enumerate(var.patch_nums):
             progress = si / (scales - 1)
-            logits_BlV = _guided_logits(var, x_BLC, cond_BD, how.cfg * progress)
-            h_BlC = _code_vectors(var, logits_BlV, noise, how, progress)
+            logits_BlV = _guided_logits(var, x_BLC, cond_BD, guidance.cfg * progress)
+            h_BlC = _code_vectors(var, logits_BlV, noise, guidance, progress)
             h_BChw = h_BlC.transpose(1, 2).reshape(B, var.Cvae, pn, pn)
             if exchange is not None:
                 h_BChw = exchange(si, h_BChw)
@@ -129,7 +129,7 @@ def sample(
 
 
 def _guided_logits(var: Any, x_BLC: Tensor, cond_BD: Tensor, strength: float) -> Tensor:
-    """(1 + t) guided - t unguided, (B,l,V): the first half of the batch has its class, the second none."""
+    """(1 + t) guided - t unguided, (B,l,V): the first half of the batch is conditional, the second unconditional."""
     block_cond = var.shared_ada_lin(cond_BD)
     for block in var.blocks:
         x_BLC = block(x=x_BLC, cond_BD=block_cond, attn_bias=None)
@@ -137,16 +137,16 @@ def _guided_logits(var: Any, x_BLC: Tensor, cond_BD: Tensor, strength: float) ->
     return (1 + strength) * guided - strength * unguided
 
 
-def _code_vectors(var: Any, logits_BlV: Tensor, noise: Noise, how: Guidance, progress: float) -> Tensor:
+def _code_vectors(var: Any, logits_BlV: Tensor, noise: Noise, guidance: Guidance, progress: float) -> Tensor:
     """Code vectors (B,l,Cvae) of drawn tokens, or mixtures of them; the filters change the logits in place."""
-    if how.top_k:
-        keep_top_k_(logits_BlV, how.top_k)
-    if how.top_p:
-        keep_top_p_(logits_BlV, how.top_p)
-    # Drawn even where it is not used: upstream draws it, and what follows depends on the state of the generator.
+    if guidance.top_k:
+        keep_top_k_(logits_BlV, guidance.top_k)
+    if guidance.top_p:
+        keep_top_p_(logits_BlV, guidance.top_p)
+    # Drawn even if unused, as upstream does: later draws depend on the state of the generator.
     idx_Bl = noise.draw(logits_BlV.softmax(dim=-1))
     codebook = var.vae_quant_proxy[0].embedding
-    if not how.smooth:
+    if not guidance.smooth:
         return codebook(idx_Bl)
     tau = max(0.27 * (1 - progress * 0.95), 0.005)
     logits_BlV = logits_BlV * (1 + progress)
@@ -158,7 +158,7 @@ def to_unit(image: Tensor) -> Tensor:
     return image.add(1).mul(0.5)
 
 
-def sample_as_upstream(var: VAR, labels: Sequence[int], *, seed: int = 0, how: Guidance | None = None) -> Tensor:
+def sample_as_upstream(var: VAR, labels: Sequence[int], *, seed: int = 0, guidance: Guidance | None = None) -> Tensor:
     """The batch that upstream's `autoregressive_infer_cfg` draws with `g_seed=seed`; leaves no KV cache behind.
 
     Args:
@@ -167,17 +167,17 @@ def sample_as_upstream(var: VAR, labels: Sequence[int], *, seed: int = 0, how: G
     Returns:
         (B,3,H,W) in [0,1], float32.
     """
-    how = (how or Guidance()).for_codes(var.V)
+    guidance = (guidance or Guidance()).for_codes(var.V)
     label_B = torch.tensor(labels, device=device_of(var))
     try:
         image = var.autoregressive_infer_cfg(
             B=len(labels),
             label_B=label_B,
             g_seed=seed,
-            cfg=how.cfg,
-            top_k=how.top_k,
-            top_p=how.top_p,
-            more_smooth=how.smooth,
+            cfg=guidance.cfg,
+            top_k=guidance.top_k,
+            top_p=guidance.top_p,
+            more_smooth=guidance.smooth,
         )
     finally:  # upstream leaves its caches on if sampling raises
         drop_kv_caches(var)

@@ -1,7 +1,7 @@
-"""AdaLNSelfAttn and VAR -> the same, remembering what a second pass through the last M blocks starts from.
+"""AdaLNSelfAttn and VAR -> the same, recording the inputs of a second pass through the last M blocks.
 
-The student's pass is VAR's own forward: the patches only write down, in a `StudentPass`, what the teacher's pass needs.
-The two halves of a block and the head are then run again by functions of this file, on detached weights.
+The student's pass is VAR's own forward: the patches only record, in a `StudentPass`, the inputs of the teacher's pass. The
+two halves of a block and the head are then run again by the functions in this file, with detached weights.
 
 Shapes: B batch, L tokens, C width, V codes. `six` are the AdaLN vectors gamma1, gamma2, scale1, scale2, shift1, shift2.
 """
@@ -23,13 +23,13 @@ Six = tuple[Tensor, ...]
 class SharedDropPath:
     """Stochastic depth drawn once: the first call draws as `drop_path` itself would, later calls repeat its mask.
 
-    It consumes the random numbers of one stock call, and its product is stock's, to the bit.
+    It consumes the random numbers of one stock call, and its result is bit-identical to stock.
     """
 
     def __init__(self, drop_path: nn.Module) -> None:
         self.drop_path = drop_path
         self.drawn = False
-        self.factor_B11: Tensor | None = None  # 0 or 1/keep for each sample; None: nothing is dropped
+        self.factor_B11: Tensor | None = None  # 0 or 1/keep per sample; None: nothing is dropped
 
     def __call__(self, branch_BLC: Tensor) -> Tensor:
         if not self.drawn:
@@ -53,11 +53,11 @@ class BlockRecord:
 
 @dataclass
 class StudentPass:
-    """One teacher-forced forward pass of the student, and what the teacher's pass shares with it."""
+    """One teacher-forced forward pass of the student, with the parts shared by the teacher's pass."""
 
-    defer_head: bool = False  # the pass ends before the head: it returns `hidden_BLC` in place of logits
+    defer_head: bool = False  # the pass ends before the head and returns `hidden_BLC` instead of logits
     logits_BLV: Tensor | None = None
-    hidden_BLC: Tensor | None = None  # what the head is called with
+    hidden_BLC: Tensor | None = None  # input of the head
     cond_BD: Tensor | None = None  # condition of the head, label drop applied
     attn_bias: Tensor | None = None
     blocks: list[BlockRecord] = field(default_factory=list)
@@ -77,7 +77,7 @@ def attention_half(block: Any, x_BLC: Tensor, six: Six, attn_bias: Tensor | None
     """x + drop(gamma1 SA(norm(x) (1 + scale1) + shift1)), in upstream's order of operations."""
     gamma1, _, scale1, _, shift1, _ = six
     branch = block.attn(block.ln_wo_grad(x_BLC).mul(scale1.add(1)).add_(shift1), attn_bias=attn_bias)
-    # In place as upstream does it: under autocast that keeps the branch's dtype where the gates are fp32.
+    # In place, as in upstream: under autocast this keeps the branch's dtype although the gates are fp32.
     return x_BLC + drop(branch.mul_(gamma1))
 
 
@@ -93,8 +93,8 @@ def ffn_half(block: Any, x_BLC: Tensor, six: Six, drop: SharedDropPath) -> Tenso
 
 class RecordedBlock(InstancePatch):
     """Modifications:
-    - while a StudentPass is attached, the block runs in two halves and writes down what lies between them
-    - without one it is stock; results, gradients and random numbers are stock's either way
+    - while a StudentPass is attached, the block runs in two halves and records the value between them
+    - without one it is stock; results, gradients and random numbers are stock's in both cases
     """
 
     host = "AdaLNSelfAttn"
@@ -121,8 +121,8 @@ class RecordedBlock(InstancePatch):
 
 class RecordedVAR(InstancePatch):
     """Modifications:
-    - while a StudentPass is attached, `get_logits` writes down what it is called with, and if the head is deferred
-      hands its input back as it is: whoever holds the pass calls the stock `get_logits` later, in pieces
+    - while a StudentPass is attached, `get_logits` records its input; if the head is deferred it returns
+      the input unchanged, and the owner of the StudentPass calls the stock `get_logits` later, in chunks
     `forward` is stock; its fingerprint is that of the pass the recording relies on.
     """
 
@@ -144,7 +144,7 @@ class RecordedVAR(InstancePatch):
 class Recording(Patch):
     """`with patched(var, Recording(2, tape)): var(label_B, x)` fills `tape` with the last 2 blocks' records.
 
-    With no tape the patched VAR is stock; applying it once for a whole run spares the drift check of every step.
+    With no tape the patched VAR is stock; apply it once per run to avoid the drift check at every step.
     """
 
     def __init__(self, blocks: int, tape: StudentPass | None = None) -> None:
@@ -178,7 +178,7 @@ def last_blocks(var: Any, count: int) -> list[Any]:
 
 class CrossedBlock(InstancePatch):
     """Modifications:
-    - between self-attention and FFN the tokens pass through `alias_cross`, where one is attached
+    - between self-attention and FFN the tokens pass through `alias_cross`, if one is attached
     - without one the block is stock
     """
 
@@ -202,7 +202,7 @@ class CrossedBlock(InstancePatch):
 
 
 class Crossing(Patch):
-    """AG-XAttn inside the last blocks of a VAR of its own (a separate teacher): one callable (B,L,C) -> (B,L,C) a block.
+    """AG-XAttn inside the last blocks of a separate teacher's VAR: one callable (B,L,C) -> (B,L,C) per block.
 
     `features` collects the outputs of these blocks.
     """
@@ -233,7 +233,7 @@ class _Call(nn.Module):
 
 
 def detached_call(function: Callable[..., Tensor], module: nn.Module, *args: Any) -> Tensor:
-    """`function(module, *args)` with every weight of `module` detached: gradient passes through, none is left in it."""
+    """`function(module, *args)` with every weight of `module` detached: gradients pass through, but the weights get none."""
     weights = {f"module.{name}": weight.detach() for name, weight in module.named_parameters()}
     return torch.func.functional_call(_Call(module, function), weights, args)
 

@@ -1,8 +1,8 @@
-"""Finds VAR (the submodule `var_upstream/`, else the stand-in) and builds its models in a contained way.
+"""Finds VAR (the submodule `var_upstream/`, else the stand-in) and builds its models without side effects.
 
-Upstream was written to own its process: its packages are called `dist`, `models` and `utils`, its builder replaces
-`reset_parameters` of every `nn.Linear` and `nn.Conv2d` by a no-op for good, its constructors print, and its device is
-a module global. Everything here keeps that inside a call: nothing of the process is different afterwards.
+Upstream assumes that it owns the process: its packages are called `dist`, `models` and `utils`, its builder replaces
+`reset_parameters` of every `nn.Linear` and `nn.Conv2d` by a no-op permanently, its constructors print, and its device is
+a module global. This file limits these effects to a call: afterwards the process is unchanged.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ PINNED_REVISION = "78b95394fc5896192e3a003e4b295f8ea743c48f"
 # sha256 over the Python files of the pinned revision that this project imports (see `source_digest`).
 PINNED_DIGEST = "4189a5f3db6e37fc3b991e67316574b309c3a96ef2c3cf23e5985b5c9b4554a3"
 SOURCES = ("dist.py", "trainer.py", "models/*.py", "utils/*.py")
-SHADOWED = ("dist", "models", "utils", "trainer")  # the absolute names upstream's files import each other by
+SHADOWED = ("dist", "models", "utils", "trainer")  # the absolute names by which upstream's files import each other
 VAR_PATCH_NUMS = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
 
 
 class UpstreamError(RunFailed):
-    """The submodule is missing where it is required, or is not the revision the patches were written for."""
+    """The submodule is required but missing, or is not the revision the patches were written for."""
 
 
 def submodule_present() -> bool:
@@ -66,7 +66,7 @@ def _is_shadowed(name: str) -> bool:
 
 
 def import_isolated(name: str, root: Path = SUBMODULE) -> ModuleType:
-    """Imports `name` from upstream's folder; `sys.path` and the caller's own `models`, `utils`, ... stay as they are.
+    """Imports `name` from upstream's folder; `sys.path` and the caller's own `models`, `utils`, ... are unchanged.
 
     The modules are registered as `var_upstream.NAME`, so that tracebacks, pickling and `torch.compile` find them.
     """
@@ -76,12 +76,12 @@ def import_isolated(name: str, root: Path = SUBMODULE) -> ModuleType:
         hidden = {key: sys.modules.pop(key) for key in list(sys.modules) if _is_shadowed(key)}
         sys.modules.update(_loaded)
         sys.path.insert(0, str(root))
-        here = os.getcwd()
+        folder = os.getcwd()
         try:
-            os.chdir(root)  # utils.arg_util asks git for its revision while it is being imported
+            os.chdir(root)  # importing utils.arg_util asks git for its revision
             importlib.import_module(name)
         finally:
-            os.chdir(here)
+            os.chdir(folder)
             sys.path.remove(str(root))
             found = {key: sys.modules.pop(key) for key in list(sys.modules) if _is_shadowed(key)}
             sys.modules.update(hidden)
@@ -116,15 +116,15 @@ _PRISTINE = {
 
 @contextlib.contextmanager
 def pristine_initializers() -> Iterator[None]:
-    """Inside, PyTorch's layers initialise themselves; afterwards the classes are as they were before.
+    """Inside, PyTorch's layers initialise themselves; afterwards the classes are restored.
 
     Raises:
-        UpstreamError: upstream's `build_vae_var` (or the notebook's first cell) had switched the initialisers off
-            before this module was imported.
+        UpstreamError: upstream's `build_vae_var` (or the notebook's first cell) disabled the initialisers before this module was
+            imported.
     """
     if any(not str(method.__module__).startswith("torch.") for method in _PRISTINE.values()):
         raise UpstreamError(
-            "reset_parameters of torch's layers had been replaced before refocus was imported (upstream's build_vae_var "
+            "reset_parameters of torch's layers was replaced before refocus was imported (upstream's build_vae_var "
             "does that), so new layers would hold uninitialized memory; import patches.upstream first."
         )
     before = {cls: cls.__dict__.get("reset_parameters") for cls in _PRISTINE}
@@ -140,7 +140,7 @@ def pristine_initializers() -> Iterator[None]:
                 setattr(cls, "reset_parameters", own)
 
 
-# DESIGN 2, "Recipe of VAR that the paper keeps": the initial gain of AdaLN's gammas falls with depth.
+# VAR's recipe, which the paper keeps: the initial gain of AdaLN's gammas falls with depth.
 def adaln_gamma_init(depth: int) -> float:
     """`alng` of VAR's recipe for a depth: 1e-3 up to d20, 1e-4 to d24, 1e-5 to d30, 5e-6 beyond."""
     for limit, gain in ((20, 1e-3), (24, 1e-4), (30, 1e-5)):
@@ -164,14 +164,14 @@ class Upstream:
     gumbel_softmax_with_rng: Any
 
     def describe(self) -> str:
-        """The line every command prints: which upstream it runs on."""
+        """The line with the upstream in use, which every command prints."""
         if self.kind == "submodule":
             return f"upstream: VAR submodule var_upstream at {PINNED_REVISION[:7]}"
         return (
             "upstream: stand-in refocus_ext/vanilla_var (submodule var_upstream is not populated; "
             "`git submodule update --init` fetches it)"
             if not submodule_present()
-            else "upstream: stand-in refocus_ext/vanilla_var (asked for by REFOCUS_UPSTREAM)"
+            else "upstream: stand-in refocus_ext/vanilla_var (set by REFOCUS_UPSTREAM)"
         )
 
     def build_vae(
@@ -232,10 +232,10 @@ class Upstream:
                 attn_l2_norm=attn_l2_norm,
                 patch_nums=tuple(vae.quantize.v_patch_nums),
             )
-            if torch.device(device).type != "cpu":  # it was built there, and fake weights can't be moved
+            if torch.device(device).type != "cpu":  # it was built there, and fake weights cannot be moved
                 var = var.to(device)
             var.init_weights(init_adaln=0.5, init_adaln_gamma=adaln_gamma_init(depth), init_head=0.02, init_std=-1)
-        # Neither is a buffer upstream, so `.to(device)` leaves them behind.
+        # Neither is a buffer in upstream, so `.to(device)` does not move them.
         var.rng = torch.Generator(device=device)
         var.uniform_prob = var.uniform_prob.to(device)
         return var
@@ -248,7 +248,7 @@ class Upstream:
 
 @contextlib.contextmanager
 def on_device(upstream: Upstream, device: torch.device | str) -> Iterator[None]:
-    """Inside, upstream's module-global device is `device` (its own choice is CUDA wherever there is one)."""
+    """Inside, upstream's module-global device is `device` (its own choice is CUDA if available)."""
     dist = _loaded.get("dist") if upstream.kind == "submodule" else None
     if dist is None:
         yield
@@ -269,11 +269,11 @@ def _load_submodule() -> Upstream:
     if not submodule_present():
         raise UpstreamError(
             "the submodule var_upstream is not populated; run `git submodule update --init` where GitHub can be "
-            "reached, or leave REFOCUS_UPSTREAM unset to run on the stand-in."
+            "reached, or unset REFOCUS_UPSTREAM to run on the stand-in."
         )
     if (found := source_digest()) != PINNED_DIGEST:
         raise UpstreamError(
-            f"var_upstream is not the pinned revision {PINNED_REVISION[:7]} untouched (its sources hash to {found[:12]}, "
+            f"var_upstream is not the unmodified pinned revision {PINNED_REVISION[:7]} (its sources hash to {found[:12]}, "
             f"expected {PINNED_DIGEST[:12]}); `git submodule update --init --force` restores it."
         )
     # Upstream calls torch.cuda.amp.autocast, deprecated since 2.4, on every forward; only its own modules are silenced.
@@ -306,11 +306,11 @@ def load_upstream(kind: str | None = None) -> Upstream:
     """The submodule if it is populated, else the stand-in.
 
     Args:
-        kind: "submodule" or "stand-in" to insist on one; None reads the environment variable REFOCUS_UPSTREAM, else
-            decides by what is there.
+        kind: "submodule" or "stand-in" to require one; None reads the environment variable REFOCUS_UPSTREAM, or else
+            takes what is available.
 
     Raises:
-        UpstreamError: the submodule is asked for and missing, or is not the pinned revision.
+        UpstreamError: the submodule is required and missing, or is not the pinned revision.
     """
     kind = kind or os.environ.get("REFOCUS_UPSTREAM") or ("submodule" if submodule_present() else "stand-in")
     if kind not in ("submodule", "stand-in"):
@@ -319,5 +319,5 @@ def load_upstream(kind: str | None = None) -> Upstream:
 
 
 def loaded_upstreams() -> list[Upstream]:
-    """The implementations this process has loaded so far (their classes are what patches may bind to)."""
+    """The implementations this process has loaded so far (patches may bind to their classes)."""
     return [load() for load in (_load_submodule, _load_stand_in) if load.cache_info().currsize]

@@ -1,4 +1,4 @@
-"""Upstream's own `VARTrainer.train_step`, on tokens that are given: what our training step is measured against."""
+"""Upstream's own `VARTrainer.train_step`, on given tokens: the reference for the cost of our training step."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from patches.upstream import import_isolated
 
 
 class _GivenTokens:
-    """Stands for the trainer's VAE: whatever the image, the tokens are these."""
+    """Replaces the trainer's VAE: returns the same tokens for any image."""
 
     def __init__(self, vae: Any, idx_BL: Tensor) -> None:
         self.quantize, self.vocab_size = vae.quantize, vae.vocab_size
@@ -40,7 +40,7 @@ def upstream_train_step(
 
     Raises:
         ModuleNotFoundError: upstream's trainer needs pytz and typed-argument-parser.
-        UpstreamError: the submodule is not there.
+        UpstreamError: the submodule is missing.
     """
     trainer_module, amp = import_isolated("trainer"), import_isolated("utils.amp_sc")
     names, parameters = zip(*var.named_parameters(), strict=True)

@@ -1,4 +1,4 @@
-"""Initial weights for a VQVAE that is trained from scratch; upstream ships trained ones and never initialises it."""
+"""Initial weights for a VQVAE trained from scratch; upstream ships trained weights and no initialisation."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ RESIDUAL_OUTPUTS = ("conv2", "proj_out")
 def init_vae_weights(vae: Any) -> None:
     """Xavier-uniform convolutions, residual branches that start at zero, phi that starts as the identity.
 
-    PyTorch's default (a third of the variance) makes the first hundred steps of a deep GroupNorm autoencoder a constant
-    image; zeroed branch outputs let the signal through the skips from the first step, as in DDPM's U-Net.
+    With PyTorch's default (a third of the variance) a deep GroupNorm autoencoder outputs a constant image for the first
+    hundred steps; zeroed branch outputs let the signal pass the skips from the first step, as in DDPM's U-Net.
     """
     for module in (vae.encoder, vae.decoder, vae.quant_conv, vae.post_quant_conv):
         for name, layer in module.named_modules():

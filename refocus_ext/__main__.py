@@ -1,4 +1,4 @@
-"""`python -m refocus_ext COMMAND`, which run.sh calls: runs a command and leaves with its exit code."""
+"""`python -m refocus_ext COMMAND`, which run.sh calls: runs a command and exits with its exit code."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from refocus_ext.commands import main
 
 
 def leave(code: int) -> NoReturn:
-    """Ends the process with this code.
+    """Exits the process with this code.
 
-    One of several processes leaves after its exit handlers, without the interpreter's teardown: there, after all work is
-    done, one of PyTorch's threads (gloo, FSDP2) sometimes aborts, and torchrun would call a finished run failed.
+    One of several processes runs its exit handlers but skips the interpreter's teardown: during it one of PyTorch's threads
+    (gloo, FSDP2) sometimes aborts, and torchrun would report a finished run as failed.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         atexit._run_exitfuncs()
@@ -28,7 +28,7 @@ if __name__ == "__main__":
     try:
         code = main(sys.argv[1:])
         sys.stdout.flush()
-    except BrokenPipeError:  # `... | head` has read enough
+    except BrokenPipeError:  # `... | head` closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     leave(code)

@@ -1,4 +1,4 @@
-"""Says what an interpreter lacks to run this project. Standard library only; reads metadata, imports nothing."""
+"""Reports which packages an interpreter lacks to run this project. Standard library only; imports no package."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def _lacks(requirement: str) -> str | None:
 
 
 def _torch_pair() -> str | None:
-    """torchvision is built for one torch exactly; beside another it does not import."""
+    """torchvision is built for exactly one torch version; with another it fails to import."""
     try:
         wanted = [r for r in distribution("torchvision").requires or () if re.match(r"torch\s*\(?==", r)]
         found = distribution("torch").version
     except PackageNotFoundError:
-        return None  # named by the list above
+        return None  # already in the list of missing packages
     if wanted and _version(re.split("==", wanted[0])[1]) != _version(found):
         return f"a torchvision that matches torch {found}"
     return None

@@ -1,4 +1,4 @@
-"""The two ways a command ends early that are not bugs."""
+"""The two errors with which a command ends early without a bug."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from collections.abc import Iterator
 class UsageError(ValueError):
     """Bad input: one sentence that names the value, the limit and what to do. The command line exits with 2.
 
-    A library's sentence is about the thing ("the folder x holds no images"); a command adds its option by `named`.
+    A library's message is about the thing ("the folder x holds no images"); a command adds its option with `named`.
     """
 
 
 class RunFailed(RuntimeError):
-    """The work itself failed for a reason the user can act on (disk full, too many broken images). Exits with 1."""
+    """The work failed for a reason the user can act on (disk full, too many broken images). Exits with 1."""
 
 
 @contextlib.contextmanager
 def named(option: str) -> Iterator[None]:
-    """Inside, what a library complains of was given by this option of the command, and the sentence says so.
+    """Prefixes the messages of library errors inside with the option that gave the bad value.
 
     >>> with named("--data"):
     ...     raise UsageError("the folder x holds no images.")

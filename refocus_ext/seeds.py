@@ -1,4 +1,4 @@
-"""Random streams from one seed: each use has a name and a stream of its own, so that none depends on another."""
+"""Random streams from one seed: each use has its own named stream, so that none depends on another."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 @unique
 class Stream(IntEnum):
-    """What random numbers are drawn for. The values are part of what a seed means: they never change."""
+    """What random numbers are drawn for. The values are part of the meaning of a seed and must never change."""
 
     DATA_ORDER = 0  # permutation of an epoch
     CROPS = 1  # crop and flip of an image in an epoch
@@ -18,11 +18,11 @@ class Stream(IntEnum):
     CODEBOOK_SAMPLE = 4  # crops that the codebooks are initialised from
     CODEBOOK = 5  # k-means on them
     REVIVAL = 6  # which vectors replace dead codes
-    FOCUS_STATE = 7  # whose prefix and anchor a step decodes
+    FOCUS_STATE = 7  # the state whose prefix and anchor a step decodes
     SECOND_WEIGHTS = 8  # of the alias tokenizer, of the teacher
     VIEW_OFFSET = 21  # which of its fixed views an image shows first
     MIRROR = 22  # flips of views that are new in every epoch
-    REFERENCE_CROPS = 31  # crops that an ablation compares samples with
+    REFERENCE_CROPS = 31  # crops that the ablation compares samples with
     SET_SHUFFLE = 41  # order of a set of sampled images
 
 
@@ -34,14 +34,14 @@ def derived_seed(*parts: int) -> int:
 
 
 def stream_seed(seed: int, stream: Stream, *numbers: int) -> int:
-    """The seed of one use of a run's seed; `numbers` tell its draws apart (epoch, image, step, rank)."""
+    """The seed of one stream of a run; `numbers` distinguish its draws (epoch, image, step, rank)."""
     return derived_seed(seed, stream, *numbers)
 
 
 def image_seed(seed: int, number: int) -> int:
     """The seed of sampled image `number`.
 
-    It has no stream, as the first sets were drawn without: what a set draws beside its images must therefore give
-    `stream_seed` a number as well, or it shares the stream of an image.
+    It has no stream, because the first sets were drawn without one. Other draws for a set must therefore pass a number
+    to `stream_seed`, or they would share the stream of an image.
     """
     return derived_seed(seed, number)

@@ -10,13 +10,13 @@ from torch import Tensor
 
 
 def keep_top_k_(logits_BlV: Tensor, top_k: int) -> None:
-    """Sets all but the k largest logits of each token to -inf, in place; ties with the k-th stay."""
+    """Sets all but the k largest logits of each token to -inf, in place; ties with the k-th are kept."""
     weakest_kept = logits_BlV.topk(top_k, dim=-1, sorted=False).values.amin(dim=-1, keepdim=True)
     logits_BlV.masked_fill_(logits_BlV < weakest_kept, -torch.inf)
 
 
 def keep_top_p_(logits_BlV: Tensor, top_p: float) -> None:
-    """Sets the least likely codes, together at most 1 - p of the probability, to -inf, in place; one always stays."""
+    """Sets the least likely codes, together at most 1 - p of the probability, to -inf, in place; one code is always kept."""
     ascending, order = logits_BlV.sort(dim=-1)
     dropped = ascending.softmax(dim=-1).cumsum(dim=-1) <= 1 - top_p
     dropped[..., -1] = False

@@ -1,4 +1,4 @@
-"""What the structure and the alias quantizer share: code search, straight-through, k-means, use of a codebook."""
+"""Shared by the structure and alias quantizers: code search, straight-through, k-means, codebook usage."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SEARCH = 2**24  # distances held at once by the codebook search
 
 
 def prefix_projection(f_BChw: Tensor, pn: int) -> Tensor:
-    """P: what a token map of pn x pn cells can follow of a latent: area-average down, bicubic back up (identity at n)."""
+    """P, the part of a latent that pn x pn cells can represent: area-average down, bicubic back up (identity at n)."""
     size = f_BChw.shape[-2:]
     if tuple(size) == (pn, pn):
         return f_BChw
@@ -24,8 +24,8 @@ def prefix_projection(f_BChw: Tensor, pn: int) -> Tensor:
 def straight_through(f_hat_BChw: Tensor, target_BChw: Tensor, pn: int | None = None) -> Tensor:
     """f_hat in value; in gradient P(target), with P of `prefix_projection` at `pn` (None: the identity).
 
-    A coarse prefix holds few tokens and can follow only the part of a gradient that survives P; passing the whole of
-    it would move the encoder where the tokens cannot go. Codebook and phi get nothing.
+    A coarse prefix has few tokens and can follow only the part of a gradient that survives P; the whole gradient would
+    move the encoder where the tokens cannot follow. Codebook and phi get no gradient.
     """
     followed = target_BChw if pn is None else prefix_projection(target_BChw, pn)
     # upstream's order of operations, (f_hat - sg f) + f, to the bit
@@ -34,7 +34,7 @@ def straight_through(f_hat_BChw: Tensor, target_BChw: Tensor, pn: int | None = N
 
 @contextmanager
 def full_precision_matmul() -> Iterator[None]:
-    """Inside, fp32 products are fp32: TF32 and a CPU's bf16 shortcut flip some of the nearest codes."""
+    """Inside, fp32 products use full fp32: TF32, and bf16 on a CPU, would change some nearest codes."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
@@ -53,7 +53,7 @@ def nearest_code(z_NC: Tensor, table_VC: Tensor) -> Tensor:
 
 @torch.no_grad()
 def kmeans(points_NC: Tensor, codes: int, generator: torch.Generator, iterations: int = 10) -> Tensor:
-    """Lloyd's algorithm from random points, (codes, C); points are repeated with jitter where there are too few."""
+    """Lloyd's algorithm from random points, (codes, C); if there are too few points they are repeated with jitter."""
     N, _ = points_NC.shape
     picks = torch.randperm(N, generator=generator)[:codes]
     centres = points_NC[picks.to(points_NC.device)].clone()

@@ -77,7 +77,7 @@ def pyramid() -> FocusPyramid:
 
 
 def inside(model: Any) -> Any:
-    """A model whose layers a test looks into; `patches.faces` shows no more than the project uses."""
+    """A model whose layers a test looks into; `patches.protocols` shows no more than the project uses."""
     return model
 
 

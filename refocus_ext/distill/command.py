@@ -26,7 +26,7 @@ from refocus_ext.distill.recipe import DistillRecipe, DistillWeights
 from refocus_ext.distill.teacher.geometry import TeacherGeometry
 from refocus_ext.distill.training import DistillTraining
 from refocus_ext.engine.checks import check_share
-from refocus_ext.engine.distributed import World, preflight_device, world
+from refocus_ext.engine.distributed import World, join_world, preflight_device
 from refocus_ext.engine.interruption import Interruption
 from refocus_ext.engine.run_folder import RunFolder, check_run_folder
 from refocus_ext.engine.training import RunPlan, TrainingData
@@ -44,7 +44,7 @@ from refocus_ext.tokens.trained_tokenizer import Tokenizer, load_tokenizer
 
 
 class Prepared(NamedTuple):
-    """What stands before any work is done."""
+    """Everything checked and loaded before the run starts."""
 
     tokenizer: Tokenizer
     train: ImageSource
@@ -57,12 +57,12 @@ class Prepared(NamedTuple):
 
 def main(options: DistillOptions) -> int:
     """Runs the command; returns its exit code."""
-    with world(options.device) as here:
-        return _run(complete(options), here)
+    with join_world(options.device) as world:
+        return _run(complete(options), world)
 
 
 def preflight(options: DistillOptions, processes: int) -> None:
-    """Raises UsageError where `main` would in each of so many processes; leaves GPUs alone, and writes nothing."""
+    """Raises the UsageErrors that `main` would raise in each of `processes` processes; uses no GPU and writes nothing."""
     options = complete(options)
     with named("--tokens-precision"):
         precision = pick_precision(options.tokens_precision, preflight_device(options.device))
@@ -79,10 +79,10 @@ def preflight(options: DistillOptions, processes: int) -> None:
 
 
 def prepare_run(upstream: Upstream, options: DistillOptions, device: torch.device) -> Prepared:
-    """Options checked against each other, the tokenizer and the data.
+    """Checks the options against each other, the tokenizer and the data.
 
     Raises:
-        UsageError: they do not fit, or something is not there.
+        UsageError: they do not fit, or something is missing.
     """
     check_options(options)
     with named("--tokenizer"):
@@ -97,38 +97,38 @@ def prepare_run(upstream: Upstream, options: DistillOptions, device: torch.devic
     return Prepared(tokenizer, train, val, classes, geometry, size, note)
 
 
-def _run(options: DistillOptions, here: World) -> int:
+def _run(options: DistillOptions, world: World) -> int:
     upstream = load_upstream()
-    here.say(upstream.describe())
+    world.say(upstream.describe())
     with named("--tokens-precision"):
-        pick_precision(options.tokens_precision, here.device)
-    tokenizer, train, val, classes, geometry, size, note = prepare_run(upstream, options, here.device)
+        pick_precision(options.tokens_precision, world.device)
+    tokenizer, train, val, classes, geometry, size, note = prepare_run(upstream, options, world.device)
     prepare(tokenizer)
-    here.say(why_preset(options, tokenizer))
+    world.say(why_preset(options, tokenizer))
     if note:
-        here.say(f"note: {note}")
-    if here.main:
-        print_plan(options, tokenizer, geometry, train, classes, size, here.device)
+        world.say(f"note: {note}")
+    if world.main:
+        print_plan(options, tokenizer, geometry, train, classes, size, world.device)
     if options.dry_run:
-        if here.main:
-            print_cost(size, options, here.size)
+        if world.main:
+            print_cost(size, options, world.size)
         return 0
-    require_memory(size.memory // (here.size if options.parallel == "fsdp" else 1), here.device, options)
+    require_memory(size.memory // (world.size if options.parallel == "fsdp" else 1), world.device, options)
     with Interruption() as interruption:
         run = (
             open_run(options, tokenizer, geometry, upstream, train, classes, held_out=val != train)
-            if here.main
+            if world.main
             else None
         )
         if run:
             run.require_space((options.keep + 1) * size.checkpoint + 2 * size.weights)
-        here.barrier()  # the others look into the folder only after rank 0 has put it in order
-        data = training_data(options, tokenizer, train, here, interruption)
+        world.barrier()  # the others read the folder only after rank 0 has prepared it
+        data = training_data(options, tokenizer, train, world, interruption)
         if data is None:
-            return interruption.agreed(here)
-        networks = build_networks(network_plan(options, classes), upstream, tokenizer, geometry, here.device)
+            return interruption.agreed(world)
+        networks = build_networks(network_plan(options, classes), upstream, tokenizer, geometry, world.device)
         recipe = recipe_of(options, held_out=val != train)
-        training = DistillTraining(RunPlan.of(options), recipe, here, run, tokenizer, networks, data, val)
+        training = DistillTraining(RunPlan.of(options), recipe, world, run, tokenizer, networks, data, val)
         return training.fit(interruption)
 
 
@@ -167,7 +167,7 @@ def network_plan(options: DistillOptions, classes: int) -> NetworkPlan:
 
 
 def run_identity(options: DistillOptions, tokenizer: Tokenizer) -> dict[str, object]:
-    """What makes two runs the same run: options, and the weights of the tokenizer."""
+    """What identifies a run: its options and the weights of the tokenizer."""
     return options.identity() | {"tokenizer": tokenizer.checksums()}
 
 
@@ -180,7 +180,7 @@ def open_run(
     classes: int,
     held_out: bool,
 ) -> RunFolder:
-    """The run folder, with its configuration, class map and a copy of the tokenizer that the student needs."""
+    """The run folder, with its configuration, class map and a copy of the student's tokenizer."""
     weights = tokenizer.checksums()
     theirs = tokenizer.trained_with
     config = {
@@ -226,20 +226,20 @@ def cache_folder(options: DistillOptions, tokenizer: Tokenizer) -> Path:
 
 
 def training_data(
-    options: DistillOptions, tokenizer: Tokenizer, images: ImageSource, here: World, interruption: Interruption
+    options: DistillOptions, tokenizer: Tokenizer, images: ImageSource, world: World, interruption: Interruption
 ) -> TrainingData | None:
-    """The token cache, made first where it is missing, or the images themselves; None if making it was interrupted."""
-    source = cache_source(options, tokenizer, images, pick_precision(options.tokens_precision, here.device))
+    """The token cache, made first if it is missing, or the images themselves; None if making it was interrupted."""
+    source = cache_source(options, tokenizer, images, pick_precision(options.tokens_precision, world.device))
     if options.cache == "off":
         return source.crops()
     folder = cache_folder(options, tokenizer)
     if not (folder / FILE).is_file():
-        here.say(f"there is no token cache in {folder} yet: making it first, as `bash run.sh tokens` would")
-    interruption.promise = "stopping after this batch; finished shards stay"
+        world.say(f"{folder} has no token cache yet: making it first, as `bash run.sh tokens` does")
+    interruption.promise = "stopping after this batch; finished shards are kept"
     with named("--cache"):
-        built = build_cache(folder, source, here, interruption=interruption, workers=options.workers)
+        built = build_cache(folder, source, world, interruption=interruption, workers=options.workers)
     if built.exit_code:
         return None
     interruption.promise = "saving at the end of this step"
-    here.say(f"tokens: {cache_summary(folder, source.layout(), built)}")
-    return open_cache(folder, source, here, verify=False)
+    world.say(f"tokens: {cache_summary(folder, source.layout(), built)}")
+    return open_cache(folder, source, world, verify=False)

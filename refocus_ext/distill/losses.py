@@ -3,8 +3,8 @@
 Shapes: B batch, L tokens, V codes, C channels, S token scales, M distilled blocks; `l` is a chunk of tokens.
 
 One fp32 copy of the logits is 0.7 GB at B=32, L=680, V=8192, and the plain formula keeps about six of them until the
-backward pass. Here the formula runs over chunks of tokens, keeps two numbers a token (each row's log-sum-exp) and
-writes its gradient directly. It starts from what feeds the head, so that not even the logits exist as a whole.
+backward pass. This version runs over chunks of tokens, keeps two numbers per token (each row's log-sum-exp) and writes
+its gradient directly. It starts from the input of the head, so that the whole logits never exist.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 BeginEnds = Sequence[tuple[int, int]]
 Terms = dict[str, Tensor]
-CHUNK = 1024  # tokens; 32 MB an fp32 temporary at V=8192
+CHUNK = 1024  # tokens; an fp32 temporary is 32 MB at V=8192
 
 
 def distillation_loss(
@@ -36,26 +36,26 @@ def distillation_loss(
 ) -> tuple[Tensor, Terms]:
     """CE_student + kl_weight * KL(sg p_tea || p_stu) + CE_teacher, each the mean over all B*L tokens (eq. 13).
 
-    The student's logits get the gradient of the first two terms, the teacher's of the third alone. Logits exist for one
-    chunk of tokens at a time: the heads run again in the backward pass (one more product of C x V a token), under the
-    autocast state of the first.
+    The student's logits get the gradient of the first two terms, the teacher's of the third only. Logits exist for one
+    chunk of tokens at a time: the heads run again in the backward pass (one more C x V product per token), under
+    the same autocast state as in the forward pass.
 
     Args:
-        student_BLC, teacher_BLC: what feeds the heads; no teacher leaves CE_student.
+        student_BLC, teacher_BLC: inputs of the heads; without a teacher only CE_student remains.
         targets_BL: codebook indices, int64.
-        begin_ends: first token and end of each scale, as `VAR.begin_ends`; only for the report.
+        begin_ends: first token and end of each scale, as `VAR.begin_ends`; used in the report only.
         student_head, teacher_head: (B,l,C) -> logits (B,l,V), token by token and without randomness:
-            `lambda h_BlC: var.get_logits(h_BlC, cond_BD)`; the teacher's must use detached weights if it shares them.
-        kl_weight: lambda_logit; at 0 the student's gradient is that of CE_student to the bit.
-        chunk: about how many tokens are worked on at once (at least one token of every image).
+            `lambda h_BlC: var.get_logits(h_BlC, cond_BD)`; the teacher's must use detached weights if it shares the student's.
+        kl_weight: lambda_logit; at 0 the student's gradient is bit-identical to that of CE_student.
+        chunk: approximate number of tokens per chunk (at least one token of every image).
 
     Returns:
-        (total, terms): the loss in fp32 (fp64 for fp64 logits), and detached ce_student, ce_teacher, kl (nats a token)
+        (total, terms): the loss in fp32 (fp64 for fp64 logits), and detached ce_student, ce_teacher, kl (nats per token)
         and acc_student, acc_teacher (a share of 1), each beside its means per scale in NAME_S, (S,). Without a teacher
         only the student's two.
     """
     if (teacher_BLC is None) != (teacher_head is None):
-        raise ValueError("teacher_BLC and teacher_head come together or not at all.")
+        raise ValueError("give both teacher_BLC and teacher_head, or neither.")
     if student_BLC.shape[:2] != targets_BL.shape:
         raise ValueError(f"hidden states {tuple(student_BLC.shape)} do not fit targets {tuple(targets_BL.shape)}.")
 
@@ -79,9 +79,10 @@ def distillation_loss(
 def feature_distance(
     student_MBLC: Sequence[Tensor], teacher_MBLC: Sequence[Tensor], eps: float = 1e-6
 ) -> tuple[Tensor, Terms]:
-    """Sum over M blocks of mean((LN(h_stu) - sg LN(h_tea))^2), LN a LayerNorm without parameters (eq. 13, DESIGN 2).
+    """Sum over M blocks of mean((LN(h_stu) - sg LN(h_tea))^2), LN a LayerNorm without parameters (eq. 13).
 
-    LN removes what the student could change for free: shared weights would otherwise shrink or chase their own target.
+    LN removes the scale, which the student could change freely: shared weights would otherwise shrink or follow their
+    own target.
 
     Args:
         student_MBLC, teacher_MBLC: the outputs of the same M blocks, (B,L,C) each.
@@ -120,7 +121,7 @@ def var_report(terms: Mapping[str, Tensor], patch_nums: Sequence[int], patch_siz
 
 
 class _TokenTerms(NamedTuple):
-    """Each term at each token, (B,L); the teacher's are None where there is none."""
+    """Each term at each token, (B,L); the teacher's terms are None without a teacher."""
 
     ce_student: Tensor
     acc_student: Tensor
@@ -187,12 +188,12 @@ class _Eq13(torch.autograd.Function):
 
 
 def _chunk_terms(student_BlV: Tensor, teacher_BlV: Tensor | None, targets_Bl: Tensor) -> tuple[Tensor, ...]:
-    """(lse, CE, hit) of the student, and with a teacher (lse, CE, hit) of the teacher and KL; (B,l) each."""
+    """(lse, CE, hit) of the student; with a teacher also (lse, CE, hit) of the teacher, and KL; (B,l) each."""
     ours, log_p = _cross_entropy(student_BlV, targets_Bl)
     if teacher_BlV is None:
         return ours
     theirs, log_q = _cross_entropy(teacher_BlV, targets_Bl)
-    kl_Bl = log_p.neg_().add_(log_q).mul_(log_q.exp_()).sum(-1)  # sum of q (log q - log p); log_p is spent here
+    kl_Bl = log_p.neg_().add_(log_q).mul_(log_q.exp_()).sum(-1)  # sum of q (log q - log p); overwrites log_p
     return *ours, *theirs, kl_Bl
 
 
@@ -206,7 +207,7 @@ def _cross_entropy(x_BlV: Tensor, targets_Bl: Tensor) -> tuple[tuple[Tensor, Ten
 
 
 def _probabilities(x_BLV: Tensor, lse_BL: Tensor, part: slice) -> Tensor:
-    """softmax of a chunk, in a buffer of its own."""
+    """softmax of a chunk, in a new buffer."""
     return (_wide(x_BLV[:, part]) - lse_BL[:, part].unsqueeze(-1)).exp_()
 
 
@@ -216,7 +217,7 @@ def _less_one_hot(p_BlV: Tensor, targets_Bl: Tensor) -> Tensor:
 
 
 def _wide(x: Tensor) -> Tensor:
-    """In fp32, or as it is if wider."""
+    """In fp32, or unchanged if wider."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 

@@ -13,8 +13,8 @@ from torch import nn
 from patches import BlockCausal, Upstream
 from patches.block_causal import GROUPS
 from patches.checkpointed_block import Checkpointed
-from patches.faces import VAR, as_module
-from patches.parts import blocks_of
+from patches.model_parts import blocks_of
+from patches.protocols import VAR, as_module
 from patches.teacher_block import Recording
 from refocus_ext.distill import recipe
 from refocus_ext.distill.teacher.geometry import TeacherGeometry
@@ -32,12 +32,12 @@ class NetworkPlan:
 
     Args:
         depth: blocks of the VAR; its width is 64 times as much.
-        classes: of its class embedding.
+        classes: number of classes of its embedding.
         shared_aln: one AdaLN for all blocks.
-        teacher: a word of `teacher.kinds.KINDS`, or "off".
+        teacher: a key of `teacher.kinds.KINDS`, or "off".
         attention: of the training pass: "dense", "grouped" or "per-scale".
-        grad_checkpoint: activations are computed again in the backward pass.
-        compile: torch.compile of the blocks that run once.
+        grad_checkpoint: recompute activations in the backward pass.
+        compile: torch.compile the blocks that run once.
         init: VAR weights to start from.
         seed: of the weights.
     """
@@ -67,7 +67,7 @@ def build_networks(
     geometry: TeacherGeometry | None,
     device: torch.device,
 ) -> Networks:
-    """The student first: its weights are the same with any teacher and with none."""
+    """Builds the student first, so that its weights do not depend on the teacher."""
 
     def build(recorded: int) -> Any:
         torch.manual_seed(stream_seed(plan.seed, Stream.WEIGHTS))
@@ -85,10 +85,10 @@ def build_networks(
 
 
 def _patched(var: VAR, plan: NetworkPlan, recorded: int, doubled: int) -> VAR:
-    """For a whole run, so that upstream is checked for drift once and not at every step.
+    """Patches the student for a whole run, so that upstream is checked for drift once and not at every step.
 
     Args:
-        recorded, doubled: last blocks whose pass is written down, and that run twice.
+        recorded, doubled: number of last blocks that are recorded, and that run twice.
     """
     Recording(recorded).apply(var)
     if plan.attention != "dense":
@@ -105,7 +105,7 @@ def load_init(var: VAR, path: Path) -> None:
     """Loads VAR weights strictly.
 
     Raises:
-        UsageError: the file holds none, or those of another geometry.
+        UsageError: the file has no VAR weights, or a VAR of another geometry.
     """
     load_strictly(
         as_module(var),
@@ -116,10 +116,10 @@ def load_init(var: VAR, path: Path) -> None:
 
 
 def adamw(module: nn.Module, teacher_lr: float = 1.0) -> torch.optim.AdamW:
-    """VAR's optimizer; fused also on a CPU, where it saves a copy of the gradients.
+    """VAR's optimizer; fused on a CPU too, where that saves a copy of the gradients.
 
     Args:
-        teacher_lr: factor on the learning rate of a teacher's alias modules.
+        teacher_lr: factor of the learning rate for a teacher's alias modules.
     """
     parts: list[tuple[nn.Module, float]] = [(module, 1.0)]
     if isinstance(module, AliasTeacher):

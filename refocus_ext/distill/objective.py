@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from patches.faces import VAR, VQVAE
+from patches.protocols import VAR, VQVAE
 from patches.teacher_block import StudentPass
 from refocus_ext.distill.losses import Terms, distillation_loss, feature_distance
 from refocus_ext.distill.recipe import DistillWeights
@@ -21,7 +21,7 @@ from refocus_ext.tokens.tokenize import split_maps
 
 
 class TokenEmbedding:
-    """From tokens to what the networks read, by the frozen tokenizers; without gradient and in fp32."""
+    """Turns tokens into network inputs with the frozen tokenizers, in fp32 and without gradient."""
 
     def __init__(self, vae: VQVAE, alias: AliasTokenizer | None) -> None:
         self.vae, self.alias_tokenizer = vae, alias
@@ -43,9 +43,9 @@ class TokenEmbedding:
 class DistillObjective(nn.Module):
     """Eq. 13 of a batch of tokens: `forward(label_B, x_BLC, idx_BL, alias_K)` -> (loss, detached terms).
 
-    One module around both networks, so that DistributedDataParallel sees one forward a step. The student's loss reaches
-    the VAR alone and the teacher's own cross-entropy the teacher alone; with both weights 0 the VAR's gradient is that of
-    `teacher=None`, to the bit.
+    One module around both networks, so that DistributedDataParallel sees one forward per step. The student's loss
+    trains only the VAR, and the teacher's own cross-entropy only the teacher; with both weights 0 the VAR's gradient is
+    bit-identical to that of `teacher=None`.
 
     Args:
         var: the student, a VAR.
@@ -81,14 +81,14 @@ class DistillObjective(nn.Module):
         if taught:
             distance, feature_terms = feature_distance([block.out_BLC for block in tape.blocks], taught.features)
             terms |= feature_terms
-            if self.weights.feat:  # 0 * gradient would not be no gradient where it overflows
+            if self.weights.feat:  # skipped at weight 0, because 0 * an overflowing gradient is not 0
                 loss = loss + self.weights.feat * distance
         return loss, terms
 
     def student_head(self, tape: StudentPass) -> Callable[[Tensor], Tensor]:
         """(B,l,C) -> logits (B,l,V), fp32."""
         cond_BD = tape.cond_BD
-        assert cond_BD is not None, "the tape holds no finished pass"
+        assert cond_BD is not None, "the tape has no finished pass"
         return lambda h_BlC: self.var.get_logits(h_BlC, cond_BD)
 
     def passes(

@@ -1,11 +1,11 @@
-"""samples.png of a stage-2 run: what the student draws, by upstream's own sampler."""
+"""samples.png of a stage-2 run: images of the student, by upstream's own sampler."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from patches.faces import VAR
+from patches.protocols import VAR
 from patches.sampling import sample_as_upstream
 from refocus_ext.engine.run_folder import RunFolder
 from refocus_ext.images.order import spread
@@ -22,7 +22,7 @@ def sample_classes(var: VAR, classes: int, count: int, seed: int) -> tuple[Tenso
     training = var.training
     var.eval()
     try:
-        images = sample_as_upstream(var, labels, seed=seed, how=FOR_FID)
+        images = sample_as_upstream(var, labels, seed=seed, guidance=FOR_FID)
     finally:
         var.train(training)
     return images * 2 - 1, labels

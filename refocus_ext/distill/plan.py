@@ -1,4 +1,4 @@
-"""What a stage-2 command is about to do: its options completed and checked, sizes of model and files, the plan in words."""
+"""The plan of a stage-2 command: options completed and checked, sizes of model and files, the printed plan."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from patches import Upstream
-from patches.faces import as_module
+from patches.protocols import as_module
 from refocus_ext.distill.options import DistillOptions
 from refocus_ext.distill.teacher.cost import teacher_overhead
 from refocus_ext.distill.teacher.geometry import TeacherGeometry
@@ -26,7 +26,7 @@ STATE_BYTES = 12  # of them in a checkpoint
 
 
 def complete(options: DistillOptions) -> DistillOptions:
-    """Options whose empty values say "as usual", filled in."""
+    """The options, with empty values replaced by their defaults."""
     out = options.out or f"runs/distill-d{options.depth}"
     shared_aln = options.shared_aln if options.shared_aln != "auto" else ("on" if options.depth >= 36 else "off")
     return options.replace(out=out, shared_aln=shared_aln)
@@ -40,12 +40,12 @@ def why_preset(options: DistillOptions, tokenizer: Tokenizer) -> str:
 
 
 def check_options(options: DistillOptions) -> None:
-    """Raises UsageError for what can be known before anything is loaded."""
+    """Raises UsageError for errors that can be found before anything is loaded."""
     if options.init and not Path(options.init).is_file():
-        raise UsageError(f"--init {options.init} is no file; it takes VAR weights such as var_d{options.depth}.pth.")
+        raise UsageError(f"--init {options.init} is not a file; it takes VAR weights such as var_d{options.depth}.pth.")
     if options.crops == 0 and options.cache != "off":
         raise UsageError(
-            "--crops 0 draws a new crop every epoch, which no cache can hold; add --cache off, or give --crops N."
+            "--crops 0 draws a new crop every epoch, which a cache cannot hold; add --cache off, or give --crops N."
         )
     if options.teacher != "off" and options.teacher_blocks > options.depth:
         raise UsageError(
@@ -58,20 +58,22 @@ def check_data(options: DistillOptions, images: ImageSource, val: ImageSource) -
     """The number of classes of the student's embedding.
 
     Raises:
-        UsageError: options that do not fit the data or each other, more classes than the embedding has, or nothing to validate on.
+        UsageError: the options do not fit the data or each other, the data has too many classes, or too few images to validate.
     """
     check_run_options(options, images)
     if options.num_classes and len(images.classes) > options.num_classes:
         raise UsageError(
-            f"the data has {len(images.classes)} classes, more than --num-classes {options.num_classes}; raise it, or give 0."
+            f"the data has {len(images.classes)} classes, more than --num-classes {options.num_classes}; raise it, or set it to 0."
         )
     if min(len(val), options.val_images) < 2:
-        raise UsageError("validation needs at least two images: another image's alias tokens are one of its controls.")
+        raise UsageError(
+            "validation needs at least two images, because one control uses the alias tokens of another image."
+        )
     return options.num_classes or len(images.classes)
 
 
 def teacher_geometry(options: DistillOptions, tokenizer: Tokenizer) -> TeacherGeometry | None:
-    """The teacher's geometry, None where it is off.
+    """The teacher's geometry, None if it is off.
 
     Raises:
         UsageError: the tokenizer has no alias tokens, or an option is outside its limits.
@@ -100,10 +102,10 @@ def teacher_geometry(options: DistillOptions, tokenizer: Tokenizer) -> TeacherGe
 
 
 class Sizes(NamedTuple):
-    """Of a run on one process without sharding."""
+    """Sizes of a run on one process without sharding."""
 
     cost: TeacherOverhead
-    parameters: int  # that are trained
+    parameters: int  # trained ones
     memory: int  # bytes, without activations
     checkpoint: int  # bytes
     weights: int  # bytes of all weight files
@@ -137,7 +139,7 @@ def sizes(
 
 
 def require_memory(need: int, device: torch.device, options: DistillOptions) -> None:
-    """Raises UsageError where weights, gradients and AdamW's moments alone cannot fit."""
+    """Raises UsageError if weights, gradients and AdamW's moments alone do not fit in memory."""
     free = kind_of(device).free_memory(device)
     if free is None or need <= free:
         return
@@ -158,23 +160,23 @@ def print_plan(
     size: Sizes,
     device: torch.device,
 ) -> None:
-    """What is about to happen, in a few lines."""
+    """Prints the plan in a few lines."""
     patch_nums = tokenizer.trained_with.patch_nums
     count = sum(pn * pn for pn in patch_nums)
-    views = f"{options.crops}" if options.crops else "ever new"
+    views = f"{options.crops}" if options.crops else "an unlimited number of"
     print(
-        f"images: {len(images)} in {len(images.classes)} classes, {views} crops of {tokenizer.trained_with.image_size} px each"
+        f"images: {len(images)} in {len(images.classes)} classes, {views} crops of {tokenizer.trained_with.image_size} px per image"
         + (", mirrored as well" if options.hflip else "")
     )
     print(
-        f"student: VAR-d{options.depth}, {size.cost.var_parameters / 1e6:.0f}M parameters, {classes} classes, {count} tokens an "
+        f"student: VAR-d{options.depth}, {size.cost.var_parameters / 1e6:.0f}M parameters, {classes} classes, {count} tokens per "
         f"image in {len(patch_nums)} scales, {tokenizer.trained_with.codebook_size} codes"
     )
     kind = teacher_class(options.teacher)
     if geometry and kind:
         print(
             f"teacher ({options.teacher}): alias gates in the last {geometry.blocks} blocks, {sum(geometry.tokens)} alias tokens "
-            f"an image, mask {geometry.mask}: {kind.cost_in_words(size.cost)}"
+            f"per image, mask {geometry.mask}: {kind.cost_in_words(size.cost)}"
         )
     else:
         print("teacher: off, VAR's own training")
@@ -182,22 +184,22 @@ def print_plan(
         f"training: {options.steps} steps of {options.batch_size} images, peak lr {options.lr:g}"
         + (f" ({options.lr * options.teacher_lr:g} for alias gates)" if geometry else "")
         + f", on {device}; "
-        f"{size.memory / 2**30:.1f} GiB for weights, gradients and AdamW, {size.checkpoint / 2**30:.1f} GiB a checkpoint"
+        f"{size.memory / 2**30:.1f} GiB for weights, gradients and AdamW, {size.checkpoint / 2**30:.1f} GiB per checkpoint"
     )
     if options.preset == "demo" and options.depth > 8:
         print(
-            f"note: --depth {options.depth} is large for two CPU cores (d20 takes some 12 minutes); --depth 8 shows the "
-            "same in two"
+            f"note: --depth {options.depth} is large for two CPU cores (d20 takes about 12 minutes); --depth 8 shows the "
+            "same in about two"
         )
 
 
 def print_cost(size: Sizes, options: DistillOptions, world_size: int) -> None:
-    """FLOPs of a step, for --dry-run."""
+    """Prints the FLOPs of a step, for --dry-run."""
     kind = teacher_class(options.teacher)
     flops = kind.step_flops(size.cost) if kind else size.cost.var_flops
     local = options.batch_size // options.accumulate // world_size
     print(
-        f"a step: {flops / 1e9:.1f} GFLOP an image ({size.cost.var_flops / 1e9:.1f} of a vanilla step), {local} images at "
-        f"once on a process; {size.memory / 2**30:.1f} GiB on it before activations"
+        f"one step: {flops / 1e9:.1f} GFLOP per image ({size.cost.var_flops / 1e9:.1f} in a vanilla step), {local} images at "
+        f"once per process; {size.memory / 2**30:.1f} GiB per process before activations"
         + (f", divided by {world_size} processes (fsdp)" if options.parallel == "fsdp" else "")
     )

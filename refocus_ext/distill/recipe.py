@@ -1,4 +1,4 @@
-"""VAR's training recipe where the paper is silent: weight decay and learning rate (facts of upstream's `train.py`).
+"""VAR's training recipe, where the paper gives none: weight decay and learning rate, from upstream's `train.py`.
 
 AdamW with betas `BETAS`, gradients clipped to norm `CLIP`; the gammas' initial gain is `patches.upstream.adaln_gamma_init`.
 """
@@ -24,20 +24,21 @@ class DistillWeights:
 
 @dataclass(frozen=True)
 class DistillRecipe:
-    """How stage 2 trains and validates; `command.py` makes it of options.
+    """How stage 2 trains and validates; `command.py` makes it from the options.
 
     Args:
-        depth: of the VAR; its recipe goes by it.
+        depth: of the VAR; its recipe depends on it.
         lr: peak learning rate of the student.
-        teacher_lr: factor on it for alias gates.
-        precision, tokens_precision: of the networks, of the encoders that make tokens.
-        sharded: FSDP2 where there are several processes.
+        teacher_lr: factor of `lr` for alias gates.
+        precision: of the networks.
+        tokens_precision: of the encoders that make tokens.
+        sharded: FSDP2 if there are several processes.
         crop_scale: of the validation's crops.
-        val_images: at most so many validation images.
+        val_images: largest number of validation images.
         samples: images drawn at every validation.
-        log_every: steps between records of every scale.
+        log_every: steps between per-scale records.
         held_out: whether training never shows the validation images.
-        demo: a run on a handful of photographs, which says so at its end.
+        demo: a run on a few photographs; its closing lines say so.
     """
 
     depth: int
@@ -71,23 +72,23 @@ NOT_DECAYED = (
 
 
 def is_decayed(name: str, parameter: nn.Parameter) -> bool:
-    """Whether weight decay acts on a parameter: matrices and tables do decay; vectors, biases, `NOT_DECAYED` don't."""
+    """Whether a parameter is decayed: matrices and tables are; vectors, biases and `NOT_DECAYED` are not."""
     return parameter.ndim != 1 and not name.endswith("bias") and not any(key in name for key in NOT_DECAYED)
 
 
 def weight_decay_groups(named_parameters: Iterable[tuple[str, nn.Parameter]]) -> list[dict[str, Any]]:
-    """AdamW parameter groups [decayed, not decayed], an empty one left out; `wd_sc` is the group's factor (1 or 0).
+    """AdamW parameter groups [decayed, not decayed], empty ones omitted; `wd_sc` is the group's factor (1 or 0).
 
     The order inside a group is that of the parameters, so that optimizer states of equal models fit each other.
 
     Raises:
-        ValueError: a parameter is frozen; the optimizer would silently leave it out.
+        ValueError: a parameter is frozen; the optimizer would silently omit it.
     """
     decayed: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for name, parameter in named_parameters:
         if not parameter.requires_grad:
-            raise ValueError(f"'{name}' is frozen; every parameter of a VAR in training needs its gradient.")
+            raise ValueError(f"'{name}' is frozen; every parameter of a VAR in training needs a gradient.")
         (decayed if is_decayed(name, parameter) else others).append(parameter)
     groups = ({"params": decayed, "wd_sc": 1.0}, {"params": others, "wd_sc": 0.0})
     return [group for group in groups if group["params"]]
@@ -111,7 +112,7 @@ def warmup_steps(steps: int) -> int:
 def lin0(step: int, steps: int, warmup: int, end: float, start: float = WARMUP_START) -> float:
     """Factor on the peak rate at `step` (0-based): VAR's schedule `lin0`.
 
-    Linear from `start` over `warmup` steps (which reaches 1 at step `warmup`), then 1 for `PLATEAU` of what is left,
+    Linear from `start` over `warmup` steps (which reaches 1 at step `warmup`), then 1 for `PLATEAU` of the remaining steps,
     then linear down to `end` at step `steps - 1`.
     """
     if step < warmup:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from patches.faces import as_module
+from patches.protocols import as_module
 from refocus_ext.distill.losses import Terms, var_report
 from refocus_ext.distill.networks import Networks, adamw
 from refocus_ext.distill.objective import DistillObjective, TokenEmbedding
@@ -50,27 +50,27 @@ class DistillTraining(Training):
         self,
         plan: RunPlan,
         recipe: DistillRecipe,
-        here: World,
+        world: World,
         run: RunFolder | None,
         tokenizer: Tokenizer,
         networks: Networks,
         data: TrainingData,
         val: ImageSource,
     ) -> None:
-        super().__init__(plan, here, run, data)
+        super().__init__(plan, world, run, data)
         self.recipe, self.tokenizer, self.classes = recipe, tokenizer, data.images.classes
         self.var, self.teacher = networks
         self.embed = TokenEmbedding(tokenizer.vae, tokenizer.alias)
-        self.tokens_precision = pick_precision(recipe.tokens_precision, here.device)
+        self.tokens_precision = pick_precision(recipe.tokens_precision, world.device)
         self.validation = self._validation_tokens(val)
         self.report: DistillReport | None = None
-        self.dtype = autocast_dtype(recipe.precision, here.device)
-        self.scaler = torch.amp.GradScaler(here.device.type, enabled=self.dtype == torch.float16)
-        self.sharded = recipe.sharded and here.size > 1
+        self.dtype = autocast_dtype(recipe.precision, world.device)
+        self.scaler = torch.amp.GradScaler(world.device.type, enabled=self.dtype == torch.float16)
+        self.sharded = recipe.sharded and world.size > 1
         if self.sharded:
-            sharding.shard(self.var, here, kept=self.teacher.geometry.blocks if self.teacher else 0)
+            sharding.shard(self.var, world, kept=self.teacher.geometry.blocks if self.teacher else 0)
         self.objective = DistillObjective(self.var, self.teacher, recipe.weights)
-        self.parallel = self.objective if self.sharded else here.parallel(self.objective)
+        self.parallel = self.objective if self.sharded else world.parallel(self.objective)
         self.modules: dict[str, nn.Module] = {"var": as_module(self.var)}
         if self.teacher:
             self.modules["teacher"] = self.teacher
@@ -110,7 +110,7 @@ class DistillTraining(Training):
         alias_mean_TC = total.pop("alias_mean_TC", None)
         norms = self._gradient_norms()
         loss = float(total["loss"])
-        # fp16 overflows now and then: its scaler skips such a step by itself and lowers the scale
+        # fp16 overflows occasionally: the scaler then skips the step itself and lowers the scale
         (bad,) = self.world.any(not finite(loss, *(() if self.scaler.is_enabled() else norms.values())))
         if not bad:
             for optimizer in self.optimizers.values():
@@ -145,18 +145,18 @@ class DistillTraining(Training):
         )
 
     def autocast(self) -> torch.autocast:
-        """Mixed precision for both networks; losses take fp32 logits."""
+        """Mixed precision for both networks; losses use fp32 logits."""
         return autocast(self.dtype, self.world.device)
 
     def _synchronized(self, last: bool) -> contextlib.AbstractContextManager[None]:
-        """Gradients travel between processes with the last micro-batch only."""
+        """Gradients are synchronized with the last micro-batch only."""
         if self.sharded:
             sharding.sync_gradients(self.var, last)
             return contextlib.nullcontext()
         return self.world.sync_gradients(self.parallel, last)
 
     def _gradient_norms(self) -> dict[str, float]:
-        """Norms before clipping; the two networks are clipped apart, so that neither feels the other."""
+        """Norms before clipping; the networks are clipped separately, so that they do not affect each other."""
         norms = {}
         for name, module in self.modules.items():
             if self.sharded and name == "teacher":
@@ -166,7 +166,7 @@ class DistillTraining(Training):
         return norms
 
     def _logged(self, step: int, total: Terms) -> dict[str, float]:
-        """Scalars of a step; every `log_every` steps also VAR's own report and each scale's and block's terms."""
+        """Scalars of a step; every `log_every` steps also VAR's own report and the terms of each scale and block."""
         values = {name: float(term) for name, term in total.items() if term.ndim == 0}
         if step == 0 or (step + 1) % self.recipe.log_every == 0:
             values |= var_report(total, self.var.patch_nums)
@@ -176,7 +176,7 @@ class DistillTraining(Training):
                 values |= {f"{name[:-2]}_{kind}{i}": value for i, value in enumerate(term.tolist(), start=1)}
         return values
 
-    # ------------------------------------------------------------------ watching
+    # ------------------------------------------------------------------ monitoring
 
     def observe(self, progress: Progress) -> None:
         """Validation on all processes, and samples."""
@@ -197,12 +197,12 @@ class DistillTraining(Training):
         assert self.run is not None and report is not None
         student = f"var_d{recipe.depth}.pth"
         print(f"\ntrained {steps} steps; the run is in {self.run.path}:")
-        print(f"  {student:<14} the student, exactly a vanilla VAR's state dict; vae.pth is its tokenizer")
+        print(f"  {student:<14} the student, exactly the state dict of a vanilla VAR; vae.pth is its tokenizer")
         if self.teacher:
             print("  teacher.pth    the teacher's own weights")
         if recipe.samples:
             print("  samples.png    drawn by upstream's sampler from the student alone")
-        print("  metrics.jsonl  every step; `tensorboard --logdir` shows the same\n")
+        print("  metrics.jsonl  every step; also in TensorBoard (`tensorboard --logdir`)\n")
         where = "held-out images" if recipe.held_out else "centre crops of the training images"
         print(f"cross-entropy on {report.images} {where}:")
         print("\n".join(report.lines(self.var.patch_nums)))
@@ -238,7 +238,7 @@ class DistillTraining(Training):
                 sharding.load_named_optimizer_state(module, optimizer, theirs)
 
     def weights(self) -> dict[str, dict[str, Any]]:
-        """var_dD.pth, exactly upstream's state dict, and teacher.pth apart from it."""
+        """var_dD.pth, exactly upstream's state dict, and teacher.pth separately."""
         states = {
             name: sharding.whole_weights(module) if self.sharded and name == "var" else module.state_dict()
             for name, module in self.modules.items()

@@ -1,7 +1,7 @@
 """Does the teacher learn from alias tokens? Held-out cross-entropy of student and teacher, with two controls.
 
-The teacher is shown an image's own alias tokens, those of another image, and constant ones. Only what it gains from the
-first and not from the others comes from the image's aliases.
+The teacher is shown an image's own alias tokens, those of another image, and constant ones. Only a gain with the
+first that the others do not give comes from the image's aliases.
 
 Shapes: N images, B batch, L structure tokens, T alias tokens, S token scales.
 """
@@ -33,7 +33,7 @@ class ValidationTokens(NamedTuple):
 
 @dataclass(frozen=True)
 class DistillReport:
-    """Means over images; cross-entropies in nats a token, accuracies as shares of 1, per scale and over all tokens.
+    """Means over images; cross-entropies in nats per token, accuracies as shares of 1, per scale and over all tokens.
 
     `ce` and `acc` map "student" and, with a teacher, each of `SHOWN` to S values; `ce_mean` to the mean over all tokens.
     `gap_error` is the standard error over images of CE_student - CE_teacher over all tokens.
@@ -46,7 +46,7 @@ class DistillReport:
     images: int
 
     def gap(self, shown: str = "teacher") -> float:
-        """CE_student - CE_teacher over all tokens, nats a token; above 0 the teacher predicts better."""
+        """CE_student - CE_teacher over all tokens, nats per token; above 0 the teacher predicts better."""
         return self.ce_mean["student"] - self.ce_mean[shown]
 
     def gap_S(self, shown: str = "teacher") -> list[float]:
@@ -58,17 +58,17 @@ class DistillReport:
         return "teacher" in self.ce
 
     def verdict(self) -> str:
-        """One sentence: whether the image's own alias tokens tell the teacher something that the controls do not."""
+        """One sentence: whether the image's own alias tokens help the teacher beyond the controls."""
         beyond = self.gap() - max(self.gap("other"), self.gap("constant"))
         if self.gap() > 2 * self.gap_error and beyond > 2 * self.gap_error:
-            return f"The image's own alias tokens are worth {beyond:.3f} nats a token to the teacher, beyond both controls."
+            return f"The image's own alias tokens gain the teacher {beyond:.3f} nats per token beyond both controls."
         return (
-            "The image's own alias tokens give the teacher nothing that shows here: its gap is not two standard errors above 0 and "
-            "above both controls. It needs more steps, and more images than a model can learn by heart."
+            "The image's own alias tokens give the teacher no measurable gain: its gap is not two standard errors above 0 and "
+            "above both controls. Train for more steps, on more images than the model can memorize."
         )
 
     def flat(self) -> dict[str, float]:
-        """As scalars for a log; scales are numbered from 1."""
+        """Scalars for the log; scales are numbered from 1."""
         rows = {f"ce_{name}": value for name, value in self.ce_mean.items()}
         for name, values in (*self.ce.items(), *((f"acc_{name}", shares) for name, shares in self.acc.items())):
             prefix = name if name.startswith("acc_") else f"ce_{name}"
@@ -78,7 +78,7 @@ class DistillReport:
         return rows
 
     def lines(self, patch_nums: Sequence[int]) -> list[str]:
-        """The table that a run ends with."""
+        """The table that a run prints at its end."""
         if not self.has_teacher:
             rows = [
                 f"{pn:>3}x{pn:<3} {ce:>8.3f} {100 * acc:>7.1f}%"
@@ -86,7 +86,7 @@ class DistillReport:
             ]
             return ["scale   student accuracy", *rows]
         head = [
-            "scale   CE student  CE teacher |  gap from alias tokens of: the image  another image  constant  (nats a token)"
+            "scale   CE student  CE teacher |  gap from alias tokens of: the image  another image  constant  (nats per token)"
         ]
         columns = [self.gap_S(name) for name in SHOWN]
         rows = []
@@ -107,10 +107,11 @@ class DistillReport:
 def validate(
     objective: DistillObjective, tokens: ValidationTokens, embed: TokenEmbedding, world: World, batch: int
 ) -> DistillReport:
-    """Measures both networks in eval mode and without label drop (both restored), each process its share of the images.
+    """Measures both networks in eval mode and without label drop (both restored afterwards); each process takes its share of
+    the images.
 
     Args:
-        batch: images at once on a process.
+        batch: images per batch on each process.
     """
     shown = constant_and_other(tokens.alias_NT)
     N = len(tokens.structure_NL)
@@ -129,7 +130,7 @@ def validate(
 
 
 def shares(count: int, world: World, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of image numbers and their weights (0 fills up); every process gets equally many batches."""
+    """Batches of image numbers and their weights (0 for padding); every process gets the same number of batches."""
     mine = torch.arange(world.rank, count, world.size)
     per_process = -(-count // world.size)
     for begin in range(0, per_process, batch):
@@ -141,7 +142,7 @@ def shares(count: int, world: World, batch: int) -> Iterator[tuple[Tensor, Tenso
 
 
 def constant_and_other(alias_NT: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The alias tokens themselves, those of an image half the set away, and everywhere the most frequent token."""
+    """The image's own alias tokens, those of an image half the set away, and the most frequent token everywhere."""
     other_NT = alias_NT.roll(max(1, len(alias_NT) // 2), dims=0)
     frequent = alias_NT.flatten().mode().values if alias_NT.numel() else alias_NT.new_zeros(())
     return alias_NT, other_NT, frequent.expand_as(alias_NT)
@@ -167,7 +168,7 @@ def evaluating(objective: DistillObjective) -> Iterator[None]:
 def _score(
     objective: DistillObjective, label_B: Tensor, x_BLC: Tensor, idx_BL: Tensor, alias_XK: Sequence[Sequence[Tensor]]
 ) -> tuple[Tensor, Tensor]:
-    """Negative log-likelihood and hits of every token, (X,B,L), X the student and what teachers were shown."""
+    """Negative log-likelihood and hits of every token, (X,B,L), X: the student, then the teacher with each kind of alias tokens."""
     tape, taught = objective.passes(label_B, x_BLC, alias_XK[0] if alias_XK else [])
     assert tape.hidden_BLC is not None
     results = [_tokens(objective.student_head(tape)(tape.hidden_BLC), idx_BL)]

@@ -1,4 +1,4 @@
-"""Checkpoints to resume from: atomic, checksummed by name, with a fallback to the one before."""
+"""Checkpoints to resume from: atomic, checksummed by name, with a fallback to the previous one."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _NAME = re.compile(r"step-(\d{8})-([0-9a-f]{16})\.pt$")
 
 
 class CheckpointStore(Protocol):
-    """Where a run keeps the states that it can resume from. `checkpoints_of` chooses the store of a run."""
+    """Where a run keeps the states it can resume from. `checkpoints_of` chooses the store of a run."""
 
     def save(self, step: int, state: dict[str, Any]) -> Path:
-        """Keeps the state reached after `step` steps, whole or not at all."""
+        """Saves the state after `step` steps, completely or not at all."""
         ...
 
     def load_latest(self, say: Callable[[str], None] = print) -> dict[str, Any] | None:
@@ -32,7 +32,7 @@ class CheckpointStore(Protocol):
         ...
 
     def paths(self) -> list[Path]:
-        """What `load_checkpoint` takes, oldest first."""
+        """The checkpoint files, oldest first; `load_checkpoint` reads them."""
         ...
 
 
@@ -48,8 +48,8 @@ def checkpoints_of(run: Path, keep: int = 2) -> CheckpointStore:
 class Checkpoints:
     """The folder `checkpoints/` of a run.
 
-    A file's name carries its step and the start of its sha256, so that one rename publishes data and checksum at once:
-    a kill at any moment leaves either the file before or the new one, and a flipped bit is seen before it is loaded.
+    A file's name carries its step and the start of its sha256, so one rename publishes data and checksum together:
+    a kill at any moment leaves either the previous file or the new one, and a flipped bit is detected before loading.
     """
 
     def __init__(self, folder: Path, keep: int = 2) -> None:
@@ -60,7 +60,7 @@ class Checkpoints:
         return [path for path in self._entries() if path.is_file()]
 
     def _entries(self) -> list[Path]:
-        """Everything with the name of a checkpoint, oldest first; a folder may be among it."""
+        """Everything named like a checkpoint, oldest first; this may include a folder."""
         return sorted(path for path in self.folder.glob("step-*.pt") if _NAME.search(path.name))
 
     def newest_step(self) -> int | None:
@@ -69,10 +69,10 @@ class Checkpoints:
         return max(steps, default=None)
 
     def save(self, step: int, state: dict[str, Any]) -> Path:
-        """Writes the state reached after `step` steps and drops all but the newest `keep` files.
+        """Writes the state after `step` steps and deletes all but the newest `keep` files.
 
         Raises:
-            RunFailed: the disk is full or not writable; what was there before is untouched.
+            RunFailed: the disk is full or not writable; existing checkpoints are untouched.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         remove_torn(self.folder)
@@ -84,14 +84,14 @@ class Checkpoints:
         except (OSError, RuntimeError) as error:  # torch's zip writer turns ENOSPC into RuntimeError
             draft.unlink(missing_ok=True)
             raise RunFailed(
-                f"the checkpoint of step {step} could not be written to {self.folder} ({error}); the one before is intact."
+                f"the checkpoint of step {step} could not be written to {self.folder} ({error}); the previous one is intact."
             ) from error
         for old in self.paths()[: -self.keep]:
             old.unlink(missing_ok=True)
         return path
 
     def load_latest(self, say: Callable[[str], None] = print) -> dict[str, Any] | None:
-        """The newest intact state, or None; each damaged file, and a folder in its place, is named and passed over."""
+        """The newest intact state, or None; damaged files, and folders in their place, are reported and skipped."""
         entries = self._entries()
         for path in reversed(entries):
             try:
@@ -100,7 +100,11 @@ class Checkpoints:
                 older = path != entries[0]
                 say(
                     f"{error} "
-                    + ("Falling back to the one before." if older else "None is left: starting from step 0.")
+                    + (
+                        "Falling back to the previous checkpoint."
+                        if older
+                        else "No checkpoint is left: starting from step 0."
+                    )
                 )
         return None
 
@@ -109,14 +113,14 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """The state in a checkpoint file.
 
     Raises:
-        UsageError: it is missing, is no checkpoint of this project, or its contents do not match its checksum.
+        UsageError: it is missing, is not a checkpoint of this project, or its contents do not match its checksum.
     """
     match = _NAME.search(path.name)
     if path.is_dir():
         raise UsageError(f"{path} is a folder, not a checkpoint; remove it.")
     if not path.is_file() or not match:
-        raise UsageError(f"{path} is no checkpoint; give a file checkpoints/step-*.pt of a run.")
+        raise UsageError(f"{path} is not a checkpoint; give a file checkpoints/step-*.pt of a run.")
     if sha256(path)[:16] != match[2]:
         raise UsageError(f"{path} is damaged: its contents do not match the checksum in its name.")
-    # Mapped, not read: a large run's state would otherwise be held twice while it is loaded.
+    # Memory-mapped: otherwise a large run's state would be in memory twice while loading.
     return torch.load(path, map_location="cpu", weights_only=True, mmap=True)

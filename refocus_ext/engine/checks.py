@@ -1,4 +1,4 @@
-"""What is checked before a run starts."""
+"""Checks before a run starts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from refocus_ext.images.source import ImageSource
 
 
 def check_run_options(options: Any, images: ImageSource) -> None:
-    """Raises UsageError where what `Training` reads of the options does not fit itself or the data."""
+    """Raises UsageError where the options that `Training` reads do not fit each other or the data."""
     if options.resume not in ("auto", "never") and not Path(options.resume).is_file():
         raise UsageError(f"--resume {options.resume} is neither auto nor never nor a checkpoint file.")
     if options.batch_size % options.accumulate:
@@ -29,7 +29,7 @@ def check_run_options(options: Any, images: ImageSource) -> None:
 
 
 def check_share(options: Any, images: ImageSource, processes: int) -> None:
-    """Raises UsageError where the batch does not divide over the processes, which their loaders would find out."""
+    """Raises UsageError if the batch cannot be divided among the processes; otherwise their loaders would fail later."""
     batch, accumulate = options.batch_size, options.accumulate
     with named("--batch-size"):
         StepBatches(len(images), batch, start=0, stop=0, seed=0, world=processes, accumulate=accumulate)

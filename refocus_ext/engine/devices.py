@@ -1,6 +1,6 @@
-"""All that differs between types of devices: one class for each type, found by `kind_of`.
+"""Everything that differs between device types: one class per type, found by `kind_of`.
 
-A new type (MPS, say) is one class here and its entry in `KINDS`.
+A new type (MPS, say) is a class in this file and an entry in `KINDS`.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from refocus_ext.errors import UsageError
 
 
 class DeviceKind:
-    """What the project asks of a type of device; this one is the CPU."""
+    """What the project needs from a device type; this class is the CPU."""
 
     name = "cpu"
     backend = "gloo"  # of torch.distributed
-    half = torch.float32  # what precision "auto" computes in
+    half = torch.float32  # the dtype of precision "auto"
     has_tf32 = False
-    pins_memory = False  # copies from pinned memory overlap with its work
+    pins_memory = False  # copies from pinned memory overlap with computation
     fused_optimizer = False
-    channels_last = False  # the layout it convolves fastest
+    channels_last = False  # its fastest layout for convolutions
 
     def available(self) -> bool:
         return True
@@ -36,17 +36,17 @@ class DeviceKind:
         return torch.device(self.name)
 
     def free_memory(self, device: torch.device) -> int | None:
-        """Bytes free for this process; None where the system does not say."""
+        """Free bytes for this process; None if the system does not report them."""
         available = _proc("/proc/meminfo", "MemAvailable")
         return available or None
 
     def synchronize(self, device: torch.device) -> None:
-        """Waits until the device has done its work."""
+        """Waits until the device has finished its work."""
 
     def memory_in_use(self, device: torch.device) -> int:
         """Bytes in use now; `peak_memory` counts from here."""
         with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w") as file:
-            file.write("5")  # the high-water mark falls to what is resident now
+            file.write("5")  # resets the high-water mark to the current resident size
         return _proc("/proc/self/status", "VmRSS")
 
     def peak_memory(self, device: torch.device) -> int:
@@ -54,11 +54,11 @@ class DeviceKind:
         return _proc("/proc/self/status", "VmHWM")
 
     def random_state(self, device: torch.device) -> list[Tensor]:
-        """Of the generators that a pass on the device draws from."""
+        """State of the generators that a pass on the device draws from."""
         return [torch.get_rng_state()]
 
     def set_random_state(self, state: list[Tensor], device: torch.device) -> None:
-        """Sets what `random_state` returned."""
+        """Restores what `random_state` returned."""
         torch.set_rng_state(state[0])
 
 
@@ -106,7 +106,7 @@ class Cuda(DeviceKind):
         torch.cuda.set_rng_state(state[1], device)
 
 
-# In the order in which "auto" looks for one; the CPU, which is always there, is last.
+# In the order "auto" tries them; the CPU, which always exists, is last.
 KINDS = {kind.name: kind for kind in (Cuda(), DeviceKind())}
 
 
@@ -116,17 +116,15 @@ def kind_of(device: torch.device) -> DeviceKind:
         UsageError: a type of device that this project does not know.
     """
     if device.type not in KINDS:
-        raise UsageError(
-            f"device {device} is none of {', '.join(KINDS)}, which this project runs on; choose one of them."
-        )
+        raise UsageError(f"device {device} is not supported; choose one of {', '.join(KINDS)}.")
     return KINDS[device.type]
 
 
 def pick_device(name: str) -> torch.device:
-    """'auto' is the first type that is there.
+    """'auto' is the first available type.
 
     Raises:
-        UsageError: the device does not exist here.
+        UsageError: the device is not available.
     """
     if name == "auto":
         return torch.device(next(kind.name for kind in KINDS.values() if kind.available()))
@@ -134,7 +132,7 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError):
-        raise UsageError(f"--device {name} is not available here; use cpu, or leave it out.") from None
+        raise UsageError(f"--device {name} is not available; use cpu, or omit --device.") from None
     kind_of(device)
     return device
 
@@ -154,7 +152,7 @@ def autocast(dtype: torch.dtype, device: torch.device) -> torch.autocast:
 
 @contextlib.contextmanager
 def rewound(state: list[Tensor], device: torch.device) -> Iterator[None]:
-    """Inside, random numbers are those that followed `DeviceKind.random_state`; afterwards, those that would have come."""
+    """Inside, random numbers restart from `state` (see `DeviceKind.random_state`); afterwards they go on as if unused."""
     kind = kind_of(device)
     now = kind.random_state(device)
     kind.set_random_state(state, device)
@@ -165,7 +163,7 @@ def rewound(state: list[Tensor], device: torch.device) -> Iterator[None]:
 
 
 def _proc(file: str, name: str) -> int:
-    """Bytes of a line of Linux's accounts; 0 where there are none."""
+    """Bytes in a line of a Linux /proc file; 0 if it is missing."""
     try:
         with open(file) as lines:
             return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name + ":"))

@@ -1,4 +1,4 @@
-"""One process or many: torchrun's variables, a process group that starts or fails for all, and small agreements."""
+"""One process or many: torchrun's variables, a process group that starts for all or fails for all, and small collectives."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class World:
-    """This process among all of the run. `rank` 0 writes files and talks."""
+    """This process among all processes of the run. Only `rank` 0 writes files and prints."""
 
     rank: int
     size: int
@@ -81,15 +81,15 @@ class World:
             dist.barrier()
 
     def sync_gradients(self, module: nn.Module, last: bool) -> AbstractContextManager[None]:
-        """For the backward pass of a micro-batch of a `parallel` module: gradients travel with the last one only."""
+        """For the backward pass of a micro-batch of a `parallel` module: gradients are synchronized with the last one only."""
         return nullcontext() if last or self.size == 1 else module.no_sync()  # type: ignore[operator]
 
     def parallel(self, module: nn.Module) -> nn.Module:
-        """The module under DistributedDataParallel where there are several processes."""
+        """The module, wrapped in DistributedDataParallel if there are several processes."""
         if self.size == 1:
             return module
         ids = None if self.device.index is None else [self.device.index]
-        with warnings.catch_warnings():  # renamed after torch 2.11, the oldest supported has only this name
+        with warnings.catch_warnings():  # renamed after torch 2.11; the oldest supported version has only this name
             warnings.simplefilter("ignore", FutureWarning)
             return nn.parallel.DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False)
 
@@ -106,12 +106,12 @@ def preflight_device(name: str) -> torch.device:
 
 
 @contextmanager
-def world(device: str = "auto") -> Iterator[World]:
-    """Joins the process group that torchrun describes (nccl on CUDA, gloo on CPUs), or stands alone without one.
+def join_world(device: str = "auto") -> Iterator[World]:
+    """Joins the process group that torchrun describes (nccl on CUDA, gloo on CPUs); without torchrun it is a single process.
 
     Raises:
-        RunFailed: the group did not form; no process goes on alone.
-        UsageError: the device is not there.
+        RunFailed: the group did not form; no process continues alone.
+        UsageError: the device is not available.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield World(0, 1, pick_device(device))

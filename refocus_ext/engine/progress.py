@@ -1,4 +1,4 @@
-"""What every training loop here needs: learning-rate schedule, interruption at step boundaries, progress, devices."""
+"""The progress display of training loops: a bar or plain lines."""
 
 from __future__ import annotations
 

@@ -15,12 +15,12 @@ from refocus_ext.storage.atomic import remove_torn, save_json, sha256, written_b
 
 
 class RunFolder:
-    """Opens (or makes) `path` for the run that `config` describes.
+    """Opens or creates `path` for the run that `config` describes.
 
     Args:
-        config: JSON-able; its entry "identity" is what must be equal to go on with a run that is already there.
-        keep: checkpoints that are kept.
-        fresh: move a run that is already there aside instead of going on with it.
+        config: JSON-serializable; to resume an existing run, its entry "identity" must equal that run's.
+        keep: number of checkpoints kept.
+        fresh: move an existing run aside instead of resuming it.
 
     Raises:
         UsageError: the folder holds another run or something else, or cannot be written.
@@ -48,34 +48,34 @@ class RunFolder:
         return self.path.rename(self.path.with_name(f"{self.path.name}.{number}"))
 
     def _weights(self) -> dict[str, Any]:
-        """Checksums of finished weights that an earlier start of this run has written."""
+        """Checksums of weights that an earlier invocation of this run wrote."""
         file = self.path / "config.json"
         known = json.loads(file.read_text()).get("weights") if file.is_file() else None
         return {"weights": known} if known else {}
 
     def holds(self, *names: str) -> bool:
-        """Whether these weight files are there and are the ones whose checksums config.json has."""
+        """Whether these weight files exist and match their checksums in config.json."""
         known = self.config.get("weights", {})
         files = {name: self.path / name for name in names}
         return all(file.is_file() and sha256(file) == known.get(name) for name, file in files.items())
 
     def record_weights(self, *names: str) -> None:
-        """Puts the sha256 of weight files into config.json, so that they travel with the pyramid they belong to."""
+        """Records the sha256 of weight files in config.json, next to the pyramid they belong to."""
         self.config["weights"] = self.config.get("weights", {}) | {name: sha256(self.path / name) for name in names}
         save_json(self.path / "config.json", self.config)
 
     def require_space(self, need: int) -> None:
-        """Raises UsageError unless `need` bytes are free where the run is written."""
+        """Raises UsageError unless `need` bytes are free on the disk of the run folder."""
         if (free := shutil.disk_usage(self.path).free) < need:
             raise UsageError(
-                f"--out {self.path} has {free / 2**30:.2f} GiB free, but checkpoints and weights of this run take "
+                f"--out {self.path} has {free / 2**30:.2f} GiB free, but checkpoints and weights of this run need "
                 f"{need / 2**30:.2f} GiB; free some space or choose another --out."
             )
 
     # ------------------------------------------------------------------ metrics
 
     def begin_metrics(self, step: int) -> None:
-        """Opens metrics.jsonl and TensorBoard to go on after `step`; records past it (of a lost stretch) are dropped."""
+        """Opens metrics.jsonl and TensorBoard to continue after `step`; later records (of lost steps) are dropped."""
         from torch.utils.tensorboard import SummaryWriter
 
         file = self.path / "metrics.jsonl"
@@ -109,7 +109,7 @@ def check_run_folder(path: Path, identity: Mapping[str, Any]) -> None:
     file = path / "config.json"
     if not file.is_file():
         if path.is_dir() and any(path.iterdir()):
-            raise UsageError(f"--out {path} holds files but no run; choose an empty or a new folder.")
+            raise UsageError(f"--out {path} holds files but no run; choose an empty or new folder.")
         return
     try:
         theirs = json.loads(file.read_text())["identity"]
@@ -119,7 +119,7 @@ def check_run_folder(path: Path, identity: Mapping[str, Any]) -> None:
     if changed := [key for key in sorted(ours.keys() | theirs.keys()) if ours.get(key) != theirs.get(key)]:
         shown = [f"{key} = {_short(theirs.get(key))}, this one has {_short(ours.get(key))}" for key in changed[:4]]
         more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
-        why = " (the learning-rate schedule is laid out over the steps)" if "steps" in changed else ""
+        why = " (the learning-rate schedule depends on the steps)" if "steps" in changed else ""
         raise UsageError(
             f"--out {path} holds a run with {' and '.join(shown)}{more}{why}; choose another --out, or --resume never "
             "to move that run aside and start a new one."
@@ -127,7 +127,7 @@ def check_run_folder(path: Path, identity: Mapping[str, Any]) -> None:
 
 
 def _short(value: Any) -> str:
-    """A value in a sentence; of checksums (file -> sha256) the first digits."""
+    """A value for a message; checksums (file -> sha256) are shortened to their first digits."""
     if isinstance(value, dict):
         return ", ".join(f"{name} {str(entry)[:12]}" for name, entry in value.items())
     return str(value)
@@ -136,4 +136,4 @@ def _short(value: Any) -> str:
 def _step_of(line: str) -> float:
     with contextlib.suppress(ValueError, KeyError, TypeError):
         return json.loads(line)["step"]
-    return float("inf")  # the torn last line of a killed process
+    return float("inf")  # an incomplete last line, left by a killed process

@@ -1,7 +1,7 @@
 """Optimizer states by parameter names, and FSDP2: a VAR spread over the processes, for d30 and d36.
 
-Checkpoints stay what they are without it: whole tensors in one file, so that the number of processes may change and a
-run may go on unsharded.
+Checkpoints are the same as without sharding: whole tensors in one file, so a run can resume with another number of
+processes or unsharded.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from torch.distributed.checkpoint import state_dict as dcp
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
-from patches.faces import VAR, as_module
-from patches.parts import blocks_of
+from patches.model_parts import blocks_of
+from patches.protocols import VAR, as_module
 from refocus_ext.engine.distributed import World
 
 _WHOLE = dcp.StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 def shard(var: VAR, world: World, kept: int) -> VAR:
-    """Shards a VAR block by block, in place; apply patches before.
+    """Shards a VAR block by block, in place; apply patches first.
 
     Args:
-        kept: last blocks that stay whole between forward and backward, because the teacher's pass calls their parts and
-            the head with weights that no hook would gather again.
+        kept: number of last blocks that stay whole between forward and backward, because the teacher's pass calls their
+            parts and the head directly, where no hook would gather the weights again.
     """
-    # patched blocks have attributes a deep copy would follow; nothing here copies them
+    # never deep-copy: patched blocks have attributes that a deep copy would follow
     mesh = init_device_mesh(world.device.type, (world.size,))
     blocks = blocks_of(var)
     first_kept = len(blocks) - kept
@@ -40,13 +40,13 @@ def shard(var: VAR, world: World, kept: int) -> VAR:
 
 
 def sync_gradients(var: VAR, on: bool) -> None:
-    """Whether the next backward pass of a sharded VAR spreads its gradients."""
+    """Whether the next backward pass of a sharded VAR synchronizes its gradients."""
     sharded: Any = var
     sharded.set_requires_gradient_sync(on)
 
 
 def average_gradients(module: nn.Module, world: World) -> None:
-    """The mean over processes of the gradients of a module that is whole on each."""
+    """Averages the gradients over processes of a module that each process holds whole."""
     if world.size == 1:
         return
     grads = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
@@ -60,7 +60,7 @@ def average_gradients(module: nn.Module, world: World) -> None:
 
 
 def named_optimizer_state(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """`optimizer.state_dict()` with parameter names in place of numbers, as torch.distributed.checkpoint has it."""
+    """`optimizer.state_dict()` with parameter names in place of numbers, as torch.distributed.checkpoint writes it."""
     state = optimizer.state_dict()
     names = _names(module, optimizer)
     groups = [group | {"params": [names[number] for number in group["params"]]} for group in state["param_groups"]]
@@ -68,7 +68,7 @@ def named_optimizer_state(module: nn.Module, optimizer: torch.optim.Optimizer) -
 
 
 def load_named_optimizer_state(module: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Takes back what `named_optimizer_state` or `whole_state` gave."""
+    """Loads what `named_optimizer_state` or `whole_state` returned."""
     numbers = {name: number for number, name in enumerate(_names(module, optimizer))}
     saved = {name: group for group in state["param_groups"] for name in group["params"]}
     groups = []
@@ -87,19 +87,19 @@ def _names(module: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
 
 
 def whole_state(module: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Any], dict[str, Any]]:
-    """State dicts of model and optimizer as whole tensors on the first process; called on all."""
+    """State dicts of model and optimizer as whole tensors on rank 0; call it on every process."""
     model = dcp.get_model_state_dict(module, options=_WHOLE)
     return model, dcp.get_optimizer_state_dict(module, optimizer, options=_WHOLE)
 
 
 def whole_weights(module: nn.Module) -> dict[str, Any]:
-    """The state dict with whole tensors, on the first process; called on all."""
+    """The state dict with whole tensors, on rank 0; call it on every process."""
     return dcp.get_model_state_dict(module, options=_WHOLE)
 
 
 def load_whole_state(
     module: nn.Module, optimizer: torch.optim.Optimizer, model: dict[str, Any], state: dict[str, Any]
 ) -> None:
-    """Spreads whole tensors, which every process has read, over the processes."""
+    """Loads whole tensors, which every process has read, into the sharded model and optimizer."""
     dcp.set_model_state_dict(module, model, options=_WHOLE)
     dcp.set_optimizer_state_dict(module, optimizer, state, options=_WHOLE)

@@ -1,7 +1,7 @@
-"""The training loop of both stages: steps, agreement between processes, saving, resuming, watching.
+"""The training loop of both stages: steps, agreement between processes, saving, resuming, monitoring.
 
-A stage derives from `Training` and says what a step is; everything that must survive a kill, a NaN or a change of the
-number of processes is here, once.
+A stage derives from `Training` and defines a step. This file handles everything that must survive a kill, a NaN or a
+change in the number of processes.
 """
 
 from __future__ import annotations
@@ -59,10 +59,10 @@ class RunPlan:
 
     Args:
         out: the run folder.
-        batch_size: images of an optimizer step, over all processes and micro-batches.
-        accumulate: micro-batches of a step on each process.
-        workers: loader processes of each process.
-        save_every: steps between checkpoints; 0: only at the end and when interrupted.
+        batch_size: images per optimizer step, over all processes and micro-batches.
+        accumulate: micro-batches per step on each process.
+        workers: loader processes per process.
+        save_every: steps between checkpoints; 0 saves only at the end and when interrupted.
         picture_every: steps between validations.
         resume: "auto", "never", or a checkpoint file.
     """
@@ -92,12 +92,12 @@ class RunPlan:
         )
 
     def images_at_once(self, processes: int) -> int:
-        """Images of a micro-batch on one of so many processes."""
+        """Images per micro-batch on each of `processes` processes."""
         return max(1, self.batch_size // self.accumulate // processes)
 
 
 class TrainingData(Protocol):
-    """What the loop asks of a data set whose items, by `SampleKey`, have a field `broken`."""
+    """What the loop needs from a data set; its items, indexed by `SampleKey`, have a field `broken`."""
 
     images: ImageSource
     known_broken: set[int]
@@ -112,7 +112,7 @@ class Training(ABC):
     """A run's loop over optimizer steps.
 
     Args:
-        run: the run folder; None on every process but the first.
+        run: the run folder; None on every rank but 0.
     """
 
     def __init__(self, plan: RunPlan, world: World, run: RunFolder | None, data: TrainingData) -> None:
@@ -121,7 +121,7 @@ class Training(ABC):
         self.skipped_in_a_row = 0
         self.saved_at = -1
 
-    # ------------------------------------------------------------------ what a stage says
+    # ------------------------------------------------------------------ what a stage defines
 
     @abstractmethod
     def train_step(self, step: int, batches: Sequence[Any]) -> dict[str, float] | None:
@@ -130,7 +130,7 @@ class Training(ABC):
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
-        """Everything but the step number that the next step depends on; tensors and plain values, on every process."""
+        """Everything the next step depends on, except the step number: tensors and plain values, on every process."""
 
     @abstractmethod
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
@@ -145,14 +145,14 @@ class Training(ABC):
 
     @abstractmethod
     def finish(self) -> None:
-        """Closing words, on rank 0 after the last step."""
+        """Prints the closing lines, on rank 0 after the last step."""
 
     progress_values: tuple[str, ...] = ("loss",)
 
     # ------------------------------------------------------------------ the loop
 
     def fit(self, interruption: Interruption) -> int:
-        """Trains from where the run stands to the last step; returns the exit code."""
+        """Trains from the current step to the last; returns the exit code."""
         self._resume()
         if self.step >= self.plan.steps:
             return self._already_done()
@@ -165,7 +165,7 @@ class Training(ABC):
                 code = interruption.agreed(self.world)
                 if code and self.step < self.plan.steps:
                     self.save()
-                    progress.say(f"saved step {self.step}; the same command continues from here")
+                    progress.say(f"saved step {self.step}; rerun the same command to resume")
                     return code
         finally:
             progress.close()
@@ -192,7 +192,7 @@ class Training(ABC):
             self.save()
 
     def _watch_finiteness(self, values: dict[str, float] | None, progress: Progress) -> None:
-        """A non-finite step is skipped on all processes; several in a row stop the run and name the batch."""
+        """Skips a non-finite step on all processes; several in a row stop the run and name the batch."""
         self.skipped_in_a_row = 0 if values is not None else self.skipped_in_a_row + 1
         if values is not None:
             return
@@ -201,7 +201,7 @@ class Training(ABC):
         if self.skipped_in_a_row >= NON_FINITE_IN_A_ROW:
             raise RunFailed(
                 f"the loss or gradient was not finite in {self.skipped_in_a_row} steps in a row; the last batch was {names}. "
-                f"Look at these images, or start a new run with a lower learning rate."
+                f"Check these images, or start a new run with a lower learning rate."
             )
 
     def batch_names(self, step: int, most: int = 4) -> str:
@@ -213,7 +213,7 @@ class Training(ABC):
     # ------------------------------------------------------------------ data
 
     def _steps(self) -> Iterable[list[Any]]:
-        """The micro-batches of each step still to do, as lists of `accumulate`."""
+        """The micro-batches of each remaining step, as lists of `accumulate`."""
         plan = self.plan
         batches = StepBatches(
             len(self.data),
@@ -226,7 +226,7 @@ class Training(ABC):
             accumulate=plan.accumulate,
         )
         loader: DataLoader[Any] = DataLoader(
-            self.data,  # type: ignore[arg-type]  # what a map-style data set needs, it has
+            self.data,  # type: ignore[arg-type]  # it has what a map-style data set needs
             batch_sampler=batches,
             num_workers=plan.workers,
             worker_init_fn=leave_signals_to_parent,
@@ -234,14 +234,14 @@ class Training(ABC):
             prefetch_factor=4 if plan.workers else None,
         )
         group: list[Any] = []
-        for batch in _in_own_words(loader):
+        for batch in _without_traceback(loader):
             group.append(batch)
             if len(group) == plan.accumulate:
                 yield group
                 group = []
 
     def _watch_broken(self, batches: Sequence[Any], values: dict[str, float], progress: Progress) -> None:
-        """Images that could not be decoded were replaced; they are named once, counted, and too many stop the run."""
+        """Names each image that was replaced because it cannot be decoded, counts them, and stops the run at too many."""
         new = {
             int(index) for batch in batches for index in batch.broken.tolist() if index >= 0
         } - self.data.known_broken
@@ -253,20 +253,23 @@ class Training(ABC):
         if too_many:
             raise RunFailed(
                 f"{len(self.data.known_broken)} images of {len(self.data)} cannot be decoded, more than "
-                f"{self.data.broken_limit}: is this the right folder? Remove them and run the same command again."
+                f"the limit of {self.data.broken_limit}; check the folder, remove these images and rerun the same command."
             )
 
     # ------------------------------------------------------------------ saving and resuming
 
     def save(self) -> None:
-        """A checkpoint and the finished weights, by rank 0; the others wait for it."""
+        """Writes a checkpoint and the finished weights on rank 0; the other processes wait."""
         if self.saved_at == self.step:
             return
         error = None
-        state, weights = self.state_dict(), self.weights()  # everywhere: sharded tensors are gathered by all processes
+        state, weights = (
+            self.state_dict(),
+            self.weights(),
+        )  # on every process: gathering sharded tensors needs all of them
         if self.run:
             for write in (lambda run: run.checkpoints.save(self.step, state), lambda run: self._write(weights)):
-                try:  # where the disk is too full for a checkpoint, the weights alone may still fit
+                try:  # if the disk is too full for a checkpoint, the weights alone may still fit
                     write(self.run)
                 except RunFailed as failed:
                     error = error or failed
@@ -276,7 +279,7 @@ class Training(ABC):
         self.saved_at = self.step
 
     def _write(self, weights: dict[str, dict[str, Any]]) -> None:
-        """The weight files; config.json then holds their checksums."""
+        """Writes the weight files and records their checksums in config.json."""
         assert self.run is not None
         try:
             for name, state in weights.items():
@@ -296,15 +299,15 @@ class Training(ABC):
         self.world.say(f"resuming after step {self.step}")
 
     def _already_done(self) -> int:
-        weights = self.weights()  # everywhere: sharded tensors are gathered by all processes
+        weights = self.weights()  # on every process: gathering sharded tensors needs all of them
         if self.run and not self.run.holds(*weights):
-            self._write(weights)  # a kill between checkpoint and weights is repaired here
+            self._write(weights)  # the process was killed between writing the checkpoint and the weights
         self.world.say(f"{self.plan.out} is already trained for {self.plan.steps} steps; nothing to do.")
         return 0
 
 
-def _in_own_words(loader: Iterable[Any]) -> Iterator[Any]:
-    """The loader's batches; what fails in its processes fails here, without their traceback."""
+def _without_traceback(loader: Iterable[Any]) -> Iterator[Any]:
+    """The loader's batches; an error in a loader process is raised without that process's traceback."""
     try:
         yield from loader
     except RunFailed as error:
@@ -312,5 +315,5 @@ def _in_own_words(loader: Iterable[Any]) -> Iterator[Any]:
 
 
 def _due(step: int, every: int) -> bool:
-    """Whether something that happens every so many steps (0: never) happens at `step`."""
+    """Whether something that happens every `every` steps (0: never) is due at `step`."""
     return every > 0 and step % every == 0

@@ -1,4 +1,4 @@
-"""`bash run.sh eval`: of samples with --samples, else of a tokenizer."""
+"""`bash run.sh eval`: evaluates samples with --samples, otherwise a tokenizer."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def main(options: EvalOptions) -> int:
 
 
 def preflight(options: EvalOptions, processes: int) -> None:
-    """Raises UsageError where `main` would in every process; leaves GPUs alone, and measures nothing."""
+    """Raises the UsageErrors that `main` would raise in every process; uses no GPU and measures nothing."""
     check(options)
     if options.samples:
         from refocus_ext.evaluation import samples
@@ -34,11 +34,11 @@ def preflight(options: EvalOptions, processes: int) -> None:
 
 
 def check(options: EvalOptions) -> None:
-    """Raises UsageError where an option would be ignored, one is lacking, or --json cannot be written."""
+    """Raises UsageError if an option would be ignored or is missing, or --json cannot be written."""
     if typed := options.given(*(OF_TOKENIZERS if options.samples else OF_SAMPLES)):
         flag = "--" + typed[0].replace("_", "-")
         if options.samples:
-            raise UsageError(f"{flag} goes with a tokenizer, not with --samples; leave one of them out.")
+            raise UsageError(f"{flag} is for a tokenizer, not for --samples; omit one of them.")
         raise UsageError(f"{flag} needs --samples NPZ_OR_DIR.")
     if options.samples and not options.reference:
         raise UsageError(f"--samples needs --reference NPZ_OR_DIR; ADM's file for ImageNet 256 is {REFERENCE_URL}.")

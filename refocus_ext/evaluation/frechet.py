@@ -1,4 +1,4 @@
-"""Mean and covariance of features in a stream, and the Frechet distance between two of them."""
+"""Streaming mean and covariance of features, and the Frechet distance between two sets."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class Moments(Protocol):
-    """What a Frechet distance needs to know of a distribution."""
+    """The moments of a distribution that a Frechet distance needs."""
 
     @property
     def mean(self) -> Tensor: ...  # (D,)
@@ -27,9 +27,9 @@ class Gaussian(NamedTuple):
 
 
 class FeatureStatistics:
-    """Mean and covariance of features, batch by batch in float64; statistics of parts merge to those of the whole.
+    """Mean and covariance of features, batch by batch in float64; statistics of parts can be merged.
 
-    Centred sums are kept (Chan et al., 1979), so features far from 0 lose no digits.
+    Centred sums (Chan et al., 1979) keep full precision for features far from 0.
     """
 
     def __init__(self) -> None:
@@ -38,7 +38,7 @@ class FeatureStatistics:
         self._scatter = torch.zeros(0, 0, dtype=torch.float64)  # sum of (x - mean)(x - mean)^T
 
     def update(self, features_BD: Tensor) -> None:
-        """Takes in a batch of features (B,D); they are moved to the CPU."""
+        """Adds a batch of features (B,D); they are moved to the CPU."""
         features = features_BD.detach().to("cpu", torch.float64)
         if features.ndim != 2:
             raise ValueError(f"features must be (B,D), got {tuple(features.shape)}")
@@ -48,7 +48,7 @@ class FeatureStatistics:
             self._add(len(features), mean, centred.T @ centred)
 
     def merge(self, other: FeatureStatistics) -> None:
-        """Takes in all that `other` has seen."""
+        """Adds everything that `other` has seen."""
         if other.count:
             self._add(other.count, other._mean, other._scatter)
 
@@ -57,7 +57,7 @@ class FeatureStatistics:
             self.count, self._mean, self._scatter = count, mean.clone(), scatter.clone()
             return
         if mean.shape != self._mean.shape:
-            raise ValueError(f"features of width {len(mean)} do not go with those of width {len(self._mean)}")
+            raise ValueError(f"features of width {len(mean)} cannot be merged with those of width {len(self._mean)}")
         total, shift = self.count + count, mean - self._mean
         self._mean += shift * (count / total)
         self._scatter += scatter + torch.outer(shift, shift) * (self.count * count / total)
@@ -95,11 +95,11 @@ def frechet_distance(a: Moments, b: Moments) -> float:
         ValueError: the widths differ.
     """
     if a.mean.shape != b.mean.shape:
-        raise ValueError(f"features of width {len(b.mean)} do not compare with those of width {len(a.mean)}")
+        raise ValueError(f"features of width {len(b.mean)} cannot be compared with those of width {len(a.mean)}")
     shift = a.mean.double() - b.mean.double()
     A, B = a.covariance.double(), b.covariance.double()
     # tr (A B)^(1/2) is the sum of the singular values of A^(1/2) B^(1/2). Unlike the square roots of the eigenvalues of
-    # A B they do not turn rounding of 1e-16 into 1e-8 each where A or B is singular.
+    # A B, they do not turn rounding errors of 1e-16 into 1e-8 if A or B is singular.
     cross = torch.linalg.svdvals(_factor(A).T @ _factor(B)).sum()
     return max(0.0, (shift.square().sum() + A.trace() + B.trace() - 2 * cross).item())
 

@@ -3,10 +3,10 @@
 The network is torch-fidelity's port of the TensorFlow graph that FID is defined on, from a local file only.
 
 sFID's features (Nash et al., 2021) are the first 7 channels of the graph's `mixed_6/conv`. torch-fidelity's own conversion
-of the weights maps `mixed_6/conv/conv2d_params` to Mixed_6d.branch1x1.conv, so they are the output of Mixed_6d.branch1x1,
-after its ReLU; flattened with channels last, as TensorFlow holds them and as `mu_s` of ADM's reference files is ordered.
-Read from those sources, not checked against a number: it takes the published weights together with the TensorFlow graph
-to see that `mixed_6/conv:0` is the ReLU and not the convolution below it.
+of the weights maps `mixed_6/conv/conv2d_params` to Mixed_6d.branch1x1.conv, so they are the output of Mixed_6d.branch1x1
+after its ReLU, flattened with channels last, as in TensorFlow and in `mu_s` of ADM's reference files. This follows those
+sources and has not been checked against published numbers: that would take the published weights and the TensorFlow
+graph, to confirm that `mixed_6/conv:0` is the ReLU and not the convolution before it.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ HOW_TO_GET = f"download {INCEPTION_URL} and give it with --inception-weights FIL
 
 
 def to_uint8(image_B3HW: Tensor) -> Tensor:
-    """[-1,1] -> the 8 bits that a PNG of the image would hold (clamped, rounded to nearest), uint8."""
+    """[-1,1] -> the 8 bits of a PNG (clamped, rounded to nearest), uint8."""
     return image_B3HW.float().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
 
 
 class Activations(NamedTuple):
-    """What ADM's metrics need of a batch of images."""
+    """The features of a batch of images that ADM's metrics need."""
 
     pool_BD: Tensor  # (B,2048), for FID, precision, recall and, through `class_logits`, the Inception Score
     spatial_BS: Tensor  # (B,2023), for sFID: 17 x 17 places x 7 channels, channels last
@@ -48,7 +48,7 @@ class InceptionFeatures(nn.Module):
 
     Args:
         network: torch-fidelity's extractor of the feature "2048"; it resizes to 299 px as TensorFlow 1 did.
-        standard: whether the weights are the published ones; with others no FID compares with anybody's.
+        standard: whether the weights are the published ones; with others FIDs are not comparable with published ones.
     """
 
     width = 2048
@@ -60,7 +60,7 @@ class InceptionFeatures(nn.Module):
     @torch.no_grad()
     def forward(self, image_B3HW: Tensor) -> Tensor:
         if image_B3HW.dtype != torch.uint8:
-            raise ValueError(f"Inception features are of uint8 images (see to_uint8), got {image_B3HW.dtype}")
+            raise ValueError(f"Inception features need uint8 images (see to_uint8), got {image_B3HW.dtype}")
         with _without_tf32():
             return self.network(image_B3HW)[0]
 
@@ -88,7 +88,7 @@ class InceptionFeatures(nn.Module):
 
 @contextmanager
 def _without_tf32() -> Iterator[None]:
-    """PyTorch lets convolutions round to TF32 on CUDA, which would show in a comparison of FIDs."""
+    """Disables TF32 convolutions on CUDA, which would change FIDs visibly."""
     before = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
     try:
@@ -110,7 +110,7 @@ def load_inception(weights: str, device: torch.device | str = "cpu") -> Inceptio
     if path is None:
         where = f"but {weights} is no file" if weights else "which is not in torch.hub's folder"
         raise UsageError(f"FID needs Inception's {INCEPTION_FILES[0]}, {where}; {HOW_TO_GET}.")
-    # The extractor would unpickle whatever the file holds; what it gets is tensors that have been read safely.
+    # The extractor would unpickle the file; give it tensors that have been read safely instead.
     plain = io.BytesIO()
     torch.save(read_state_dict(path, HOW_TO_GET), plain)
     plain.seek(0)

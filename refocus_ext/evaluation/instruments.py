@@ -1,4 +1,4 @@
-"""What a tokenizer is measured with: LPIPS, Inception, SSIM, where their weights are there."""
+"""The measures of a tokenizer: SSIM, and LPIPS and Inception if their weights are available."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Measure = Callable[[Tensor, Tensor], Tensor]  # image, target (B,3,H,W) -> (B,)
 
 
 class AliasCoder(Protocol):
-    """What is asked of an alias tokenizer (`AliasTokenizer` has it)."""
+    """The methods of `AliasTokenizer` that are needed."""
 
     def tokens(self, alias_K: Sequence[Tensor]) -> list[Tensor]: ...
     def reconstruct(self, idx_K: Sequence[Tensor]) -> list[Tensor]: ...
@@ -32,7 +32,7 @@ class AliasCoder(Protocol):
 
 @dataclass
 class Instruments:
-    """The measures that can be taken here, and why the others cannot."""
+    """The available measures, and the reasons why the others are not."""
 
     measures: dict[str, Measure]
     inception: InceptionFeatures | None = None
@@ -41,10 +41,10 @@ class Instruments:
 
 
 def open_instruments(options: EvalOptions, tokenizer: Tokenizer, device: torch.device) -> Instruments:
-    """PSNR and SSIM always; LPIPS, rFID and the alias tokenizer where their files are.
+    """PSNR and SSIM always; LPIPS, rFID and the alias tokenizer if their files are available.
 
     Raises:
-        UsageError: a file that was named is missing or not what it should be.
+        UsageError: a file given by the user is missing or of the wrong kind.
     """
     tools = Instruments({"psnr": psnr, "ssim": ssim})
     lpips = _if_there(tools, "lpips", options.lpips_weights, lambda: load_lpips(options.lpips_weights, device))
@@ -59,7 +59,7 @@ def open_instruments(options: EvalOptions, tokenizer: Tokenizer, device: torch.d
 
 
 def _if_there(tools: Instruments, name: str, given: str, load: Callable[[], Any]) -> Any:
-    """What `load` gives; a file that nobody named may be missing, and is then noted as the reason."""
+    """The result of `load`; a file not given by the user may be missing, which is recorded as the reason."""
     try:
         return load()
     except UsageError as error:
@@ -73,7 +73,7 @@ def ssim(image: Tensor, target: Tensor) -> Tensor:
     """Structural similarity per image (Wang et al., 2004; Gaussian window of sigma 1.5), for values in [-1,1], (B,)."""
     from torchmetrics.functional.image import structural_similarity_index_measure
 
-    # in [0,1]: SSIM's luminance term compares means and has no meaning for means around 0
+    # in [0,1]: SSIM's luminance term compares means and is meaningless for means around 0
     unit, reference = ((values.clamp(-1, 1) + 1) / 2 for values in (image, target))
     value = structural_similarity_index_measure(unit, reference, data_range=1.0, reduction="none")
     assert isinstance(value, Tensor)

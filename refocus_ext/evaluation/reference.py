@@ -19,7 +19,7 @@ STATISTICS = {
 
 
 class Reference(NamedTuple):
-    """What samples are compared with; each part may be absent, but not the images and `pool` both."""
+    """The reference of samples; parts may be absent, but not both the images and `pool`."""
 
     images: ImageSet | None
     pool: Gaussian | None
@@ -27,10 +27,10 @@ class Reference(NamedTuple):
 
 
 def open_reference(name: str, like: ImageSet, threads: int) -> Reference:
-    """The statistics and images in `name`; a folder's images are brought to the size of `like`'s.
+    """The statistics and images in `name`; a folder's images are resized to the size of `like`'s.
 
     Raises:
-        UsageError: it holds neither images nor statistics, or not of the right form.
+        UsageError: it holds neither images nor statistics, or has the wrong format.
     """
     path = Path(name)
     if path.is_dir():
@@ -43,7 +43,7 @@ def open_reference(name: str, like: ImageSet, threads: int) -> Reference:
 
 
 def _stored(path: Path, mean: str, covariance: str, width: int) -> Gaussian | None:
-    """Statistics under these names, where they are there.
+    """The statistics under these names, if there are any.
 
     Raises:
         UsageError: they are of another width.

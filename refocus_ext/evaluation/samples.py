@@ -1,7 +1,7 @@
 """`bash run.sh eval --samples NPZ_OR_DIR --reference NPZ_OR_DIR`: FID, sFID, IS, precision and recall as ADM defines them.
 
-Images pass through Inception in batches, which processes take in turns. pool3 is kept (8 KiB an image), of the spatial
-features only mean and covariance; so batch b and what is made of it do not depend on the number of processes.
+Images pass through Inception in batches, which processes take in turns, so results do not depend on the number of
+processes. pool3 is kept (8 KiB per image); of the spatial features only mean and covariance are kept.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from refocus_ext.engine.distributed import World, preflight_device, world
+from refocus_ext.engine.distributed import World, join_world, preflight_device
 from refocus_ext.engine.progress import Progress
 from refocus_ext.errors import named
 from refocus_ext.evaluation.frechet import FeatureStatistics, Moments, frechet_distance
@@ -28,14 +28,14 @@ from refocus_ext.images.readers import ImageSet, open_samples
 
 PAPERS_IMAGES = 50_000
 ORDER_DROP = 0.2  # an Inception Score that loses more than this share to the file's order is reported
-CHUNK = 4096  # features at once, where they are in memory already
+CHUNK = 4096  # features per batch, once they are in memory
 
 
 def main(options: EvalOptions) -> int:
     """Runs the command; returns its exit code."""
-    with world(options.device) as here:
-        samples, reference, inception = open_inputs(options, here.device)
-        report = evaluate(samples, reference, inception, options.batch_size or 64, here)
+    with join_world(options.device) as world:
+        samples, reference, inception = open_inputs(options, world.device)
+        report = evaluate(samples, reference, inception, options.batch_size or 64, world)
         if report is not None:
             print("\n" + "\n".join(table(report, options.depth)))
             if options.json:
@@ -45,16 +45,16 @@ def main(options: EvalOptions) -> int:
 
 
 def preflight(options: EvalOptions) -> None:
-    """Raises UsageError where `main` would in every process."""
+    """Raises the UsageErrors that `main` would raise in every process."""
     preflight_device(options.device)
     open_inputs(options, torch.device("cpu"))
 
 
 def open_inputs(options: EvalOptions, device: torch.device) -> tuple[ImageSet, Reference, InceptionFeatures]:
-    """The samples, what they are compared with, and the network.
+    """The samples, the reference and the network.
 
     Raises:
-        UsageError: one of them is not there, or is not what it should be.
+        UsageError: one of them is missing or of the wrong kind.
     """
     threads = 4 if options.workers is None else options.workers
     with named("--samples"):
@@ -66,7 +66,7 @@ def open_inputs(options: EvalOptions, device: torch.device) -> tuple[ImageSet, R
 
 @dataclass(frozen=True)
 class Features:
-    """Of all images of a set, in its order."""
+    """Features of all images of a set, in its order."""
 
     pool_ND: Tensor  # (N,2048) fp32, on the CPU
     spatial: FeatureStatistics
@@ -80,32 +80,32 @@ class Features:
         return statistics
 
 
-def extract(images: ImageSet, inception: InceptionFeatures, batch: int, here: World, spatial: bool = True) -> Features:
+def extract(images: ImageSet, inception: InceptionFeatures, batch: int, world: World, spatial: bool = True) -> Features:
     """The features of a set on every process; each computes its share of the batches.
 
     Args:
-        spatial: whether their statistics are needed.
+        spatial: whether to collect statistics of the spatial features.
 
     Raises:
         RunFailed: the images cannot be read.
     """
-    rounds = math.ceil(images.count / batch / here.size)
-    progress = Progress(0, rounds, batch * here.size, quiet=not here.main, unit="batch")
+    rounds = math.ceil(images.count / batch / world.size)
+    progress = Progress(0, rounds, batch * world.size, quiet=not world.main, unit="batch")
     pools: list[Tensor] = []
     statistics = FeatureStatistics()
-    for done, pixels in enumerate(_on(here.device, images.batches(batch, here.rank, here.size)), start=1):
+    for done, pixels in enumerate(_on(world.device, images.batches(batch, world.rank, world.size)), start=1):
         activations = inception.activations(pixels)
         pools.append(activations.pool_BD.cpu())
         if spatial:
             statistics.update(activations.spatial_BS)
         progress.update(done, {})
     progress.close()
-    shares = here.gather((pools, statistics))
+    shares = world.gather((pools, statistics))
     whole = FeatureStatistics()
     for _, part in shares:
         whole.merge(part)
     batches = range(math.ceil(images.count / batch))
-    return Features(torch.cat([shares[b % here.size][0][b // here.size] for b in batches]), whole)
+    return Features(torch.cat([shares[b % world.size][0][b // world.size] for b in batches]), whole)
 
 
 def _on(device: torch.device, batches: Iterator[np.ndarray]) -> Iterator[Tensor]:
@@ -115,29 +115,29 @@ def _on(device: torch.device, batches: Iterator[np.ndarray]) -> Iterator[Tensor]
 
 
 def evaluate(
-    samples: ImageSet, reference: Reference, inception: InceptionFeatures, batch: int, here: World
+    samples: ImageSet, reference: Reference, inception: InceptionFeatures, batch: int, world: World
 ) -> SampleReport | None:
-    """Measures `samples` against `reference`; every process takes part, rank 0 has the report.
+    """Measures `samples` against `reference`; every process takes part, rank 0 returns the report.
 
     Raises:
         RunFailed: images cannot be read.
     """
-    if here.main:
+    if world.main:
         count = "stored statistics" if reference.images is None else f"{reference.images.count} reference images"
         print(
-            f"Inception features of {samples.count} samples and {count}, on {here.device}" + _processes(here),
+            f"Inception features of {samples.count} samples and {count}, on {world.device}" + _processes(world),
             flush=True,
         )
-    ours = extract(samples, inception, batch, here)
+    ours = extract(samples, inception, batch, world)
     theirs = None
     if reference.images is not None:
         needed = reference.pool is None  # with stored statistics the images serve precision and recall only
-        theirs = extract(reference.images, inception, batch, here, spatial=needed)
-    if not here.main:
+        theirs = extract(reference.images, inception, batch, world, spatial=needed)
+    if not world.main:
         return None
     missing: dict[str, str] = {}
     fid, sfid = _distances(ours, theirs, reference, missing)
-    precision, recall = _precision_recall(ours, theirs, here.device, missing)
+    precision, recall = _precision_recall(ours, theirs, world.device, missing)
     in_order, shuffled = _inception_scores(ours, inception)
     ordered = _sorted(samples.labels, samples.count) or in_order < (1 - ORDER_DROP) * shuffled
     return SampleReport(
@@ -155,14 +155,14 @@ def evaluate(
     )
 
 
-def _processes(here: World) -> str:
-    return f" x {here.size} processes" if here.size > 1 else ""
+def _processes(world: World) -> str:
+    return f" x {world.size} processes" if world.size > 1 else ""
 
 
 def _distances(
     ours: Features, theirs: Features | None, reference: Reference, missing: dict[str, str]
 ) -> tuple[float | None, float | None]:
-    """(FID, sFID): against the stored statistics, else against those of the reference's images."""
+    """(FID, sFID): against the stored statistics, or else against those of the reference images."""
     images = 2 if theirs is None else len(theirs.pool_ND)
     if min(len(ours.pool_ND), images) < 2:
         missing["fid"] = missing["sfid"] = "a covariance needs at least 2 images."
@@ -184,44 +184,46 @@ def _precision_recall(
         missing["precision"] = missing["recall"] = "the reference holds statistics but no images."
         return None, None
     if min(len(ours.pool_ND), len(theirs.pool_ND)) <= NEIGHBOURS:
-        missing["precision"] = missing["recall"] = f"it needs more than {NEIGHBOURS} images on either side."
+        missing["precision"] = missing["recall"] = f"it needs more than {NEIGHBOURS} images on each side."
         return None, None
     return precision_recall(ours.pool_ND.to(device), theirs.pool_ND.to(device))
 
 
 def _inception_scores(ours: Features, inception: InceptionFeatures) -> tuple[float, float]:
-    """In the order of the file, and in another."""
+    """The Inception Score in the order of the file, and shuffled."""
     logits = torch.cat([inception.class_logits(rows).cpu() for rows in ours.pool_ND.split(CHUNK)])
     return inception_score(logits, IS_SPLIT), inception_score(logits[fixed_permutation(len(logits))], IS_SPLIT)
 
 
 def _sorted(labels: np.ndarray | None, count: int) -> bool:
-    """Whether the labels are in order and there is more than one split, so that it matters."""
+    """Whether the labels are sorted and there is more than one split, so that the order matters."""
     if labels is None or count <= IS_SPLIT:
         return False
     return bool((labels[1:] >= labels[:-1]).all() and labels[0] != labels[-1])
 
 
 def _notes(samples: ImageSet, reference: Reference, inception: InceptionFeatures, ordered: bool) -> list[str]:
-    """Sentences on what keeps these numbers from being compared with others'."""
+    """Sentences on what makes these numbers incomparable with published ones."""
     notes = [samples.note] if samples.note else []
     if samples.count < PAPERS_IMAGES:
-        notes.append(f"FID is biased upwards on few images: {samples.count} here, {PAPERS_IMAGES} in papers.")
+        notes.append(f"FID is biased upwards for few images: {samples.count} here, {PAPERS_IMAGES} in papers.")
     if not inception.standard:
-        notes.append("the Inception weights are not the published ones: these numbers compare with nobody's.")
+        notes.append(
+            "the Inception weights are not the published ones: these numbers are not comparable with published ones."
+        )
     if ordered:
         notes.append(
-            "the samples are ordered by class: the Inception Score is taken on splits of "
+            "the samples are ordered by class: the Inception Score is computed on splits of "
             f"{IS_SPLIT} images in order, each of which then holds few classes (about 62 instead of 280 for VAR-d16); the "
-            "shuffled one compares with papers."
+            "shuffled one is comparable with papers."
         )
     images = reference.images
     if images is not None:
         notes += [images.note] if images.note else []
         if reference.pool is None:
-            notes.append(f"the reference stores no statistics: they are those of its {images.count} images.")
+            notes.append(f"the reference stores no statistics: they were computed from its {images.count} images.")
         if images.size != samples.size:
-            notes.append(f"the samples are {_pixels(samples)}, the images of the reference {_pixels(images)}.")
+            notes.append(f"the samples are {_pixels(samples)}, the reference images {_pixels(images)}.")
     return notes
 
 

@@ -17,7 +17,7 @@ class SampleReport:
     """All numbers of an evaluation; `not_measured` gives the reason for each that is None.
 
     `inception_score` is ADM's, over splits of 5000 images in the order of the file, `inception_score_shuffled` that of the
-    same images in another order. `ordered_by_class` says that the first one is not to be compared with anybody's.
+    same images shuffled. If `ordered_by_class`, the first one is not comparable with published scores.
     """
 
     images: int
@@ -55,7 +55,7 @@ PUBLISHED: dict[int, dict[str, dict[str, float]]] = {
 
 
 def table(report: SampleReport, depth: int | None = None) -> list[str]:
-    """The report as lines: ours, the published numbers (of one depth, or all), and what is to be known of them."""
+    """The report as lines: ours, the published numbers (of one depth, or all), and notes."""
     ours = {name: getattr(report, name) for name in ("fid", "sfid", "precision", "recall")}
     rows = [_row(f"{report.images} samples", ours | {"is": report.inception_score})]
     if report.ordered_by_class:
@@ -79,7 +79,7 @@ def _row(name: str, values: dict[str, float | None] | dict[str, float]) -> str:
 
 
 def write_json(path: Path, options: EvalOptions, report: SampleReport) -> None:
-    """The report, and what it is of.
+    """Writes the report and its inputs as JSON.
 
     Raises:
         RunFailed: the file cannot be written.

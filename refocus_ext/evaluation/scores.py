@@ -11,15 +11,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-IS_SPLIT = 5000  # images a split, in ADM's evaluator
+IS_SPLIT = 5000  # images per split, in ADM's evaluator
 NEIGHBOURS = 3
-BLOCK = 4096  # rows and columns of distances held at once: 64 MiB
+BLOCK = 4096  # rows and columns of distances in memory: 64 MiB
 
 
 def inception_score(logits_NV: Tensor, split: int = IS_SPLIT) -> float:
     """Mean over splits of exp(mean KL(p(y|x) || p(y))), p(y) the mean of the split (Salimans et al., 2016), in float64.
 
-    Splits are `split` images in the order given, the last one what is left; so the order matters where there are several.
+    Splits are `split` consecutive images, the last one may be smaller; so the order matters if there are several.
 
     Raises:
         ValueError: there are no images.
@@ -37,12 +37,12 @@ def inception_score(logits_NV: Tensor, split: int = IS_SPLIT) -> float:
 
 
 def fixed_permutation(count: int) -> Tensor:
-    """The same shuffle of `count` images everywhere, (count,) int64."""
+    """A fixed shuffle of `count` images, (count,) int64."""
     return torch.randperm(count, generator=torch.Generator().manual_seed(0))
 
 
 class PrecisionRecall(NamedTuple):
-    """Shares: of samples inside the reference's manifold, and of the reference inside the samples'."""
+    """Precision: share of samples inside the reference's manifold. Recall: share of the reference inside the samples'."""
 
     precision: float
     recall: float
@@ -54,7 +54,7 @@ def precision_recall(
     """Improved precision and recall (Kynkaanniemi et al., 2019), on the tensors' device.
 
     A manifold is a ball around each feature out to its k-th nearest other one. Distances are fp32 (fp64 for fp64 features);
-    ADM's evaluator takes them in fp16 where that does not overflow, so the last digits differ.
+    ADM's evaluator uses fp16 if that does not overflow, so the last digits differ.
 
     Raises:
         ValueError: a set has no k-th neighbour, or the widths differ.
@@ -62,13 +62,13 @@ def precision_recall(
     for name, features in (("samples", samples_ND), ("reference", reference_MD)):
         if len(features) <= k:
             raise ValueError(
-                f"precision and recall look at {k} neighbours and need more images than that, got {len(features)} of {name}"
+                f"precision and recall use {k} neighbours and need more images than that, got {len(features)} of {name}"
             )
     if samples_ND.shape[1] != reference_MD.shape[1]:
         raise ValueError(
-            f"features of width {samples_ND.shape[1]} do not compare with those of width {reference_MD.shape[1]}"
+            f"features of width {samples_ND.shape[1]} cannot be compared with those of width {reference_MD.shape[1]}"
         )
-    # one origin for both: the expanded square of a distance loses digits far from 0
+    # same origin for both: the expanded square of a distance loses digits far from 0
     origin = reference_MD.mean(0)
     samples, reference = samples_ND - origin, reference_MD - origin
     return PrecisionRecall(
@@ -83,7 +83,7 @@ def squared_radii(features_ND: Tensor, k: int = NEIGHBOURS, block: int = BLOCK) 
     for rows in features_ND.split(block):
         nearest = torch.empty(len(rows), 0, dtype=rows.dtype, device=rows.device)
         for distances in _squared_distances(rows, features_ND, block):
-            # k + 1, because every feature is its own nearest
+            # k + 1, because every feature is its own nearest neighbour
             joined = torch.cat([nearest, distances], 1)
             nearest = joined.topk(min(k + 1, joined.shape[1]), largest=False).values
         radii.append(nearest.amax(1))
@@ -91,7 +91,7 @@ def squared_radii(features_ND: Tensor, k: int = NEIGHBOURS, block: int = BLOCK) 
 
 
 def _share_inside(features: Tensor, centres: Tensor, squared_radii_M: Tensor, block: int) -> float:
-    """Share of `features` that lie in the ball of any centre."""
+    """Share of `features` inside the ball of any centre."""
     inside = 0
     for rows in features.split(block):
         hit = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)

@@ -1,4 +1,4 @@
-"""`bash run.sh eval --tokenizer RUN`: what a finished tokenizer keeps of images it has not been trained on.
+"""`bash run.sh eval --tokenizer RUN`: the reconstruction quality of a finished tokenizer on validation images.
 
 All numbers are means over images, streamed over batches in eval mode: no noise, nothing random. Images are in [-1,1];
 focus states and token scales are counted from 1 in what is printed or written, as in the paper.
@@ -34,7 +34,7 @@ from refocus_ext.tokenizer.alias.explained_variance import ExplainedVariance
 from refocus_ext.tokens.trained_tokenizer import Tokenizer, load_tokenizer
 from refocus_ext.vector_quantization import codebook_use
 
-PAPERS_IMAGES = 50_000  # on which papers report rFID: ImageNet val
+PAPERS_IMAGES = 50_000  # number of images (ImageNet val) on which papers report rFID
 
 
 def main(options: EvalOptions) -> int:
@@ -62,14 +62,14 @@ def main(options: EvalOptions) -> int:
 
 
 def training_left(tokenizer: Tokenizer) -> str:
-    """A sentence where the newest checkpoint says that the run was interrupted, and the weights are its; else ''."""
+    """A sentence if the newest checkpoint shows that training was interrupted; otherwise ''."""
     newest = checkpoints_of(tokenizer.path).newest_step()
     steps = tokenizer.trained_with.steps
     if newest is None or steps is None or newest >= steps:
         return ""
     return (
-        f"training of {tokenizer.path} is not finished: these are its weights after {newest} of {steps} steps; run the "
-        "command that began it again to resume it."
+        f"training of {tokenizer.path} is not finished: these are its weights after {newest} of {steps} steps; rerun "
+        "its command to resume."
     )
 
 
@@ -77,7 +77,7 @@ def val_images(tokenizer: Tokenizer, data: str) -> tuple[ImageSource, str]:
     """The validation images and their name: of `data`, else of the run's own data, else the demo photographs.
 
     Raises:
-        UsageError: they are not there, or smaller than the crop where the run refused such.
+        UsageError: they are missing, or smaller than the crop and the run refused that.
     """
     data = data or tokenizer.trained_with.data
     images = find_split(data, "val")
@@ -88,7 +88,7 @@ def val_images(tokenizer: Tokenizer, data: str) -> tuple[ImageSource, str]:
 
 
 def loader(tokenizer: Tokenizer, images: ImageSource, chosen: Sequence[int], options: EvalOptions) -> DataLoader[Any]:
-    """Centre crops of the chosen images, resized as the run's validation does."""
+    """Centre crops of the chosen images, resized as in the run's validation."""
     trained = tokenizer.trained_with
     crops = Crops(images, tokenizer.pyramid.image_size, scale=trained.crop_scale, random=False)
     workers = trained.workers if options.workers is None else options.workers
@@ -120,7 +120,7 @@ class Evaluation:
 
     @torch.no_grad()
     def update(self, x_B3HW: Tensor) -> None:
-        """Takes in a batch of images in [-1,1]."""
+        """Adds a batch of images in [-1,1]."""
         f_hat_S, idx_S = self._encode(x_B3HW)
         for hits_V, idx in zip(self.hits_SV, idx_S, strict=True):
             hits_V += idx.flatten().bincount(minlength=len(hits_V)).cpu()
@@ -131,7 +131,7 @@ class Evaluation:
                 total += torch.stack(
                     [m(image, target).sum(dtype=torch.float64) for m in self.tools.measures.values()]
                 ).cpu()
-        if self.tools.inception is not None:  # `image` is now that of all tokens
+        if self.tools.inception is not None:  # `image` is now decoded from all tokens
             self.real.update(self.tools.inception(to_uint8(x_B3HW)))
             self.fake.update(self.tools.inception(to_uint8(image)))
         if self.tools.alias is not None:
@@ -149,7 +149,7 @@ class Evaluation:
         self.explained.update(alias_K, alias.reconstruct(alias.tokens(alias_K)))
 
     def report(self, replaced: int = 0) -> TokenizerReport:
-        """The numbers of all images so far.
+        """The report on all images so far.
 
         Raises:
             ValueError: there were none.
@@ -160,7 +160,7 @@ class Evaluation:
         missing = dict(self.tools.not_measured)
         rfid = self._rfid(notes, missing)
         if replaced:
-            notes.append(f"{replaced} images cannot be decoded; the ones after them were measured twice instead.")
+            notes.append(f"{replaced} images cannot be decoded; the images after them were measured twice instead.")
         return TokenizerReport(
             images=self.images,
             replaced=replaced,
@@ -181,10 +181,12 @@ class Evaluation:
             return None
         if self.images < PAPERS_IMAGES:
             notes.append(
-                f"rFID is biased upwards on few images: {self.images} here, {PAPERS_IMAGES} (ImageNet val) in papers."
+                f"rFID is biased upwards for few images: {self.images} here, {PAPERS_IMAGES} (ImageNet val) in papers."
             )
         if not self.tools.inception.standard:
-            notes.append("the Inception weights are not the published ones: this rFID compares with nobody's.")
+            notes.append(
+                "the Inception weights are not the published ones: this rFID is not comparable with published ones."
+            )
         return frechet_distance(self.real, self.fake)
 
     def _states(self) -> list[StateQuality]:

@@ -15,7 +15,7 @@ from refocus_ext.tokens.trained_tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class StateQuality:
-    """The image of a focus state's prefix against its view F_k and against x; each maps a measure to its mean."""
+    """The image of a focus state's prefix against F_k and against x; each maps a measure to its mean."""
 
     state: int
     radius: float  # pixels
@@ -26,12 +26,12 @@ class StateQuality:
 
 @dataclass(frozen=True)
 class ScaleHealth:
-    """How a token scale uses the codebook: percent of the codes seen at all, and exp of the entropy of the codes."""
+    """Codebook usage of a token scale: percent of the codes seen, and exp of the entropy of the codes."""
 
     scale: int
     side: int  # latent cells
     state: int
-    tokens: int  # seen in all, an upper bound of both
+    tokens: int  # tokens seen, an upper bound of both
     usage: float
     perplexity: float
 
@@ -42,7 +42,7 @@ class TokenizerReport:
     reconstruction. `not_measured` gives the reason for each number that is absent."""
 
     images: int
-    replaced: int  # images that could not be decoded, and the ones after them were measured instead
+    replaced: int  # images that could not be decoded, replaced by the ones after them
     states: list[StateQuality]
     scales: list[ScaleHealth]
     codes: int
@@ -114,7 +114,7 @@ def _numbers(values: Mapping[str, float]) -> str:
 
 
 def write_json(path: Path, tokenizer: Tokenizer, source: str, report: TokenizerReport) -> None:
-    """The report, and what it is of.
+    """Writes the report and its inputs as JSON.
 
     Raises:
         RunFailed: the file cannot be written.

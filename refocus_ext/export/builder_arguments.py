@@ -1,4 +1,4 @@
-"""What upstream's `build_vae_var` must be told for a student, what it cannot be told, and what the notebook tells it."""
+"""Arguments of upstream's `build_vae_var` for a student, geometries it cannot build, and the notebook's arguments."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from patches.upstream import VAR_PATCH_NUMS
 from refocus_ext.sampling.student import Student
 from refocus_ext.storage.upstream_weights import vae_geometry
 
-# The arguments that upstream's demo_sample.ipynb writes out, and the one it leaves to the builder's default.
+# The arguments that upstream's demo_sample.ipynb gives, and the one for which it uses the builder's default.
 NOTEBOOK: dict[str, Any] = {
     "V": 4096,
     "Cvae": 32,
@@ -21,7 +21,7 @@ NOTEBOOK: dict[str, Any] = {
     "shared_aln": False,
     "attn_l2_norm": True,
 }
-NOTEBOOK_NAMES = {"depth": "MODEL_DEPTH"}  # where it calls an argument otherwise
+NOTEBOOK_NAMES = {"depth": "MODEL_DEPTH"}  # arguments that the notebook names differently
 NOTEBOOK_DEPTHS = (16, 20, 24, 30)
 NOTEBOOK_LAST_LABEL, NOTEBOOK_TOP_K = 980, 900
 
@@ -43,7 +43,7 @@ def build_arguments(student: Student) -> dict[str, Any]:
 
 
 def builder_obstacle(student: Student) -> str:
-    """Why `build_vae_var`, which derives width and heads from the depth, cannot build it; empty if it can."""
+    """Why `build_vae_var`, which derives width and heads from the depth, cannot build the student; empty if it can."""
     shape = student.geometry
     if (shape.embed_dim, shape.num_heads) == (64 * shape.depth, shape.depth):
         return ""
@@ -51,16 +51,16 @@ def builder_obstacle(student: Student) -> str:
 
 
 def vae_file_name(arguments: dict[str, Any]) -> str:
-    """As upstream names its own: 'vae_ch160v4096z32.pth'."""
+    """The file name in upstream's style: 'vae_ch160v4096z32.pth'."""
     return f"vae_ch{arguments['ch']}v{arguments['V']}z{arguments['Cvae']}.pth"
 
 
 def changes_for_notebook(arguments: Mapping[str, Any]) -> list[str]:
-    """What to change in the notebook, such as 'V=8192' or 'MODEL_DEPTH=20'; empty where it runs as it stands."""
+    """What to change in the notebook, such as 'V=8192' or 'MODEL_DEPTH=20'; empty if it runs unedited."""
     given = {**arguments, "patch_nums": tuple(arguments["patch_nums"])}
     changes = [f"{NOTEBOOK_NAMES.get(name, name)}={value}" for name, value in given.items() if value != NOTEBOOK[name]]
     if given["depth"] not in NOTEBOOK_DEPTHS:
-        changes.append(f"the assert below MODEL_DEPTH, which knows {', '.join(map(str, NOTEBOOK_DEPTHS))}")
+        changes.append(f"the assert below MODEL_DEPTH, which allows {', '.join(map(str, NOTEBOOK_DEPTHS))}")
     if given["num_classes"] <= NOTEBOOK_LAST_LABEL:
         changes.append(f"class_labels, to labels below {given['num_classes']}")
     if given["V"] < NOTEBOOK_TOP_K:

@@ -1,7 +1,7 @@
-"""Run by path as a process of its own (`python -I clean_upstream.py JOB.json`): upstream's files alone make the bytes.
+"""Run by path in a separate process (`python -I clean_upstream.py JOB.json`): makes the bytes with upstream's files only.
 
-It takes nothing of this project. It puts upstream's folder on sys.path, builds with upstream's builder, loads the files
-strictly with weights_only=True, samples, decodes, and refuses to answer if anything else of the project came along.
+It imports nothing of this project. It puts upstream's folder on sys.path, builds with upstream's builder, loads the files
+strictly with weights_only=True, samples, decodes, and fails if anything else of the project was imported.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`bash run.sh export`: a student and its VAE as plain upstream files, proven to be vanilla VAR, and on the Hub."""
+"""`bash run.sh export`: a student and its VAE as plain upstream files, verified to be vanilla VAR, and uploaded to the Hub."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def main(options: ExportOptions) -> int:
     folder = Path(options.to)
     with named("--to"):
         export.write(folder)
-    exported = load_student(folder)  # as the files are, not as the networks were
+    exported = load_student(folder)  # from the files, not from the networks in memory
     verdict, reason = prove(exported, options)
     finish(export, exported, verdict, reason)
     if verdict and not verdict.equal:
@@ -40,19 +40,19 @@ def main(options: ExportOptions) -> int:
 
 
 def check_options(options: ExportOptions) -> Student:
-    """The student that is to be exported.
+    """The student to export.
 
     Raises:
-        UsageError: something is missing, or the student is none that upstream's builder makes.
+        UsageError: something is missing, or upstream's builder cannot build the student.
     """
     for name, value, what in (
-        ("run", options.run, "the folder of a `bash run.sh distill`"),
-        ("to", options.to, "the folder that the files go to"),
+        ("run", options.run, "the folder of a `bash run.sh distill` run"),
+        ("to", options.to, "the folder to write the files to"),
     ):
         if not value:
             raise UsageError(f"export needs --{name}, {what}.")
     if options.private and not options.push:
-        raise UsageError("--private belongs to --push OWNER/NAME, which is missing.")
+        raise UsageError("--private needs --push OWNER/NAME.")
     if options.push:
         with named("--push"):
             hub.check_target(options.push, dry_run=options.dry_run)
@@ -61,30 +61,30 @@ def check_options(options: ExportOptions) -> Student:
     with named("--run"):
         student = load_student(options.run, vae=options.vae or None)
     if student.files.var.parent.resolve() == Path(options.to).resolve():
-        raise UsageError(f"--to {options.to} is where --run {options.run} reads from; choose another folder.")
+        raise UsageError(f"--to {options.to} is the folder that --run {options.run} reads; choose another folder.")
     if obstacle := builder_obstacle(student):
         raise UsageError(f"--run {options.run} has {obstacle}, which upstream's build_vae_var cannot build.")
     return student
 
 
 def prove(exported: Student, options: ExportOptions) -> tuple[Verdict | None, str]:
-    """The verdict, or None and the reason why there is none."""
+    """The verdict, or None and the reason."""
     if options.no_verify:
         return None, "it was exported with --no-verify"
     if not submodule_present():
         return None, "the submodule var_upstream was missing where it was exported"
-    load_upstream("submodule")  # refuses another revision
+    load_upstream("submodule")  # raises for another revision
     print("verifying with upstream alone, on the CPU ...", flush=True)
     return verify(exported), ""
 
 
 def finish(export: Export, exported: Student, verdict: Verdict | None, reason: str) -> None:
-    """Writes the record and the model card, and says what there is."""
+    """Writes the record and the model card, and lists the files."""
     folder, record = exported.path, None
     if verdict and verdict.equal:
         record = verdict.record(exported)
     elif verdict:
-        reason = "upstream alone made other bytes of these files"
+        reason = "upstream alone made different bytes from these files"
     write_record(folder, record)
     with written_beside(folder / CARD) as beside:
         beside.write_text(model_card(export.geometry, record, reason))
@@ -94,11 +94,11 @@ def finish(export: Export, exported: Student, verdict: Verdict | None, reason: s
     print()
     print("\n".join(lines(verdict)) if verdict else f"not verified: {reason}")
     if changes := changes_for_notebook(export.geometry["build_vae_var"]):
-        print(f"upstream's demo_sample.ipynb needs {', '.join(changes)} for this geometry; README.md says so")
+        print(f"upstream's demo_sample.ipynb needs {', '.join(changes)} for this geometry; see README.md")
 
 
 def write_record(folder: Path, record: dict[str, Any] | None) -> None:
-    """verified.json, or none at all."""
+    """Writes verified.json, or removes an old one."""
     try:
         if record:
             save_json(folder / RECORD, record)
@@ -113,7 +113,7 @@ def uploads(export: Export, verdict: Verdict | None) -> list[str]:
 
 
 def show(export: Export, options: ExportOptions) -> int:
-    """What would be written and uploaded."""
+    """Prints what would be written and uploaded."""
     target = f" and uploaded to {hub.address(options.push)}" if options.push else ""
     print(f"dry run: this would be written to {options.to}{target}")
     for name in [*export.names, *([] if options.no_verify else [f"{RECORD} (if it is verified)"])]:

@@ -1,4 +1,4 @@
-"""The folder of an export: plain upstream files, safetensors twins, geometry and class names; whole or marked unfinished."""
+"""The folder of an export: plain upstream files, safetensors twins, geometry and class names; complete or marked unfinished."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ FACTS = ("preset", "data", "steps", "batch_size", "lr", "seed", "precision", "te
 
 
 def is_ours(name: str) -> bool:
-    """Whether a file of that name is one that an export writes."""
+    """Whether an export writes a file of that name."""
     return name in (CARD, CLASSES, RECORD, GEOMETRY_FILE) or bool(WEIGHTS.fullmatch(name))
 
 
 @dataclass(frozen=True)
 class Export:
-    """What an export holds, before it is written.
+    """The contents of an export, before it is written.
 
-    `states` are the state dicts by the names of their .pth files; `geometry` is geometry.json but for the checksums.
+    `states` are the state dicts by the names of their .pth files; `geometry` is geometry.json without the checksums.
     """
 
     states: Mapping[str, Mapping[str, Tensor]]
@@ -64,20 +64,20 @@ class Export:
 
     @property
     def names(self) -> list[str]:
-        """The files of a finished export but for verified.json."""
+        """The files of a finished export, except verified.json."""
         twins = [twin_of(name) for name in self.states]
         return [*self.states, *twins, GEOMETRY_FILE, *([CLASSES] if self.classes else []), CARD]
 
     def size(self, name: str) -> int:
-        """Bytes of the tensors in a file; 0 for the small ones."""
+        """Bytes of the tensors in a file; 0 for small files."""
         state = self.states.get(name) or self.states.get(name.replace(".safetensors", ".pth")) or {}
         return sum(tensor.nbytes for tensor in state.values())
 
     def write(self, folder: Path) -> None:
-        """Writes all but the model card; while it is at it, geometry.json says that the folder is unfinished.
+        """Writes everything but the model card; until then geometry.json marks the folder as unfinished.
 
         Raises:
-            UsageError: the folder holds other things.
+            UsageError: the folder holds other files.
             RunFailed: a file cannot be written.
         """
         check_folder(folder, of_export=True)
@@ -90,7 +90,7 @@ class Export:
                 save_tensors(folder / name, dict(state))
                 with written_beside(folder / twin_of(name)) as beside:
                     save_file(dict(state), beside, metadata=self._metadata())
-                    shutil.copymode(folder / name, beside)  # safetensors makes files that only their owner can read
+                    shutil.copymode(folder / name, beside)  # safetensors writes files that only their owner can read
             if self.classes:
                 save_json(folder / CLASSES, list(self.classes))
             for path in folder.iterdir():
@@ -108,7 +108,7 @@ class Export:
         need = sum(self.size(name) for name in self.names)
         if (free := shutil.disk_usage(folder).free) < need:
             raise RunFailed(
-                f"{folder} has {free / 2**30:.2f} GiB free, but the files take {need / 2**30:.2f} GiB; free some space "
+                f"{folder} has {free / 2**30:.2f} GiB free, but the files need {need / 2**30:.2f} GiB; free some space "
                 "or choose another folder."
             )
 
@@ -118,22 +118,22 @@ def twin_of(name: str) -> str:
 
 
 def check_folder(folder: Path, *, of_export: bool) -> None:
-    """Raises UsageError unless files can be put there: it is new, empty, or holds files of exports alone.
+    """Raises UsageError unless the folder is new, empty, or holds files of exports only.
 
     Args:
-        of_export: an earlier export must have left its geometry.json there.
+        of_export: the folder must hold the geometry.json of an earlier export.
     """
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file; choose a folder.")
     names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    names = [name for name in names if not name.startswith(".")]  # .git, and what the Hub's client keeps
+    names = [name for name in names if not name.startswith(".")]  # .git, and files of the Hub's client
     other = [name for name in names if not is_ours(name)]
     if not other and names and of_export and not _is_export(folder):
         other = names
     if other:
         more = f" and {len(other) - 3} more" if len(other) > 3 else ""
         raise UsageError(
-            f"{folder} holds files of another kind ({', '.join(other[:3])}{more}); choose a new or an empty folder, or that "
+            f"{folder} holds other files ({', '.join(other[:3])}{more}); choose a new or empty folder, or one "
             "of an earlier export."
         )
 
@@ -149,7 +149,7 @@ def _networks(student: Student) -> tuple[tuple[str, Any], ...]:
 
 
 def _plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous tensors with memory of their own: a view would drag all that it looks at into the file."""
+    """Contiguous tensors with their own memory: a view would write its whole storage to the file."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     return {
         name: tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
@@ -158,14 +158,14 @@ def _plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _training(student: Student) -> dict[str, Any]:
-    """Facts of the run for the model card; empty where it is no run."""
+    """Facts of the run for the model card; empty if it is not a run."""
     config = student.config
     if "training" in config:  # an export, exported again
         return dict(config["training"])
     options = config.get("options", {})
     facts = {name: options[name] for name in FACTS if options.get(name) not in (None, "")}
     if facts.get("data"):
-        facts["data"] = Path(facts["data"]).name  # a path of this machine is nobody else's business
+        facts["data"] = Path(facts["data"]).name  # do not publish local paths
     if config and (last := _last_validation(student.files.var.parent)):
         facts["validation"] = last | ({"held_out": config["held_out"]} if "held_out" in config else {})
     return facts

@@ -1,4 +1,4 @@
-"""The Hugging Face Hub: an export goes there with `export --push`, and `bash run.sh pull` brings it back."""
+"""The Hugging Face Hub: `export --push` uploads an export, and `bash run.sh pull` downloads it."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def shown_size(size: int) -> str:
 
 
 def check_target(repository: str, *, dry_run: bool = False) -> None:
-    """Raises UsageError unless it can be uploaded to, as far as that can be told without the network."""
+    """Raises UsageError unless an upload is possible, as far as this can be checked without the network."""
     from huggingface_hub import constants, get_token
 
     _check_name(repository)
     if dry_run:
         return
     if constants.HF_HUB_OFFLINE:
-        raise UsageError(f"{repository} needs the network, but HF_HUB_OFFLINE is set; unset it, or upload nothing.")
+        raise UsageError(f"{repository} needs the network, but HF_HUB_OFFLINE is set; unset it, or omit --push.")
     if not get_token():
         raise UsageError(f"{repository} needs a token; set HF_TOKEN, or log in with `hf auth login`.")
 
@@ -45,14 +45,14 @@ def _check_name(repository: str) -> None:
     except HFValidationError:
         valid = False
     if not valid:
-        raise UsageError(f"{repository or 'nothing'} names no repository of the Hub; write OWNER/NAME.")
+        raise UsageError(f"{repository or 'nothing'} is not a repository of the Hub; give OWNER/NAME.")
 
 
 def push(repository: str, folder: Path, names: Sequence[str], *, private: bool = False) -> None:
-    """Uploads those files of a folder in one commit; the repository is made if it is not there.
+    """Uploads those files of a folder in one commit; the repository is created if it does not exist.
 
     Raises:
-        RunFailed: the Hub refuses or cannot be reached; the folder stays, and the command can be run again.
+        RunFailed: the Hub refuses or cannot be reached; the folder is kept, and the command can be rerun.
     """
     from huggingface_hub import HfApi
 
@@ -67,11 +67,11 @@ def push(repository: str, folder: Path, names: Sequence[str], *, private: bool =
             allow_patterns=list(names),
             commit_message=f"{names[0]} from ReFocus-VAR",
         )
-    except Exception as error:  # httpx, the Hub's own and the system's: none is ours to tell apart
+    except Exception as error:  # errors of httpx, the Hub and the system; all are treated alike
         raise RunFailed(
-            f"the upload to {repository} failed ({_reason(error)}); {folder} is complete, push it again."
+            f"the upload to {repository} failed ({_reason(error)}); {folder} is complete; rerun the command to push it again."
         ) from error
-    print(f"uploaded; `bash run.sh pull {repository} --to DIR` brings it back")
+    print(f"uploaded; `bash run.sh pull {repository} --to DIR` downloads it")
 
 
 # ------------------------------------------------------------------------------------------------ pull
@@ -87,10 +87,10 @@ def main(options: PullOptions) -> int:
         check_folder(folder, of_export=False)
     snapshot = download(options.repository, options.revision or None, patterns(options.depth))
     names = sorted(path.name for path in snapshot.iterdir() if is_ours(path.name) and path.is_file())
-    if options.depth:  # the cache may hold more than was asked for
+    if options.depth:  # the cache may hold more than requested
         names = [name for name in names if not name.startswith("var_") or name.startswith(f"var_d{options.depth}.")]
     if not any(name.startswith("var_d") for name in names):
-        raise RunFailed(f"{options.repository} holds no VAR in upstream's files (var_dN.pth); pull another repository.")
+        raise RunFailed(f"{options.repository} has no VAR in upstream's format (var_dN.pth); pull another repository.")
     with named("--to"):
         copy(snapshot, folder, names)
     print(f"{folder}:\n" + "\n".join(f"  {name:<34}{shown_size((folder / name).stat().st_size)}" for name in names))
@@ -99,15 +99,15 @@ def main(options: PullOptions) -> int:
 
 
 def patterns(depth: int | None) -> list[str]:
-    """What is downloaded of a repository."""
+    """The files to download from a repository."""
     return [f"var_d{depth or '*'}.pth", f"var_d{depth or '*'}.safetensors", "vae_ch*", "*.json", "README.md"]
 
 
 def download(repository: str, revision: str | None, wanted: Sequence[str]) -> Path:
-    """The folder in the Hub's cache that holds the files; with HF_HUB_OFFLINE nothing is asked of the network.
+    """The folder in the Hub's cache that holds the files; with HF_HUB_OFFLINE the network is not used.
 
     Raises:
-        UsageError: there is no such repository or revision.
+        UsageError: the repository or revision does not exist.
         RunFailed: it is not in the cache and the Hub cannot be reached.
     """
     from huggingface_hub import constants, snapshot_download
@@ -119,31 +119,33 @@ def download(repository: str, revision: str | None, wanted: Sequence[str]) -> Pa
     except LocalEntryNotFoundError as error:
         if constants.HF_HUB_OFFLINE:
             raise RunFailed(
-                f"{repository}{at} is not in the Hub's cache {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE forbids to fetch it; "
-                "unset that, or pull it where there is a network."
+                f"{repository}{at} is not in the Hub's cache {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE forbids downloading it; "
+                "unset it, or pull on a machine with a network."
             ) from error
         raise RunFailed(
             f"{repository}{at} is not in the cache and the Hub cannot be reached ({_reason(error)})."
         ) from error
     except RepositoryNotFoundError:
-        raise UsageError(f"{address(repository)} is not there, or is private and HF_TOKEN does not open it.") from None
+        raise UsageError(
+            f"{address(repository)} does not exist, or is private and HF_TOKEN gives no access; check the name and the token."
+        ) from None
     except RevisionNotFoundError:
-        raise UsageError(f"{address(repository)} has no revision {revision}; name a branch, tag or commit.") from None
+        raise UsageError(f"{address(repository)} has no revision {revision}; give a branch, tag or commit.") from None
     except Exception as error:
-        raise RunFailed(f"{repository}{at} could not be fetched ({_reason(error)}); run the command again.") from error
+        raise RunFailed(f"{repository}{at} could not be downloaded ({_reason(error)}); rerun the command.") from error
 
 
 def copy(snapshot: Path, folder: Path, names: Sequence[str]) -> None:
-    """Copies out of the cache, whose files are links that it may prune."""
+    """Copies files out of the cache, whose links may be pruned."""
     for name in names:
         copy_file(snapshot / name, folder / name)
 
 
 def check_sums(folder: Path) -> None:
-    """Compares the files with the checksums in an export's geometry.json, where there is one.
+    """Compares the files with the checksums in an export's geometry.json, if there is one.
 
     Raises:
-        RunFailed: a file is another one.
+        RunFailed: a file does not match.
     """
     file = folder / GEOMETRY_FILE
     try:
@@ -155,8 +157,8 @@ def check_sums(folder: Path) -> None:
         if sha256(folder / name) != sums[name]:
             raise RunFailed(f"{folder / name} is not the file that was exported (its sha256 differs); pull it again.")
     if there:
-        print(f"the sha256 of all {len(there)} files of weights is that of {GEOMETRY_FILE}")
-    print(f"`bash run.sh verify {folder}` proves that they are vanilla VAR")
+        print(f"the sha256 of all {len(there)} weights files matches {GEOMETRY_FILE}")
+    print(f"`bash run.sh verify {folder}` checks that they are vanilla VAR")
 
 
 def _reason(error: Exception) -> str:

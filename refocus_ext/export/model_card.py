@@ -1,4 +1,4 @@
-"""The README.md of an export: geometry, training, how to load it with upstream alone, and what was verified."""
+"""The README.md of an export: geometry, training, how to load it with upstream only, and what was verified."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def model_card(geometry: Mapping[str, Any], verified: Mapping[str, Any] | None, 
     Args:
         geometry: geometry.json of the export.
         verified: verified.json, or None.
-        reason: why nothing is verified.
+        reason: why it is not verified.
     """
     parts = [
         "---\ntags:\n- image-generation\n- visual-autoregressive-modeling\n---",
@@ -40,7 +40,7 @@ def _opening(geometry: Mapping[str, Any]) -> str:
     made = "trained by next-focus prediction; at inference it is" if geometry["pyramid"] else "in upstream's files:"
     return (
         f"A class-conditional image generator {made} a plain [VAR]({UPSTREAM}): same modules, same state dict, same "
-        "sampling. The files hold tensors only; each `.safetensors` file holds the same ones as the `.pth` beside it."
+        "sampling. The files hold tensors only; each `.safetensors` file holds the same tensors as the `.pth` beside it."
     )
 
 
@@ -95,10 +95,10 @@ def _training(facts: Mapping[str, Any], pyramid: Mapping[str, Any] | None) -> st
     where = {True: "held-out images", False: "crops of the training images"}.get(
         last.get("held_out"), "validation images"
     )
-    names = {"val/ce_student": f"cross-entropy on {where} (nats a token)", "val/ce_teacher": "its teacher's"}
+    names = {"val/ce_student": f"cross-entropy on {where} (nats per token)", "val/ce_teacher": "its teacher's"}
     rows |= {names[name]: f"{last[name]:.4f} at step {last['step']:.0f}" for name in names if name in last}
     if not pyramid:
-        return _table(rows) if rows else "Nothing about its training came with the weights."
+        return _table(rows) if rows else "The weights came without a record of their training."
     rows["focus pyramid"] = f"{pyramid['states']} states, blur {pyramid['blur']}, rho_max {pyramid['rho_max']:g} px"
     if pyramid["blur"] == "none":
         return _table(rows)
@@ -110,13 +110,13 @@ def _training(facts: Mapping[str, Any], pyramid: Mapping[str, Any] | None) -> st
 
 
 def _verified(record: Mapping[str, Any]) -> str:
-    how = record["sampled"]
+    sampled = record["sampled"]
     return (
         f"A process that imported nothing but VAR at `{PINNED_REVISION}` loaded both files with `weights_only=True` and "
         "`strict=True`, and its sampled images and decoded tokens were, byte for byte, those of the project that trained "
         f"them (fp32, CPU, torch {record['torch']}, {record['processor']}, {record['threads']} threads).\n\n"
-        f"sha256 of the float32 images of labels {how['labels']}, seed {how['seed']}, cfg {how['cfg']:g}, top_k "
-        f"{how['top_k']}, top_p {how['top_p']:g}: `{record['sha256']['images']}`. On another machine the digest may differ."
+        f"sha256 of the float32 images of labels {sampled['labels']}, seed {sampled['seed']}, cfg {sampled['cfg']:g}, top_k "
+        f"{sampled['top_k']}, top_p {sampled['top_p']:g}: `{record['sha256']['images']}`. On another machine the digest may differ."
     )
 
 

@@ -1,4 +1,4 @@
-"""`bash run.sh notebook`: upstream's demo notebook, its code cells as they stand, on exported files."""
+"""`bash run.sh notebook`: upstream's demo notebook, with its code cells unedited, on exported files."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def main(options: NotebookOptions) -> int:
     print(load_upstream("submodule").describe())
     files = notebook_files(options)
     cells = code_cells(str(DEMO))
-    print(f"{DEMO.name}: {len(cells)} code cells executed as they stand, sha256 {cells_digest(cells)}")
-    print("8 images of d16 take some minutes on a CPU and seconds on a GPU ...", flush=True)
+    print(f"{DEMO.name}: {len(cells)} code cells executed unedited, sha256 {cells_digest(cells)}")
+    print("8 images of d16 take a few minutes on a CPU and seconds on a GPU ...", flush=True)
     began = time.monotonic()
     picture = run_notebook(DEMO, files, Path(options.out), options.device)
     print(f"{options.out}: {picture[0]} x {picture[1]} pixels, {time.monotonic() - began:.0f} s")
@@ -45,13 +45,13 @@ def main(options: NotebookOptions) -> int:
 
 
 def notebook_files(options: NotebookOptions) -> dict[str, Path]:
-    """The files by the names that the notebook looks for.
+    """The files by the names that the notebook expects.
 
     Raises:
-        UsageError: they are missing, or of a geometry that the notebook is not written for.
+        UsageError: they are missing, or their geometry does not fit the notebook.
     """
     if not options.weights:
-        raise UsageError("notebook needs --weights, a folder that `bash run.sh export` wrote.")
+        raise UsageError("notebook needs --weights, a folder written by `bash run.sh export`.")
     folder = Path(options.weights)
     one_of_several = folder / f"var_d{options.depth}.pth"
     with named("--weights"):
@@ -66,7 +66,7 @@ def check_geometry(student: Student) -> None:
         if (name := vae_file_name(build_arguments(student))) != vae_file_name(NOTEBOOK):
             changes.append(f"vae_ckpt='{name}'")
         raise UsageError(
-            f"{DEMO.name} as it stands cannot load {student.files.var}; in a copy of it change {', '.join(changes)}."
+            f"the unedited {DEMO.name} cannot load {student.files.var}; in a copy of it change {', '.join(changes)}."
         )
 
 
@@ -74,12 +74,12 @@ def names_in_notebook(student: Student) -> dict[str, Path]:
     """The student's files by upstream's names; the notebook calls torch.load on them itself.
 
     Raises:
-        UsageError: a file is no plain state dict.
+        UsageError: a file is not a plain state dict.
     """
     for path in (student.files.var, student.files.vae):
         if not is_plain(path):
             raise UsageError(
-                f"{path} is not a plain .pth file, which the notebook takes; `bash run.sh export` writes one."
+                f"{path} is not a plain .pth file, which the notebook needs; `bash run.sh export` writes one."
             )
     names = (f"var_d{student.geometry.depth}.pth", vae_file_name(build_arguments(student)))
     return dict(zip(names, (student.files.var, student.files.vae), strict=True))
@@ -91,13 +91,13 @@ def cells_digest(cells: list[str]) -> str:
 
 
 def run_notebook(notebook: Path, files: Mapping[str, Path], out: Path, device: str = "auto") -> tuple[int, int]:
-    """Executes a notebook in a fresh interpreter whose folder holds links to `files`; the last picture shown goes to `out`.
+    """Executes a notebook in a new interpreter whose folder has links to `files`; writes the last picture shown to `out`.
 
     Returns:
         Width and height of the picture, pixels.
 
     Raises:
-        RunFailed: a cell raises, or none shows a picture.
+        RunFailed: a cell raises, or no cell shows a picture.
     """
     environment = os.environ | ({"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {})
     with tempfile.TemporaryDirectory() as folder:
@@ -109,10 +109,10 @@ def run_notebook(notebook: Path, files: Mapping[str, Path], out: Path, device: s
         )  # fmt: skip
         if run.returncode:
             print(run.stderr, file=sys.stderr, end="")
-            raise RunFailed(f"{notebook.name} failed ({(run.stderr.strip().splitlines() or ['it said nothing'])[-1]}).")
+            raise RunFailed(f"{notebook.name} failed ({(run.stderr.strip().splitlines() or ['no error output'])[-1]}).")
         shown = sorted(Path(folder).glob("shown-*.png"))
         if not shown:
-            raise RunFailed(f"{notebook.name} ran, but showed no picture.")
+            raise RunFailed(f"{notebook.name} ran but showed no picture.")
         return _keep(shown[-1], out)
 
 

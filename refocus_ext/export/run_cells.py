@@ -1,7 +1,7 @@
-"""Run by path as a process of its own (`python -I run_cells.py NOTEBOOK UPSTREAM`): a notebook's code cells as they stand.
+"""Run by path in a separate process (`python -I run_cells.py NOTEBOOK UPSTREAM`): a notebook's unedited code cells.
 
 Cells share one namespace, as in Jupyter, in the working directory. Pictures they show are saved there as shown-000.png,
-shown-001.png, ... It takes nothing of this project.
+shown-001.png, ... It imports nothing of this project.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def code_cells(notebook: str) -> list[str]:
 
 
 def keep_shown_pictures(folder: Path) -> None:
-    """From here on a picture that is shown is saved instead: there may be no screen."""
+    """From now on pictures are saved instead of shown: there may be no screen."""
     shown = [0]
 
     def show(self: Image.Image, *_: Any, **__: Any) -> None:
@@ -36,7 +36,7 @@ def keep_shown_pictures(folder: Path) -> None:
 def main(notebook: str, upstream: str) -> None:
     """Executes the cells; exits with 1 after the traceback of one that raises."""
     warnings.filterwarnings("ignore", category=FutureWarning)  # upstream's torch.cuda.amp.autocast
-    # The notebook asks for autocast on CUDA; without a GPU torch says that it leaves it out, and so do we.
+    # The notebook uses autocast on CUDA; without a GPU torch warns that it is disabled, which is expected.
     warnings.filterwarnings("ignore", message=".*CUDA is not available.*")
     keep_shown_pictures(Path.cwd())
     sys.path.insert(0, upstream)

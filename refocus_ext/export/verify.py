@@ -1,4 +1,4 @@
-"""`bash run.sh verify DIR`: a clean process that imports only upstream makes the same bytes of the files as we do."""
+"""`bash run.sh verify DIR`: a clean process that imports only upstream makes the same bytes from the files as this project."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ SCRIPT = Path(__file__).with_name("clean_upstream.py")
 RECORD = "verified.json"
 SEED = 0
 MISSING = (
-    "the submodule var_upstream is not populated, and without upstream nothing can be proven; fetch it with "
+    "the submodule var_upstream is not populated, and verifying needs upstream; fetch it with "
     "`git submodule update --init` where GitHub can be reached"
 )
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Digests (sha256 of float32 bytes) by what was made: "images" and "decoded", theirs and ours."""
+    """Digests (sha256 of float32 bytes) by what was made: "images" and "decoded", upstream's and ours."""
 
     upstream: Mapping[str, str]
     ours: Mapping[str, str]
@@ -49,11 +49,11 @@ class Verdict:
 
     @property
     def digest(self) -> str:
-        """That of the sampled images."""
+        """The digest of the sampled images."""
         return self.upstream["images"]
 
     def record(self, student: Student) -> dict[str, Any]:
-        """What verified.json holds."""
+        """The contents of verified.json."""
         return {
             "upstream": f"github.com/FoundationVision/VAR {PINNED_REVISION}",
             "sha256": dict(self.upstream),
@@ -68,7 +68,7 @@ class Verdict:
 def main(options: VerifyOptions) -> int:
     """Runs the command; returns its exit code."""
     if not options.folder:
-        raise UsageError("verify needs a folder: `bash run.sh verify DIR`, with a DIR that `bash run.sh export` wrote.")
+        raise UsageError("verify needs a folder: `bash run.sh verify DIR`, where `bash run.sh export` wrote DIR.")
     require_upstream()
     student = load_student(options.folder, vae=options.vae or None)
     print(student.describe())
@@ -89,7 +89,7 @@ def verify(student: Student) -> Verdict:
     """Samples and decodes in a clean process and in this one. The student must be on the CPU.
 
     Raises:
-        UsageError: the geometry is none that upstream's builder makes, or the files are none that it loads.
+        UsageError: upstream's builder cannot build the geometry, or upstream cannot load the files.
         RunFailed: the clean process failed.
     """
     _check(student)
@@ -109,7 +109,7 @@ def verify(student: Student) -> Verdict:
     theirs = _in_clean_process(job)
     with torch.no_grad():
         decoded = student.vae.idxBl_to_img(tokens, same_shape=True, last_one=True)
-    images = sample_as_upstream(student.var, labels, seed=SEED, how=Guidance())
+    images = sample_as_upstream(student.var, labels, seed=SEED, guidance=Guidance())
     ours = {name: hashlib.sha256(_bytes(made)).hexdigest() for name, made in (("images", images), ("decoded", decoded))}
     return Verdict(theirs, ours, labels)
 
@@ -123,12 +123,12 @@ def _check(student: Student) -> None:
 
 
 def _guidance(student: Student) -> dict[str, Any]:
-    how = Guidance().for_codes(student.geometry.vocab_size)
-    return {"cfg": how.cfg, "top_k": how.top_k, "top_p": how.top_p}
+    guidance = Guidance().for_codes(student.geometry.vocab_size)
+    return {"cfg": guidance.cfg, "top_k": guidance.top_k, "top_p": guidance.top_p}
 
 
 def _picture(size: int) -> Tensor:
-    """A smooth random image (1,3,size,size) in [-1,1], always the same."""
+    """A fixed smooth random image (1,3,size,size) in [-1,1]."""
     coarse = torch.randn(1, 3, 9, 9, generator=torch.Generator().manual_seed(SEED))
     return torch.nn.functional.interpolate(coarse, size=(size, size), mode="bicubic").clamp(-1, 1)
 
@@ -138,18 +138,18 @@ def _bytes(image: Tensor) -> bytes:
 
 
 def _in_clean_process(job: Mapping[str, Any]) -> dict[str, str]:
-    """Digests of what `clean_upstream.py` made of the job."""
+    """Digests of the results of `clean_upstream.py`."""
     with tempfile.TemporaryDirectory() as folder:
         made = {name: Path(folder, name) for name in ("images", "decoded")}
         file = Path(folder, "job.json")
         file.write_text(json.dumps({**job, **{name: str(path) for name, path in made.items()}}))
-        # -I: neither PYTHONPATH nor the working directory; no GPU, because bits are promised on a CPU.
+        # -I: ignores PYTHONPATH and the working directory; no GPU, because equality is promised on a CPU only.
         run = subprocess.run(
             [sys.executable, "-I", str(SCRIPT), str(file)],
             capture_output=True, text=True, cwd=folder, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
         )  # fmt: skip
         if run.returncode:
-            reason = (run.stderr.strip().splitlines() or ["it said nothing"])[-1].strip().rstrip(".")
+            reason = (run.stderr.strip().splitlines() or ["no error output"])[-1].strip().rstrip(".")
             raise RunFailed(f"the clean process with upstream alone failed ({reason}).")
         return {name: sha256(path) for name, path in made.items()}
 
@@ -159,7 +159,7 @@ def lines(verdict: Verdict) -> list[str]:
     revision = PINNED_REVISION[:7]
     if not verdict.equal:
         return [
-            f"NOT equal: VAR at {revision} in a process of its own makes other bytes of these files than this project",
+            f"NOT equal: VAR at {revision} in a separate process makes different bytes from these files than this project",
             *(
                 f"  {name:<8} upstream {verdict.upstream[name]}\n           ours     {verdict.ours[name]}"
                 for name in verdict.ours
@@ -167,19 +167,19 @@ def lines(verdict: Verdict) -> list[str]:
             ),
         ]
     return [
-        f"verified: VAR at {revision} in a process that imported nothing else loads the files strictly and makes our bytes",
+        f"verified: VAR at {revision} in a process that imported nothing else loads the files strictly and makes the same bytes",
         f"  2 images, seed {SEED}   sha256 {verdict.digest}",
         f"  decoded tokens     sha256 {verdict.upstream['decoded']}",
     ]
 
 
 def keep_record(folder: Path, student: Student, verdict: Verdict) -> None:
-    """Writes verified.json into a folder; removes one that no longer holds."""
+    """Writes verified.json into a folder; removes an outdated one."""
     file = folder / RECORD
     try:
         if verdict.equal:
             save_json(file, verdict.record(student))
-            print(f"  written to {file}; the digest depends on the machine and on torch, the equality does not")
+            print(f"  written to {file}; the digest depends on the machine and on torch, equality does not")
         else:
             file.unlink(missing_ok=True)
     except OSError as error:

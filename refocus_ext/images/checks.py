@@ -1,4 +1,4 @@
-"""What is checked of images before work starts, and how many may turn out to be broken later."""
+"""Checks of images before work starts, and the number of broken images allowed later."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from PIL import Image
 from refocus_ext.errors import UsageError
 from refocus_ext.images.source import ImageSource
 
-SMALL_DATA_SET = 5000  # up to here every header is read before training starts, beyond it an even sample of this many
+SMALL_DATA_SET = (
+    5000  # up to this many images every header is read before training, beyond it an even sample of this many
+)
 
 
 def check_images(images: ImageSource, crop: int, small_images: str) -> str | None:
-    """Reads the headers of the images (all up to SMALL_DATA_SET, else that many spread evenly).
+    """Reads the headers of the images (all of them up to SMALL_DATA_SET, otherwise an even sample of that many).
 
     Args:
         crop: pixels.
@@ -21,7 +23,7 @@ def check_images(images: ImageSource, crop: int, small_images: str) -> str | Non
         A line for the user if small images will be upsampled.
 
     Raises:
-        UsageError: a file that is no image, or one smaller than the crop where that is refused.
+        UsageError: a file is not an image, or is smaller than the crop and small images are refused.
     """
     checked = range(0, len(images), max(1, len(images) // SMALL_DATA_SET))
     refuse = small_images == "refuse" or (small_images == "auto" and len(images) <= SMALL_DATA_SET)
@@ -33,7 +35,7 @@ def check_images(images: ImageSource, crop: int, small_images: str) -> str | Non
         if refuse:
             raise UsageError(
                 f"{images.name(index)} is {width}x{height} pixels, smaller than the {crop} pixel crop; remove it, choose a "
-                "smaller image size, or let small images be upsampled."
+                "smaller image size, or allow upsampling of small images."
             )
         small += 1
     if not small:
@@ -45,7 +47,7 @@ def size_of(images: ImageSource, index: int) -> tuple[int, int]:
     """Width and height in pixels, from the header.
 
     Raises:
-        UsageError: it is no image.
+        UsageError: it is not an image.
     """
     try:
         with images.open(index) as file, Image.open(file) as image:
@@ -55,5 +57,5 @@ def size_of(images: ImageSource, index: int) -> tuple[int, int]:
 
 
 def broken_limit(images: ImageSource) -> int:
-    """Images that may turn out to be broken before a command stops."""
+    """The largest number of broken images with which a command continues."""
     return max(3, len(images) // 100)

@@ -1,4 +1,4 @@
-"""Class names of a student: from its run, from a file, or ImageNet's; words of the user -> labels."""
+"""Class names of a student: from its run, from a file, or ImageNet's; and labels for user-given names."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def read_class_names(path: Path) -> tuple[str, ...]:
     """Names by label: a JSON list, or a text file of one name per line.
 
     Raises:
-        UsageError: no such file, or neither.
+        UsageError: the file is missing, or is neither.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -37,19 +37,21 @@ def read_class_names(path: Path) -> tuple[str, ...]:
 
 
 def choose_class_names(given: Path | None, beside: Path, num_classes: int) -> tuple[str, ...]:
-    """The names of a student's classes; empty where nothing names them. There may be fewer names than classes.
+    """The names of a student's classes, empty if there are none. There may be fewer names than classes.
 
     Args:
         given: a file of names, or None.
         beside: classes.json of the student's folder, which may be missing.
 
     Raises:
-        UsageError: a file is unreadable, or names more classes than there are.
+        UsageError: a file is unreadable, or names too many classes.
     """
     path = given or (beside if beside.is_file() else None)
     names = read_class_names(path) if path else ()
     if len(names) > num_classes:
-        raise UsageError(f"{path} names {len(names)} classes, but the student has {num_classes}; give its own names.")
+        raise UsageError(
+            f"{path} names {len(names)} classes, but the student has {num_classes}; give a file with its names."
+        )
     folders_of_imagenet = len(names) == IMAGENET_CLASSES and (names[0], names[-1]) == (FIRST_WNID, LAST_WNID)
     if num_classes == IMAGENET_CLASSES and (not names or folders_of_imagenet):
         return imagenet_names()
@@ -57,7 +59,7 @@ def choose_class_names(given: Path | None, beside: Path, num_classes: int) -> tu
 
 
 def label_of(word: str, names: Sequence[str], num_classes: int) -> int:
-    """The label of a number, of a name (upper or lower case), or of 'none', which is no class at all.
+    """The label of a number, of a name (case-insensitive), or of 'none', which means no class.
 
     Raises:
         UsageError: there is no such class; the closest names are suggested.
@@ -65,7 +67,7 @@ def label_of(word: str, names: Sequence[str], num_classes: int) -> int:
     word = word.strip().strip("\"'")
     if word.lower() == "none":
         return num_classes
-    # ImageNet has a Cardigan (the dog) and a cardigan: the case decides where it can.
+    # ImageNet has a Cardigan (the dog) and a cardigan: an exact match of the case comes first.
     exact = [label for label, name in enumerate(names) if name == word]
     matches = exact or [label for label, name in enumerate(names) if name.lower() == word.lower()]
     if len(matches) == 1:
@@ -78,7 +80,7 @@ def label_of(word: str, names: Sequence[str], num_classes: int) -> int:
         raise UsageError(f"class {word} is out of range; the student's classes are 0 to {num_classes - 1}.")
     if not names:
         raise UsageError(
-            f"class '{word}' is no number, and this student's classes have no names; give numbers from 0 to "
+            f"class '{word}' is not a number, and this student's classes have no names; give numbers from 0 to "
             f"{num_classes - 1}, or a file of their names."
         )
     raise UsageError(f"there is no class '{word}'{_suggestion(word, names)}")
@@ -97,7 +99,7 @@ def labels_of(words: str, names: Sequence[str], num_classes: int) -> list[int]:
     """Labels of a comma-separated list such as '207,golden retriever'.
 
     Raises:
-        UsageError: an entry is no class, or there are none.
+        UsageError: an entry is not a class, or the list is empty.
     """
     parts = [part for part in words.split(",") if part.strip()]
     if not parts:
@@ -106,7 +108,7 @@ def labels_of(words: str, names: Sequence[str], num_classes: int) -> list[int]:
 
 
 def name_of(label: int, names: Sequence[str], num_classes: int) -> str:
-    """What a caption calls a label."""
+    """The caption of a label."""
     if label == num_classes:
         return "no class"
     return names[label] if label < len(names) else f"class {label}"

@@ -1,4 +1,4 @@
-"""One image as training sees it: resized, cropped, mirrored; a broken one is replaced."""
+"""One training image: resized, cropped, mirrored; a broken one is replaced."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Sample(NamedTuple):
 class Crops(Dataset[Sample]):
     """Random crops for training, centre crops for validation; the crop depends only on (seed, epoch, index).
 
-    An image that cannot be decoded is replaced by the next one that can, always the same, and reported in the sample.
+    An image that cannot be decoded is always replaced by the next one that can, and reported in the sample.
 
     Args:
         scale: the shorter side is first resized to `scale * size`.
@@ -65,7 +65,7 @@ class Crops(Dataset[Sample]):
         return self._sample(key, other, image, index if other != index else -1)
 
     def decodable(self, index: int) -> tuple[int, Image.Image]:
-        """The image, resized, and its index; of the next one that can be decoded where it cannot.
+        """The resized image and its index, or those of the next image that can be decoded.
 
         Raises:
             RunFailed: none of the next 50 can.
@@ -74,9 +74,7 @@ class Crops(Dataset[Sample]):
             other = (index + offset) % len(self.images)
             with contextlib.suppress(BrokenImage):
                 return other, self._resized(other)
-        raise RunFailed(
-            f"{self.images.name(index)} and the images after it cannot be decoded; is this the right folder?"
-        )
+        raise RunFailed(f"{self.images.name(index)} and the images after it cannot be decoded; check the folder.")
 
     def _sample(self, key: SampleKey | int, index: int, image: Image.Image, broken: int) -> Sample:
         free = [side - self.size for side in image.size]
@@ -107,7 +105,7 @@ class Crops(Dataset[Sample]):
 
 
 def load_resized(file: BinaryIO, shorter: int, square: bool = False) -> Image.Image:
-    """RGB image whose shorter side is `shorter` pixels (Lanczos, as VAR), of its central square if asked."""
+    """RGB image whose shorter side is `shorter` pixels (Lanczos, as VAR), or of its central square."""
     with Image.open(file) as opened:
         image = opened.convert("RGB")
     if square:

@@ -28,7 +28,7 @@ class ImageList(ImageSource):
         return len(self.paths)
 
     def name(self, index: int) -> str:
-        """The path."""
+        """The path of the image."""
         return self.paths[index]
 
     def label(self, index: int) -> int:
@@ -38,7 +38,7 @@ class ImageList(ImageSource):
         return open(self.paths[index], "rb")
 
     def identity(self) -> dict[str, Any]:
-        """Of names relative to the folder that all files are in, and of the sizes of a sample of them."""
+        """From names relative to the common folder of all files, and the sizes of a sample of them."""
         folder = len(os.path.commonpath([os.path.dirname(path) for path in (min(self.paths), max(self.paths))]))
         names = ((path[folder:], label) for path, label in zip(self.paths, self.labels, strict=True))
         sample = spread(range(len(self)), SMALL_DATA_SET)
@@ -53,9 +53,7 @@ def image_folder(root: str, split: str) -> ImageList:
     """
     base = Path(root)
     if not base.is_dir():
-        raise UsageError(
-            f"{root} is not a folder; images belong in a folder that holds train/CLASS/*.JPEG and val/CLASS/*.JPEG."
-        )
+        raise UsageError(f"{root} is not a folder; give a folder that holds train/CLASS/*.JPEG and val/CLASS/*.JPEG.")
     folder = base / split
     if not folder.is_dir():
         inside = ", ".join(sorted(entry.name for entry in os.scandir(base))[:5]) or "nothing"

@@ -1,4 +1,4 @@
-"""ADM's form of a set of images: an npz with arr_0 (N,H,W,3) uint8, written in a stream so that it never fills memory."""
+"""ADM's format for a set of images: an npz with arr_0 (N,H,W,3) uint8, written as a stream to save memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from refocus_ext.storage.atomic import written_beside
 
 
 class NpzImages:
-    """arr_0 of an npz, read as a stream whether compressed or not: never more than a batch is held.
+    """arr_0 of an npz, read as a stream, compressed or not: only one batch is in memory.
 
     Raises:
         UsageError: arr_0 is not (N,H,W,3) uint8, or empty.
@@ -34,13 +34,13 @@ class NpzImages:
         self.labels = self._labels()
 
     def _labels(self) -> np.ndarray | None:
-        """arr_1, where it is one whole number for each image."""
+        """arr_1, if it holds one whole number per image."""
         labels = _array(self.path, "arr_1")
         whole = labels is not None and labels.shape == (self.count,) and labels.dtype.kind in "iu"
         return labels if whole else None
 
     def batches(self, size: int, rank: int = 0, processes: int = 1) -> Iterator[np.ndarray]:
-        """See `ImageSet`. Every process reads the whole stream, which is quick beside Inception.
+        """See `ImageSet`. Every process reads the whole stream, which is fast compared with Inception.
 
         Raises:
             RunFailed: the file is damaged.
@@ -57,7 +57,9 @@ class NpzImages:
                     if number % processes == rank:
                         yield np.frombuffer(data, np.uint8).reshape(count, *self.size, 3)
         except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            raise RunFailed(f"{self.path} could not be read to its end ({error}); copy it or draw it again.") from error
+            raise RunFailed(
+                f"{self.path} could not be read to its end ({error}); copy it again, or draw it again."
+            ) from error
 
 
 def write_npz(
@@ -67,11 +69,11 @@ def write_npz(
     labels: np.ndarray,
     made_by: dict[str, Any],
 ) -> None:
-    """Writes N images (H,W,3) uint8 as arr_0 and their labels as arr_1, whole or not at all.
+    """Writes N images (H,W,3) uint8 as arr_0 and their labels as arr_1, completely or not at all.
 
     Args:
         shape: (N,H,W,3).
-        made_by: JSON-able; kept as the archive's comment, where `read_made_by` finds it and NumPy does not look.
+        made_by: JSON-serializable; stored as the archive's comment, which `read_made_by` reads and NumPy ignores.
     """
     with written_beside(path) as beside, zipfile.ZipFile(beside, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
         with archive.open("arr_0.npy", "w", force_zip64=True) as entry:
@@ -89,7 +91,7 @@ def write_npz(
 
 
 def read_made_by(path: Path) -> dict[str, Any] | None:
-    """What `write_npz` noted; None for an npz of other origin, or a file that is none."""
+    """The record of `write_npz`; None for an npz from elsewhere, or another file."""
     try:
         with zipfile.ZipFile(path) as archive:
             return json.loads(archive.comment)
@@ -104,7 +106,7 @@ def has_array(path: Path, name: str) -> bool:
     """Whether an npz holds the array `name`.
 
     Raises:
-        UsageError: the file is missing, or no npz.
+        UsageError: the file is missing, or is not an npz.
     """
     if not path.is_file():
         raise UsageError(f"{path} is neither a file nor a folder; give an npz or a folder of images.")
@@ -125,7 +127,7 @@ def _read_header(entry: IO[bytes]) -> tuple[tuple[int, ...], bool, Any]:
 
 
 def _array(path: Path, name: str) -> np.ndarray | None:
-    """A small array of an npz; None where there is none of this name.
+    """A small array of an npz; None if the npz has no array of this name.
 
     Raises:
         UsageError: it is damaged, or a pickle.

@@ -1,4 +1,4 @@
-"""The order of the images: a function of seed and step alone, whatever the number of processes."""
+"""The order of the images: a function of seed and step only, independent of the number of processes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class SampleKey:
-    """One image of one epoch: what a crop's randomness is derived from."""
+    """One image of one epoch; the randomness of its crop is derived from this."""
 
     epoch: int
     index: int
@@ -28,10 +28,10 @@ class StepBatches(Sampler[list[SampleKey]]):
 
     Epoch e is a permutation derived from (seed, e); position p of the order is image p mod N of epoch p // N. Step t
     takes positions t*batch .. (t+1)*batch, of which this rank takes its contiguous share, in `accumulate` micro-batches.
-    So the order survives a resume and a change of the number of processes: nothing is lost, nothing repeated.
+    So the order is unchanged by a resume or another number of processes: no image is lost or repeated.
 
     Raises:
-        UsageError: the batch does not divide over the processes and micro-batches.
+        UsageError: the batch cannot be divided among the processes and micro-batches.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class StepBatches(Sampler[list[SampleKey]]):
 
 
 def spread(items: Sequence[int], count: int) -> list[int]:
-    """At most `count` of the items, evenly spaced: what pictures and quick validations look at."""
+    """At most `count` of the items, evenly spaced, for pictures and quick validations."""
     if len(items) <= count:
         return list(items)
     return [items[i * len(items) // count] for i in range(count)]

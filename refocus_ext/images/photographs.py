@@ -15,10 +15,10 @@ from refocus_ext.images.order import spread
 
 
 def find_photographs(words: Sequence[str], at_most: int | None = None) -> ImageList:
-    """The images in these folders (all in them, sorted) and files, one class for all.
+    """The images in these folders (recursively, sorted) and files, all in one class.
 
     Raises:
-        UsageError: a word that is neither, or a folder without images.
+        UsageError: a word is neither, or a folder has no images.
     """
     paths = [path for word in words for path in _images_of(Path(word))]
     chosen = [paths[i] for i in spread(range(len(paths)), at_most or len(paths))]
@@ -29,11 +29,11 @@ def _images_of(word: Path) -> list[str]:
     if word.is_file():
         return [str(word)]
     if not word.is_dir():
-        raise UsageError(f"{word} is neither a folder nor an image; give one that is there.")
+        raise UsageError(f"{word} is neither a folder nor an image; give an existing one.")
     found = [Path(root) / name for root, _, names in os.walk(word) for name in names]
     images = [str(path) for path in sorted(found) if path.suffix.lower() in EXTENSIONS and path.name[0] != "."]
     if not images:
-        raise UsageError(f"{word} holds no images ({', '.join(EXTENSIONS)}); give a folder that does.")
+        raise UsageError(f"{word} holds no images ({', '.join(EXTENSIONS)}); give a folder with images.")
     return images
 
 
@@ -41,7 +41,7 @@ def load_square(path: str, size: int) -> Tensor:
     """The central square of an image, resized to (3, size, size) (Lanczos), in [-1, 1].
 
     Raises:
-        UsageError: it is no image that can be read.
+        UsageError: it is not a readable image.
     """
     if not Path(path).is_file():
         raise UsageError(f"there is no image {path}; give the path of a photograph.")

@@ -1,4 +1,4 @@
-"""Grids of captioned images: what a run shows of itself."""
+"""Grids of captioned images, as runs draw them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def to_image(image_3HW: Tensor, side: int | None = None) -> Image.Image:
 
 
 def image_bytes(image_B3HW: Tensor) -> np.ndarray:
-    """(B,3,H,W) in [0,1] -> (B,H,W,3) uint8, clamped and rounded to nearest: what a PNG of the image holds."""
+    """(B,3,H,W) in [0,1] -> (B,H,W,3) uint8, clamped and rounded to nearest, as in a PNG."""
     return image_B3HW.float().clamp(0, 1).mul(255).round().byte().permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
@@ -67,7 +67,7 @@ def grid(
 
 
 def save_png(path: Path, picture: Image.Image) -> None:
-    """Writes the PNG whole or not at all."""
+    """Writes the PNG completely or not at all."""
     with written_beside(path) as beside:
         picture.save(beside, format="PNG")
 

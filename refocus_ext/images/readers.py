@@ -1,4 +1,4 @@
-"""Sets of images to be measured: ADM's npz or a folder, read in batches; what a reference file stores beside them."""
+"""Sets of images to measure: ADM's npz or a folder, read in batches."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from refocus_ext.images.npz import NpzImages, has_array
 
 
 class ImageSet(Protocol):
-    """Images of one size in a fixed order; `labels` (N,) where they are known, `note` is a sentence for the user."""
+    """Images of one size in a fixed order; `labels` (N,) if they are known, `note` is a sentence for the user."""
 
     count: int
     size: tuple[int, int]  # H, W in pixels
@@ -25,7 +25,7 @@ class ImageSet(Protocol):
     note: str
 
     def batches(self, size: int, rank: int = 0, processes: int = 1) -> Iterator[np.ndarray]:
-        """Batches (B,H,W,3) uint8 number rank, rank + processes, ... of the whole."""
+        """Batches (B,H,W,3) uint8 with the numbers rank, rank + processes, ..."""
         ...
 
 
@@ -50,11 +50,11 @@ class FolderImages:
     """The images in a folder and its subfolders, by name.
 
     Args:
-        size: (H,W) that images of another size are cropped (to the centre) and resized to; None insists on one size.
-        threads: that decode.
+        size: (H,W) to which images of another size are centre-cropped and resized; None requires one size.
+        threads: number of decoding threads.
 
     Raises:
-        UsageError: there are none, one is no image, or without `size` they differ in size.
+        UsageError: there are none, one is not an image, or without `size` they differ in size.
     """
 
     def __init__(self, folder: Path, size: tuple[int, int] | None, threads: int) -> None:
@@ -72,10 +72,10 @@ class FolderImages:
             path, (height, width) = others[0]
             raise UsageError(
                 f"{path} is {width}x{height} pixels and {self.paths[0].name} {self.size[1]}x{self.size[0]}; "
-                "samples must be of one size."
+                "samples must all have the same size."
             )
         shown = f"{self.size[1]}x{self.size[0]} px (centre crop, Lanczos)"
-        self.note = f"{len(others)} of {self.count} images in {folder} were brought to {shown}." if others else ""
+        self.note = f"{len(others)} of {self.count} images in {folder} were resized to {shown}." if others else ""
 
     def batches(self, size: int, rank: int = 0, processes: int = 1) -> Iterator[np.ndarray]:
         """See `ImageSet`.

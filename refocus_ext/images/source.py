@@ -1,4 +1,4 @@
-"""What every source of images offers: the one interface that training, the token cache and the figures read images by."""
+"""The interface of every source of images, used by training, the token cache and the figures."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class ImageSource(ABC):
     """Images with labels in a fixed order.
 
     To add a kind of source, derive from this class and register it in `sources.KINDS`. An object is copied to the loader
-    processes, so it must be picklable, and small: it holds names, not pixels or open files.
+    processes, so it must be picklable and small: it holds names, not pixels or open files.
 
     `classes[label]` is the name of a class. `square` images are cut to their central square before they are resized.
     """
@@ -26,7 +26,7 @@ class ImageSource(ABC):
 
     @abstractmethod
     def name(self, index: int) -> str:
-        """What messages call an image: a path, or something like archive.tar/member."""
+        """The name of an image in messages: a path, or something like archive.tar/member."""
 
     @abstractmethod
     def label(self, index: int) -> int: ...
@@ -41,19 +41,19 @@ class ImageSource(ABC):
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:
-        """What a token cache compares to see that the images are the same, as JSON-able values: `identity_of` makes it.
+        """What a token cache compares to detect other images, as JSON-serializable values; made by `identity_of`.
 
-        Where the images are stored is not part of it: a data set may move.
+        The location of the images is not part of it: a data set may move.
         """
 
 
 def identity_of(
     classes: tuple[str, ...], square: bool, names: Iterable[tuple[str, int]], sizes: Iterable[int]
 ) -> dict[str, Any]:
-    """Counts, and a digest of everything that is given.
+    """Counts, and a digest of all arguments.
 
     Args:
-        names: name and label of every image in its order; a name must stay when the data set moves.
+        names: name and label of every image in its order; a name must not change when the data set moves.
         sizes: bytes of some of the images; a sample of them is enough to notice that one was exchanged.
     """
     digest = hashlib.sha256(json.dumps([classes, square]).encode())

@@ -1,4 +1,4 @@
-"""Where images come from: the kinds of source that there are, and which of them a command's data is."""
+"""The kinds of image sources, and the choice of one for a command's data."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from refocus_ext.errors import UsageError
 from refocus_ext.images.folder import ImageList, image_folder
 from refocus_ext.images.source import ImageSource
 
-# The photographs that ship inside scikit-image's wheel (no download); drawings, charts and icons are left out.
+# The photographs in scikit-image's wheel (no download), without drawings, charts and icons.
 DEMO_PHOTOGRAPHS = (
     "astronaut.png", "brick.png", "camera.png", "cell.png", "chelsea.png", "clock_motion.png", "coffee.png", "coins.png",
     "grass.png", "gravel.png", "hubble_deep_field.jpg", "ihc.png", "moon.png", "motorcycle_left.png",
@@ -22,7 +22,7 @@ def demo_photographs() -> ImageList:
     """The demo's photographs, one class each.
 
     Raises:
-        UsageError: scikit-image is missing, or holds fewer of them than it used to.
+        UsageError: scikit-image is missing, or has fewer of them than expected.
     """
     try:
         import skimage
@@ -39,13 +39,13 @@ def demo_photographs() -> ImageList:
 
 
 class Kind(NamedTuple):
-    """A kind of source: whether a command's data is one, and how its split ("train" or "val") is opened."""
+    """A kind of source: how to recognize it in a command's data, and how to open a split ("train" or "val")."""
 
     matches: Callable[[str], bool]
     open: Callable[[str, str], ImageSource]
 
 
-# The first that matches is taken. A new kind of source is one more line, before the folder, which takes every other word.
+# The first match is used. Add a new kind before the folder, which matches every word.
 KINDS = (
     Kind(lambda data: not data, lambda data, split: demo_photographs()),
     Kind(lambda data: True, image_folder),
@@ -56,19 +56,19 @@ def find_split(data: str, split: str) -> ImageSource:
     """The images of one split, "train" or "val".
 
     Args:
-        data: what the user names; "" for the demo photographs, which have no splits: both are all of them.
+        data: the user's --data; "" for the demo photographs, which have no splits: both are all of them.
 
     Raises:
-        UsageError: they are not there.
+        UsageError: they are missing.
     """
     return next(kind.open(data, split) for kind in KINDS if kind.matches(data))
 
 
 def find_images(data: str) -> tuple[ImageSource, ImageSource]:
-    """Training and validation images; the demo validates on centre crops of its own photographs.
+    """Training and validation images; the demo validates on centre crops of its photographs.
 
     Raises:
-        UsageError: they are not there, or validation has a class that training has not.
+        UsageError: they are missing, or validation has a class that training has not.
     """
     train, val = find_split(data, "train"), find_split(data, "val")
     if missing := sorted(set(val.classes) - set(train.classes)):

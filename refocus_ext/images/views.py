@@ -17,8 +17,8 @@ from refocus_ext.seeds import Stream, stream_seed
 class ViewPlan:
     """The fixed views of every image: `crops` random crops, each of them mirrored as well if `hflip`.
 
-    View v is crop number v // (1 + hflip), mirrored if v % (1 + hflip). With `crops` 0 the views are endless, and an
-    epoch shows a crop that no other does; a token cache cannot hold those.
+    View v is crop number v // (1 + hflip), mirrored if v % (1 + hflip). With `crops` 0 the number of views is
+    unlimited and every epoch shows new crops, which a token cache cannot hold.
 
     Raises:
         ValueError: a negative number of crops.
@@ -34,11 +34,11 @@ class ViewPlan:
 
     @property
     def views(self) -> int:
-        """Views of an image; 0 stands for endless."""
+        """Views of an image; 0 stands for unlimited."""
         return self.crops * (1 + self.hflip)
 
     def view_of(self, key: SampleKey) -> int:
-        """The view that an epoch shows of an image: over `views` epochs in a row each once, from an offset of its own.
+        """The view that an epoch shows of an image: each view once in `views` consecutive epochs, starting at a random offset.
 
         Without the offset all images would show their first view in the same epoch.
         """
@@ -56,7 +56,7 @@ class ViewPlan:
 class ViewCrops(Crops):
     """The views as images, by `SampleKey`: training without a token cache.
 
-    The pixels of a view are those of `Crops` for epoch = crop number, so that only (seed, crop number, index) decide.
+    The pixels of a view are those of `Crops` for epoch = crop number, so that they depend only on (seed, crop number, index).
     """
 
     def __init__(self, images: ImageSource, size: int, *, scale: float = 1.125, plan: ViewPlan) -> None:
@@ -77,8 +77,8 @@ class ViewCrops(Crops):
         """All views of an image, decoded once.
 
         Returns:
-            (V,3,size,size) in [-1,1], and how many images further on the one stands that these are views of: 0, or more
-            where this one cannot be decoded.
+            (V,3,size,size) in [-1,1], and the offset to the image that these are views of: 0, or more if this one
+            cannot be decoded.
         """
         other, image = self.decodable(index)
         crops = [self._sample(SampleKey(number, index), other, image, -1).image for number in range(self.plan.crops)]

@@ -1,7 +1,7 @@
-"""Test charts on which aliasing shows. They tile seamlessly, so that their DFT is exact without a window.
+"""Test charts that show aliasing. They tile seamlessly, so that their DFT is exact without a window.
 
-Periods and letters are in pixels whatever the size of the chart, because that is what decimation acts on; a larger chart
-holds more of them. The zone plate and the drawn edges scale with the chart.
+Periods and letters have fixed sizes in pixels, because decimation acts on pixels; a larger chart has
+more of them. The zone plate and the drawn edges scale with the chart.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 from refocus_ext.optics.names import CHARTS
 
 SMALLEST = 64
-SUPERSAMPLES = 8  # per pixel and axis, for drawn edges: averaged, so that the chart itself has no jaggies
+SUPERSAMPLES = 8  # samples per pixel and axis for drawn edges, averaged so that the chart itself has no jaggies
 GRATING_PERIODS = (2.5, 3.5, 6.0, 11.0)  # pixels: above and below the new Nyquist of every state of the paper
 GRATING_ANGLES = (0.0, 22.5, 45.0, 90.0)  # degrees
 THREAD = 3.5  # pixels per thread of the weave
@@ -29,7 +29,7 @@ PARAGRAPH = (
 
 
 def chart(name: str, size: int = 256, dtype: torch.dtype = torch.float32) -> Tensor:
-    """A chart of `config_optics.CHARTS` as (1, 3, size, size) in [-1, 1].
+    """A chart of `names.CHARTS` as (1, 3, size, size) in [-1, 1].
 
     Raises:
         ValueError: an unknown name, or a size that is odd or below 64 pixels.
@@ -52,10 +52,10 @@ def zone_plate(size: int) -> Tensor:
 
 
 def gratings(size: int) -> Tensor:
-    """Round patches of sinusoids, (size, size): a column per period, a row per orientation."""
+    """Round patches of sinusoids, (size, size): one column per period, one row per orientation."""
     side = size // len(GRATING_PERIODS)
     t = torch.arange(side, dtype=torch.float64) - (side - 1) / 2
-    # A soft rim: an edge would bring frequencies that the sinusoid has not.
+    # A soft rim: a hard edge would add frequencies.
     edge = ((side / 2 - torch.hypot(t[:, None], t[None, :])) / (side / 4)).clamp(0, 1)
     rim = 0.5 - 0.5 * torch.cos(math.pi * edge)
     canvas = torch.zeros(size, size, dtype=torch.float64)
@@ -68,7 +68,7 @@ def gratings(size: int) -> Tensor:
 
 
 def slanted_edges(size: int) -> Tensor:
-    """Squares turned by a few degrees, a fan of thin lines and a railing, (size, size): where staircases show."""
+    """Squares turned by a few degrees, a fan of thin lines and a railing, (size, size): they show staircases."""
     unit = size * SUPERSAMPLES / 256
     canvas = Image.new("L", (size * SUPERSAMPLES,) * 2, 200)
     draw = ImageDraw.Draw(canvas)
@@ -97,7 +97,7 @@ def _recorded(canvas: Image.Image, size: int) -> Tensor:
 
 
 def fine_text(size: int) -> Tensor:
-    """A page of print from 22 down to 7 pixels, dark on light, (size, size), in the font that Pillow carries."""
+    """A page of print from 22 down to 7 pixels, dark on light, (size, size), in Pillow's default font."""
     canvas = Image.new("L", (size, size), 250)
     draw, words = ImageDraw.Draw(canvas), itertools.cycle(PARAGRAPH.split())
     margin = top = max(4, size // 32)

@@ -1,4 +1,4 @@
-"""The blurs and test charts that there are. Standard library only, so that help is instant."""
+"""The names of blurs and test charts. Standard library only, so that --help is fast."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Blur:
-    """What commands and figures need to know of a blur; its PSF is the entry of the same name in `psf.KERNELS`.
+    """Properties of a blur for commands and figures; its PSF is the entry of the same name in `psf.KERNELS`.
 
     Args:
         title: in captions.
-        shaped_by: what decides the PSF of a focus state: its "radius" (pixels), its decimation "factor", or "nothing".
+        shaped_by: the parameter of the PSF of a focus state: its "radius" (pixels), its decimation "factor", or "nothing".
         colour: in plots.
     """
 
@@ -21,7 +21,7 @@ class Blur:
     colour: str
 
 
-# A new blur is an entry here and one in `psf.KERNELS`; the import of psf fails where one of the two is missing.
+# A new blur needs an entry here and one in `psf.KERNELS`; importing psf fails if one of them is missing.
 BLUR_TABLE: dict[str, Blur] = {
     "disk": Blur("defocus disk", shaped_by="radius", colour="#d62728"),
     "gaussian": Blur("Gaussian of equal variance", shaped_by="radius", colour="#1f77b4"),

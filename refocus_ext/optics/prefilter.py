@@ -1,4 +1,4 @@
-"""The low-pass filters that people put before a decimation by s, each as taps and transfer function, and their flaws.
+"""Usual low-pass filters before a decimation by s, each as taps and transfer function, and their flaws.
 
 The pyramid's own blurs, the box average (area pooling), PyTorch's bicubic resize with and without
 antialiasing, and none. Frequencies are in cycles per pixel of the undecimated image, float64 throughout.
@@ -17,7 +17,7 @@ from refocus_ext.optics.names import BLUR_TABLE
 from refocus_ext.optics.psf import psf
 
 SCAN = 513  # frequencies per axis from 0 to 0.5: eight on each lobe of the longest filter, so within 0.1 dB
-VISIBLE = 1e-3  # of contrast; a smaller negative OTF is the ripple of a cut-off filter, not spurious resolution
+VISIBLE = 1e-3  # of contrast; a smaller negative OTF is the ripple of a truncated filter, not spurious resolution
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class Prefilter:
 
     Args:
         taps_TT: (T, T), float64, symmetric in both axes, summing to 1; for even T its centre lies between pixels.
-        offset: where the samples stand, pixels right of and below pixel (0, 0) of each s x s block: 0, or (s-1)/2 for filters
-            that look at the whole block.
+        offset: sample position, in pixels right of and below pixel (0, 0) of each s x s block: 0, or (s-1)/2 for filters
+            over the whole block.
     """
 
     name: str
@@ -69,7 +69,7 @@ def _separable(line_T: Tensor) -> Tensor:
 
 
 def _bicubic(s: int, antialias: bool) -> Tensor:
-    """What PyTorch's resize by 1/s weighs its pixels with, (4 s,): read off its answers to unit impulses."""
+    """The pixel weights of PyTorch's resize by 1/s, (4 s,), from its responses to unit impulses."""
     length, sample = 16 * s, 8  # a sample far from both borders, where the resize would clamp
     impulses = torch.eye(length, dtype=torch.float64)[:, None, None, :].expand(length, 1, s, length)
     answers = F.interpolate(impulses, size=(1, 16), mode="bicubic", antialias=antialias)[:, 0, 0, sample]
@@ -83,13 +83,13 @@ def _bicubic(s: int, antialias: bool) -> Tensor:
 
 @dataclass(frozen=True)
 class Flaws:
-    """What a filter does to single sinusoids, whatever the image.
+    """The effect of a filter on single sinusoids, independent of the image.
 
     `worst_*`: the sinusoid at or above the new Nyquist (in either axis) that passes best. `inner_*`: the same among those
-    that fold into the inner half of the new band (below 0.25 / s in both axes), where they look like coarse moire and
-    no transition band excuses them. Gains are |OTF|, frequencies (fy, fx). `first_zero`: where the OTF first changes its
+    that fold into the inner half of the new band (below 0.25 / s in both axes), where they look like coarse moire
+    and are not in the transition band. Gains are |OTF|, frequencies (fy, fx). `first_zero`: where the OTF first changes its
     sign along an axis (and falls to -0.001 or less before it turns), None if it never does. `inverted_*`: the most
-    negative OTF (0 if none) in the passband and anywhere: there dark and bright change places.
+    negative OTF (0 if none) in the passband and anywhere: dark and bright are exchanged there.
     """
 
     worst_gain: float

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from refocus_ext.optics.names import BLUR_TABLE, BLURS
 
-GAUSSIAN_REACH = 5.0  # in sigmas: what is cut off weighs 6e-7, -125 dB
+GAUSSIAN_REACH = 5.0  # in sigmas: the truncated weight is 6e-7, -125 dB
 SINC_LOBES = 8  # zero crossings kept on each side; the PSF then fits every pyramid with stride > 8 and n / s_1 >= 1
 SINC_BETA = 8.0  # Kaiser: stop band near -80 dB
 
@@ -44,8 +44,8 @@ def gaussian_psf(
 ) -> torch.Tensor:
     """Gaussian with the per-axis variance of the disk of `radius` pixels (sigma = radius / 2), (T, T); sums to 1.
 
-    Taps are the curve's values at the pixels' centres, as everybody's Gaussian blur has them; radius -> 0 is the identity.
-    (The disk's taps, areas of pixels, have 1/12 more variance.) Truncated at 5 sigma, where 6e-7 of the weight is left.
+    Taps are the curve's values at the pixel centres, as in the usual Gaussian blur; radius -> 0 is the identity.
+    (The disk's taps, areas of pixels, have 1/12 more variance.) Truncated at 5 sigma, beyond which 6e-7 of the weight lies.
 
     Raises:
         ValueError: radius negative or not finite.
@@ -70,7 +70,7 @@ def disk_otf(radius: float, fx: torch.Tensor | float, fy: torch.Tensor | float =
     """Analytic transfer function of the area-sampled disk at (fx, fy) cycles/pixel; float64, the shape of fx and fy.
 
     The taps' own spectrum is this plus the replicas that any sampling adds: for radius >= 3 within 0.01 up to 0.25
-    cycles/pixel and within 0.03 anywhere, for radius >= 9 within 0.01 anywhere. The first zero stands at 0.61 / radius
+    cycles/pixel and within 0.03 anywhere, for radius >= 9 within 0.01 anywhere. The first zero is at 0.61 / radius
     cycles/pixel; beyond it, negative values invert contrast (spurious resolution).
 
     >>> round(disk_otf(12.0, 0.0).item(), 6), abs(disk_otf(12.0, 0.6098 / 12).item()) < 1e-4
@@ -91,10 +91,10 @@ def psf(
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> torch.Tensor:
-    """The (T, T) PSF of a kind of `BLURS`, cached: the table says whether `radius` or `factor` shapes it, or neither.
+    """The (T, T) PSF of a kind of `BLURS`, cached; `BLUR_TABLE` says whether `radius`, `factor` or neither shapes it.
 
     Raises:
-        ValueError: unknown kind, or a radius or factor that the kind can't take.
+        ValueError: unknown kind, or a radius or factor outside its limits.
 
     >>> psf("disk", 3.0) is psf("disk", 3.0)
     True
@@ -103,7 +103,7 @@ def psf(
 
 
 def half_width(kind: str, radius: float, factor: float = 1) -> int:
-    """Pixels that a PSF reaches to each side, (T - 1) / 2; an image must be larger than that to be reflected."""
+    """Half-width of a PSF in pixels, (T - 1) / 2; reflected borders need a larger image."""
     shape = _shape_of(kind, radius, factor)
     return KERNELS[kind].half_width(shape)
 
@@ -111,8 +111,8 @@ def half_width(kind: str, radius: float, factor: float = 1) -> int:
 def blur(x_BCHW: torch.Tensor, psf_TT: torch.Tensor) -> torch.Tensor:
     """Convolves every channel with one PSF; borders reflect (without repeating the edge). Same shape and dtype.
 
-    A true convolution by FFT: exact up to rounding for any H and W, differentiable in both arguments. FFTs know neither
-    autocast nor TF32; half and bfloat16 images are computed in float32 and cast back.
+    A true convolution by FFT: exact up to rounding for any H and W, differentiable in both arguments. FFTs are not affected
+    by autocast or TF32; half and bfloat16 images are computed in float32 and cast back.
 
     Raises:
         ValueError: the image is not (B, C, H, W) floating point, the PSF not (T, T) with odd T, or the PSF's half-width
@@ -134,7 +134,7 @@ def blur(x_BCHW: torch.Tensor, psf_TT: torch.Tensor) -> torch.Tensor:
 
 
 def defocus(x_BCHW: torch.Tensor, kind: str, radius: float, factor: float = 1) -> torch.Tensor:
-    """`blur(x, psf(kind, radius, factor))` with a cached transfer function; the same tensor x where it is the identity.
+    """`blur(x, psf(kind, radius, factor))` with a cached transfer function; returns x itself if the PSF is the identity.
 
     Raises:
         ValueError: as `psf` and `blur`.
@@ -151,7 +151,7 @@ def defocus(x_BCHW: torch.Tensor, kind: str, radius: float, factor: float = 1) -
 
 
 def _disk_half(radius: float) -> int:
-    return max(math.ceil(radius - 0.5), 0)  # the last pixel that reaches into the circle
+    return max(math.ceil(radius - 0.5), 0)  # the last pixel that overlaps the circle
 
 
 def _disk(radius: float) -> torch.Tensor:
@@ -210,7 +210,7 @@ def _sinc(factor: float) -> torch.Tensor:
 class Kernel(NamedTuple):
     """A PSF as a function of the one number that shapes it, its radius or factor; `names.BLUR_TABLE` says which.
 
-    `taps` gives (T, T), float64, on the CPU, summing to 1; `half_width` gives (T - 1) / 2 without making them.
+    `taps` returns (T, T), float64, on the CPU, summing to 1; `half_width` returns (T - 1) / 2 without computing them.
     """
 
     taps: Callable[[float], torch.Tensor]
@@ -226,7 +226,7 @@ KERNELS: dict[str, Kernel] = {
 
 
 def check_tables(blurs: Iterable[str], kernels: Iterable[str]) -> None:
-    """Raises ImportError unless every blur of the table of names has a kernel, and the reverse."""
+    """Raises ImportError unless every blur in `BLUR_TABLE` has a kernel, and the reverse."""
     if missing := sorted(set(blurs) - set(kernels)):
         raise ImportError(
             f"optics/names.py has the blur {missing[0]!r}, but KERNELS in optics/psf.py has no PSF for it"
@@ -248,7 +248,7 @@ def _separable(line: torch.Tensor) -> torch.Tensor:
 
 
 def _shape_of(kind: str, radius: float, factor: float) -> float:
-    """The one number that shapes a PSF of this kind, so that a cache never holds one PSF under two keys."""
+    """The number that shapes a PSF of this kind, so that a PSF has one cache key."""
     if kind not in BLURS:
         raise ValueError(f"unknown blur {kind!r}; choose one of {', '.join(BLURS)}")
     if BLUR_TABLE[kind].shaped_by == "factor":
@@ -305,12 +305,12 @@ def _fft_convolve(x_BCHW: torch.Tensor, otf: torch.Tensor, half: int, size: tupl
     H, W = x_BCHW.shape[-2:]
     padded = F.pad(x_BCHW.to(_compute_dtype(x_BCHW.dtype)), (half,) * 4, mode="reflect")
     full = torch.fft.irfft2(torch.fft.rfft2(padded, s=size) * otf, s=size)
-    # The PSF's first tap stands at index 0, so the valid part of the circular convolution begins at T - 1 = 2 half.
+    # The PSF's first tap is at index 0, so the valid part of the circular convolution begins at T - 1 = 2 half.
     return full[..., 2 * half : 2 * half + H, 2 * half : 2 * half + W].to(x_BCHW.dtype)
 
 
-# Filled outside inference mode, so that what evaluation caches can still be saved for a backward pass later.
-# lru_cache locks: threads that race on one key build equal tensors and keep one.
+# Filled outside inference mode, so that tensors cached in evaluation can be saved for a backward pass later.
+# lru_cache is thread-safe: threads racing on one key build equal tensors and keep one.
 @lru_cache(maxsize=64)
 def _cached_psf(kind: str, shape: float, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
     with torch.inference_mode(False), torch.no_grad():

@@ -1,4 +1,4 @@
-"""The focus pyramid: the schedule of focus states (eq. 2) and the views that they make of an image (eq. 1, 3, 4).
+"""The focus pyramid: the schedule of focus states (eq. 2) and their views of an image (eq. 1, 3, 4).
 
 Focus states are indexed k = 0 .. K-1 in code, blurriest first: index k is the paper's state k + 1, and warnings count
 from 1 as the paper does. Shape suffixes: B batch, C channels, H height and width. Radii are in pixels, decimation
@@ -27,7 +27,7 @@ class FocusPyramid:
 
     Args:
         image_size: H, pixels; a multiple of `stride`.
-        states: K; legal while the blurriest view still holds one latent cell, H / stride >= 2^(K-1).
+        states: K; allowed while the blurriest view has at least one latent cell, H / stride >= 2^(K-1).
         rho_max: radius of the blurriest state, pixels.
         blur: "disk" (the paper), "gaussian" (equal variance), "sinc" (near-ideal filter at each state's new Nyquist) or
             "none": the structure path sees x itself, without noise, while the low and alias views keep the disk.
@@ -121,13 +121,13 @@ class FocusPyramid:
 
     @property
     def _view_blur(self) -> str:
-        """The blur of the low and alias views: with "none" still the disk, so that a teacher has something to see."""
+        """The blur of the low and alias views: the disk with "none" too, so that the teacher has alias views."""
         return self.blur if self.refocuses else "disk"
 
     def state_of_scale(self, pn: int | tuple[int, int], latent: int | None = None) -> int:
-        """g(pn): the coarsest state whose view still holds a token map of pn cells (a pair: its larger side).
+        """g(pn): the coarsest state whose view has room for a token map of pn cells (a pair: its larger side).
 
-        `latent` is the latent's size n where it is not this pyramid's.
+        `latent` is the latent's size n if it differs from this pyramid's.
 
         Raises:
             ValueError: pn below 1 or above n.
@@ -171,13 +171,13 @@ class FocusPyramid:
             return []
         return [
             f"focus state {k + 1} has a blur radius of {rho:g} px but is decimated by {s}: below {RAYLEIGH} x {s} = "
-            f"{RAYLEIGH * s:g} px the blur lets through frequencies that alias; raise rho_max or use fewer states"
+            f"{RAYLEIGH * s:g} px the blur passes frequencies that alias; raise rho_max or use fewer states"
             for k, (rho, s) in enumerate(zip(self.radii, self.factors, strict=True))
             if s > 1 and rho < RAYLEIGH * s
         ]
 
     def focused(self, x_BCHH: torch.Tensor, k: int) -> torch.Tensor:
-        """F_k at full resolution, (B, C, H, H). For the last state and for blur "none" the same tensor object x."""
+        """F_k at full resolution, (B, C, H, H). For the last state and for blur "none" this is x itself."""
         self._check_view(x_BCHH, k)
         # Eq. 1: F_k = k_rho * x
         return defocus(x_BCHH, self.blur, self.radii[k], self.factors[k])
@@ -187,8 +187,8 @@ class FocusPyramid:
     ) -> list[torch.Tensor]:
         """What the structure tokenizer encodes: K tensors (B, C, H, H), F_k, plus beta_k noise while training.
 
-        Noise is drawn state by state from `generator` (torch's default one if None), whatever beta is. With blur "none"
-        there is neither blur nor noise: K times the same tensor object x.
+        Noise is drawn state by state from `generator` (torch's default one if None), for any beta. With blur "none"
+        there is neither blur nor noise: the result is K times x itself.
         """
         views = [self.focused(x_BCHH, k) for k in range(self.states)]
         if not (training and self.refocuses):
@@ -211,7 +211,7 @@ class FocusPyramid:
         return low if noise is None else low + self.noise_levels[k] * noise
 
     def decimated(self, x_BCHH: torch.Tensor, k: int) -> torch.Tensor:
-        """D_k, (B, C, H / s_k, H / s_k): every s_k-th pixel, unfiltered. That is where aliasing is born."""
+        """D_k, (B, C, H / s_k, H / s_k): every s_k-th pixel, unfiltered, which causes aliasing."""
         self._check_view(x_BCHH, k)
         s = self.factors[k]
         return x_BCHH[..., ::s, ::s]
@@ -219,15 +219,15 @@ class FocusPyramid:
     def alias(self, x_BCHH: torch.Tensor, k: int) -> torch.Tensor:
         """A_k = D_k - L_k with the noise-free L_k, (B, C, H / s_k, H / s_k); exactly zero for the last state.
 
-        A_k is the difference rounded once, to the nearest float. L_k + A_k gives D_k back to the bit wherever
-        |A_k| <= |D_k| / 2, and elsewhere up to the rounding of A_k (2^-23 in float32): no float could do better where
-        D_k needs finer bits than A_k has.
+        A_k is the difference rounded once, to the nearest float. L_k + A_k equals D_k to the bit wherever
+        |A_k| <= |D_k| / 2, and elsewhere up to the rounding of A_k (2^-23 in float32), the limit of a float where D_k
+        needs finer bits than A_k has.
         """
         # Eq. 4: A_k = D_k - L_k
         return self.decimated(x_BCHH, k) - self.low(x_BCHH, k)
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as plain values, to travel with a checkpoint; `from_dict` takes them back."""
+        """The fields as plain values for a checkpoint; `from_dict` reads them."""
         return dataclasses.asdict(self)
 
     @classmethod
@@ -235,7 +235,7 @@ class FocusPyramid:
         """The pyramid that `to_dict` described; absent fields take their defaults.
 
         Raises:
-            ValueError: a key that is no field, or a value outside its limits.
+            ValueError: an unknown key, or a value outside its limits.
         """
         known = [field.name for field in dataclasses.fields(cls)]
         unknown = sorted(set(fields) - set(known))

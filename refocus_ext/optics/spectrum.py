@@ -1,10 +1,10 @@
 """Spectral analysis of decimation (eq. 6-8, 12): folding, alias and passband energy, radial spectra, the Wiener gain.
 
-Everything is exact bookkeeping on the DFT of a periodic image. Shape suffixes: H, W of the image, h = H / s and w = W / s
-of what decimation by s leaves. X is torch.fft.fft2(x), indexed as it comes; frequencies are in cycles per pixel of the
+Everything is exact on the DFT of a periodic image. Shape suffixes: H, W of the image, h = H / s and w = W / s
+of the image decimated by s. X is torch.fft.fft2(x), in FFT order; frequencies are in cycles per pixel of the
 undecimated image. *In-band* means strictly below the new Nyquist frequency 0.5 / s in both axes, *alias* all else.
 
-What the paper's factors are, with X(omega + u) the replicas that decimation by s lays over each other:
+The factors in the paper's equations, with X(omega + u) the replicas that decimation by s superimposes:
 - eq. 6 is right: 1-D, 2:1, D(omega) = 1/2 [X(omega) + X(omega + pi)].
 - eq. 7's 1/2 is that of 1-D and 2:1. In 2-D by s it is 1/s^2, over s^2 - 1 shifts u != 0: 1/64 for the paper's s_1 = 8. It is
   A_k only for the ideal filter: for any other, A_k also holds (1 - H) X of the passband (`decimated_parts`).
@@ -22,14 +22,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-FLOOR = -200.0  # dB: float64's rounding, and JSON knows no minus infinity
+FLOOR = -200.0  # dB: float64's rounding error; JSON has no minus infinity
 
 
 def fold_axis(X: Tensor, s: int, dim: int = -1) -> Tensor:
     """Spectrum of every s-th sample along one axis: the mean of the s replicas (eq. 6 for s = 2).
 
     Raises:
-        ValueError: s below 1, or the axis is no multiple of it.
+        ValueError: s is below 1, or the axis is not a multiple of s.
 
     >>> x = torch.randn(12, dtype=torch.float64)
     >>> torch.allclose(fold_axis(torch.fft.fft(x), 3), torch.fft.fft(x[::3]))
@@ -37,7 +37,7 @@ def fold_axis(X: Tensor, s: int, dim: int = -1) -> Tensor:
     """
     length = X.shape[dim]
     if s < 1 or length % s:
-        raise ValueError(f"{length} samples can't be decimated by {s} exactly; use a divisor of {length}")
+        raise ValueError(f"{length} samples cannot be decimated by {s} exactly; use a divisor of {length}")
     # D(m) = 1/s sum over u = 0 .. s-1 of X(m + u n / s)
     return X.unflatten(dim, (s, length // s)).mean(dim - 1 if dim < 0 else dim)
 
@@ -46,7 +46,7 @@ def fold(X_HW: Tensor, s: int) -> Tensor:
     """Spectrum (..., h, w) of x[..., ::s, ::s] from that of x: eq. 6-7 in two dimensions, 1/s^2 over s^2 replicas.
 
     Raises:
-        ValueError: H or W is no multiple of s.
+        ValueError: H or W is not a multiple of s.
     """
     return fold_axis(fold_axis(X_HW, s, -1), s, -2)
 
@@ -64,7 +64,7 @@ def in_band(X_HW: Tensor, s: int) -> Tensor:
 
 
 class Parts(NamedTuple):
-    """Spectra (..., h, w) of the two summands of a decimated image: what belongs there, and what folded onto it."""
+    """Spectra (..., h, w) of the two summands of a decimated image: the in-band part, and the part folded onto it."""
 
     in_band: Tensor
     alias: Tensor
@@ -92,7 +92,7 @@ def power(X_HW: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Energy:
-    """Mean squares over samples, each (...,): eq. 8's ledger of a view decimated by s, total = in_band + alias + cross.
+    """Mean squares over samples, each (...,): the energy balance (eq. 8) of a view decimated by s, total = in_band + alias + cross.
 
     `cross` is twice the inner product of the two parts: it averages out over the s^2 decimation phases, and so do the
     interferences among the replicas; `alias_any_phase` is that average of `alias`.
@@ -109,7 +109,7 @@ class Energy:
 
 
 def energy(V_HW: Tensor, s: int) -> Energy:
-    """The ledger of a view with spectrum V before its decimation by s, for the decimation that keeps pixel (0, 0)."""
+    """The energy balance of a view with spectrum V before its decimation by s, for the decimation that keeps pixel (0, 0)."""
     inside_HW, outside_HW = _split(V_HW, s)
     in_band_hw, alias_hw = fold(inside_HW, s), fold(outside_HW, s)
     return Energy(power(in_band_hw), power(alias_hw), power(in_band_hw + alias_hw), power(outside_HW))
@@ -130,9 +130,9 @@ def spectrum(x_HW: Tensor, periodic: bool) -> Tensor:
     """float64 DFT (..., H, W) of images without their mean: a constant neither aliases nor blurs.
 
     Args:
-        periodic: the image tiles seamlessly (the charts). Otherwise (photographs) a Hann window comes first: the DFT would
-            take the jump between opposite borders for high frequencies. Windowing comes before any filter, so that every
-            identity of this file stays exact for the windowed image.
+        periodic: the image tiles seamlessly (the charts). Otherwise (photographs) a Hann window is applied first, because
+            the jump between opposite borders would appear as high frequencies. The window precedes any filter, so that
+            every identity in this file is exact for the windowed image.
     """
     x = x_HW.double()
     if periodic:
@@ -147,8 +147,8 @@ def radial_mean(P_HW: Tensor) -> tuple[Tensor, Tensor]:
     """Mean of (..., H, H) over rings of radius 1, 2, .. H/2 - 1 DFT bins.
 
     Returns:
-        frequencies in cycles per sample of the image (R,), and means (..., R). Neither the mean of the image (radius 0) nor
-        the corners beyond the Nyquist frequency are in it.
+        frequencies in cycles per sample of the image (R,), and means (..., R). The mean of the image (radius 0) and the
+        corners beyond the Nyquist frequency are excluded.
 
     Raises:
         ValueError: not square, or H below 4.
@@ -168,7 +168,7 @@ def radial_mean(P_HW: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def wiener_gain(S_xx: Tensor, S_nn: Tensor) -> Tensor:
-    """Eq. 12, alpha = S_xx / (S_xx + S_nn), in [0, 1]; 0 where there is neither signal nor noise.
+    """Eq. 12, alpha = S_xx / (S_xx + S_nn), in [0, 1]; 0 if there is neither signal nor noise.
 
     >>> wiener_gain(torch.tensor([3.0, 0.0]), torch.tensor([1.0, 0.0]))
     tensor([0.7500, 0.0000])
@@ -180,8 +180,8 @@ def wiener_gain(S_xx: Tensor, S_nn: Tensor) -> Tensor:
 class WienerEstimate:
     """Eq. 12 from data: S_xx is the in-band part of a decimated view, S_nn its alias part, averaged over images and rings.
 
-    `update` with the spectra of the undecimated view; `gain` gives frequencies and alpha. That signal and alias are
-    uncorrelated, as Wiener's filter has it, is an assumption; `Energy.cross` says how well it holds.
+    `update` with the spectra of the undecimated view; `gain` returns frequencies and alpha. Wiener's filter assumes that
+    signal and alias are uncorrelated; `Energy.cross` shows how well this holds.
     """
 
     def __init__(self, s: int) -> None:
@@ -190,7 +190,7 @@ class WienerEstimate:
         self.S_nn_hw: Tensor | float = 0.0
 
     def update(self, V_HW: Tensor) -> None:
-        """Takes in spectra (..., H, H) of the view before decimation."""
+        """Adds spectra (..., H, H) of the view before decimation."""
         parts = decimated_parts(V_HW, self.s)
         sums = [part.abs().square().reshape(-1, *part.shape[-2:]).sum(0) for part in parts]
         self.S_xx_hw, self.S_nn_hw = self.S_xx_hw + sums[0], self.S_nn_hw + sums[1]

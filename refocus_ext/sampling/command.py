@@ -6,15 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from patches import load_upstream
-from refocus_ext.engine.distributed import World, preflight_device, world
+from refocus_ext.engine.distributed import World, join_world, preflight_device
 from refocus_ext.errors import UsageError, named
 from refocus_ext.sampling.jobs import (
     compare,
-    describe_how,
+    describe_guidance,
     drawer,
     edit_image,
     grid,
-    guidance,
+    guidance_of,
     open_student,
     ready,
     set_plan,
@@ -30,16 +30,16 @@ JOBS = ("npz", "folder", "steps_strip", "compare", "edit")
 def main(options: SampleOptions) -> int:
     """Runs the command; returns its exit code."""
     job = check_options(options)
-    with world(options.device) as here:
-        if job not in ("npz", "folder") and not here.main:
-            return 0  # pictures are drawn by one process
-        if here.main:
+    with join_world(options.device) as world:
+        if job not in ("npz", "folder") and not world.main:
+            return 0  # one process draws pictures
+        if world.main:
             print(load_upstream().describe())
-        return run(options, job, here)
+        return run(options, job, world)
 
 
 def preflight(options: SampleOptions, processes: int) -> None:
-    """Raises UsageError where `main` would in every process; leaves GPUs alone, and writes nothing."""
+    """Raises the UsageErrors that `main` would raise in every process; uses no GPU and writes nothing."""
     job = check_options(options)
     preflight_device(options.device)
     if job in ("npz", "folder"):
@@ -55,10 +55,10 @@ def preflight(options: SampleOptions, processes: int) -> None:
 
 
 def check_options(options: SampleOptions) -> str:
-    """Which job it is: one of JOBS, or 'grid'.
+    """The job: one of JOBS, or 'grid'.
 
     Raises:
-        UsageError: options that do not go together.
+        UsageError: the options do not go together.
     """
     jobs = [name for name in JOBS if getattr(options, name)]
     if options.edit:
@@ -68,34 +68,34 @@ def check_options(options: SampleOptions) -> str:
         raise UsageError(f"{first} and {second} are two jobs; give one of them at a time.")
     job = jobs[0] if jobs else "grid"
     if options.edit and not options.mask:
-        raise UsageError("--edit needs --mask X0,Y0,X1,Y1, the box to repaint, such as 0.25,0.25,0.75,0.75.")
+        raise UsageError("--edit needs --mask X0,Y0,X1,Y1, the box to repaint, for example 0.25,0.25,0.75,0.75.")
     if (options.mask or options.outside) and not options.edit:
-        raise UsageError("--mask and --outside belong to --edit IMAGE, which is missing.")
+        raise UsageError("--mask and --outside need --edit IMAGE.")
     if options.per_class and (job not in ("npz", "folder") or options.count):
-        raise UsageError("--per-class goes with --npz or --folder and without --count.")
+        raise UsageError("--per-class needs --npz or --folder, and excludes --count.")
     if options.out and job in ("npz", "folder", "steps_strip"):
-        raise UsageError(f"--out is for pictures; --{job.replace('_', '-')} names its own file.")
+        raise UsageError(f"--out is for pictures; --{job.replace('_', '-')} already names its file.")
     if options.rng == "batch" and job not in ("grid", "compare"):
-        raise UsageError("--rng batch draws one batch as upstream does; it goes with a grid or --compare alone.")
+        raise UsageError("--rng batch draws one batch as upstream does; use it with a grid or --compare only.")
     if options.compare and options.student:
-        raise UsageError("--compare A B names both students; leave --student out.")
+        raise UsageError("--compare A B names both students; omit --student.")
     return job
 
 
-def run(options: SampleOptions, job: str, here: World) -> int:
+def run(options: SampleOptions, job: str, world: World) -> int:
     """Loads the student and does the job."""
     if options.compare:
-        return compare(options.compare, options, here)
-    student = open_student(options, options.student or newest_run(here.say), here)
+        return compare(options.compare, options, world)
+    student = open_student(options, options.student or newest_run(world.say), world)
     if job in ("npz", "folder"):
-        here.say(describe_how(guidance(student, options, for_set=True), options))
+        world.say(describe_guidance(guidance_of(student, options, for_set=True), options))
     with ready(student, options):
         if job == "npz":
             plan = set_plan(student, options)
             with named("--npz"):
-                return write_npz_set(Path(options.npz), plan, drawer(student, options), here)
+                return write_npz_set(Path(options.npz), plan, drawer(student, options), world)
         if job == "folder":
-            return write_png_set(Path(options.folder), set_plan(student, options), drawer(student, options), here)
+            return write_png_set(Path(options.folder), set_plan(student, options), drawer(student, options), world)
         if job == "edit":
             return edit_image(student, options)
         return strip(student, options) if job == "steps_strip" else grid(student, options)
@@ -105,7 +105,7 @@ def run(options: SampleOptions, job: str, here: World) -> int:
 
 
 def newest_run(say: Callable[[str], None] = lambda line: None) -> str:
-    """The newest distill run under runs/; says so where there are several.
+    """The newest distill run under runs/; prints its name if there are several.
 
     Raises:
         UsageError: there is none.
@@ -117,5 +117,5 @@ def newest_run(say: Callable[[str], None] = lambda line: None) -> str:
             "folder with upstream's var_d16.pth and vae_ch160v4096z32.pth."
         )
     if len(found) > 1:
-        say(f"--student {found[-1].parent}, the newest of {len(found)} runs; name another to choose it")
+        say(f"--student {found[-1].parent}, the newest of {len(found)} runs; give --student to choose another")
     return str(found[-1].parent)

@@ -1,4 +1,4 @@
-"""Zero-shot editing: the tokens of what stays are given, the student draws the others."""
+"""Zero-shot editing: the tokens of the kept part are given, the student draws the others."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Box(NamedTuple):
     y1: int
 
     def pixels(self) -> str:
-        """Its extent for the user: 'pixels 64..192 x 64..192'."""
+        """The extent of the box for a message: 'pixels 64..192 x 64..192'."""
         x0, y0, x1, y1 = (STRIDE * side for side in self)
         return f"pixels {x0}..{x1} across, {y0}..{y1} down"
 
@@ -32,17 +32,17 @@ def parse_box(text: str, image_size: int) -> tuple[Box, str]:
     """'x0,y0,x1,y1' -> the nearest box of whole latent cells, and the unit the numbers were read in.
 
     Raises:
-        UsageError: not four numbers, not inside the image, or less than half a cell.
+        UsageError: the text is not four numbers, or the box is not inside the image or narrower than half a cell.
     """
     try:
         numbers = [float(part) for part in text.split(",")]
         x0, y0, x1, y1 = numbers
     except ValueError:
-        raise UsageError(f"{text} is no box; give four numbers, x0,y0,x1,y1.") from None
+        raise UsageError(f"{text} is not a box; give four numbers, x0,y0,x1,y1.") from None
     unit, side = ("fractions", 1) if max(numbers) <= 1 else ("pixels", image_size)
     if not (0 <= x0 < x1 <= side and 0 <= y0 < y1 <= side):
         raise UsageError(
-            f"{text}, read as {unit}, is no box inside the image; x0 < x1 and y0 < y1 must lie between 0 and {side}."
+            f"{text}, read as {unit}, is not a box inside the image; x0 < x1 and y0 < y1 must lie between 0 and {side}."
         )
     cells = image_size // STRIDE
     box = Box(*(round(number / side * cells) for number in numbers))
@@ -54,10 +54,10 @@ def parse_box(text: str, image_size: int) -> tuple[Box, str]:
 
 
 def kept_region(box: Box, cells: int, outside: bool) -> Tensor:
-    """The latent cells that stay, bool (n,n): all but the box, or with `outside` the box alone.
+    """The latent cells that are kept, bool (n,n): all but the box, or with `outside` only the box.
 
     Raises:
-        UsageError: nothing or everything would stay.
+        UsageError: nothing or everything would be kept.
     """
     inside = torch.zeros(cells, cells, dtype=torch.bool)
     inside[box.y0 : box.y1, box.x0 : box.x1] = True
@@ -69,9 +69,9 @@ def kept_region(box: Box, cells: int, outside: bool) -> Tensor:
 
 @dataclass(frozen=True)
 class Edit:
-    """An edited image: what it came from, its reconstruction from tokens, and the result; all in [0,1].
+    """An edited image: the original, its reconstruction from tokens, and the edits; all in [0,1].
 
-    `kept_HW` is True where pixels belong to cells that stay.
+    `kept_HW` is True for pixels of kept cells.
     """
 
     original_3HW: Tensor
@@ -87,18 +87,23 @@ class Edit:
 
 @torch.no_grad()
 def edit(
-    student: Student, x_13HW: Tensor, kept_nn: Tensor, labels: Sequence[int], seed: int = 0, how: Guidance | None = None
+    student: Student,
+    x_13HW: Tensor,
+    kept_nn: Tensor,
+    labels: Sequence[int],
+    seed: int = 0,
+    guidance: Guidance | None = None,
 ) -> Edit:
-    """Repaints an image where cells do not stay, once for each label.
+    """Repaints the cells of an image that are not kept, once for each label.
 
     Args:
-        x_13HW: in [-1,1], of the student's size. It is tokenized as the VAE was trained to: through the run's focus
-            pyramid where there is one.
-        kept_nn: cells of the last token map that stay.
+        x_13HW: in [-1,1], of the student's size. It is tokenized as in the VAE's training: through the run's focus
+            pyramid if it has one.
+        kept_nn: cells of the last token map that are kept.
     """
     x_13HW, kept_nn = x_13HW.to(student.device), kept_nn.to(student.device)
     idx_S = student.tokens(x_13HW)
     decoded = to_unit(student.vae.idxBl_to_img(idx_S, same_shape=True, last_one=True)[0])
-    edited = sample_images(student, labels, seed=seed, how=how, exchange=KeptTokens(student, idx_S, kept_nn))
+    edited = sample_images(student, labels, seed=seed, guidance=guidance, exchange=KeptTokens(student, idx_S, kept_nn))
     kept_HW = kept_nn.repeat_interleave(STRIDE, 0).repeat_interleave(STRIDE, 1)
     return Edit(to_unit(x_13HW[0]), decoded, edited, kept_HW)

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from patches import FastSampling, patched
-from patches.parts import compile_for_sampling
+from patches.model_parts import compile_for_sampling
 from patches.sampling import sample_as_upstream
 from refocus_ext.engine.distributed import World
 from refocus_ext.errors import RunFailed, UsageError, named
@@ -31,21 +31,21 @@ from refocus_ext.storage.atomic import sha256
 PER_CLASS = 50
 
 
-def open_student(options: SampleOptions, source: str, here: World, option: str = "--student") -> Student:
-    """Loads a student, which `option` names, and says which."""
+def open_student(options: SampleOptions, source: str, world: World, option: str = "--student") -> Student:
+    """Loads the student given by `option` and prints a line about it."""
     with named(option):
-        student = load_student(source, here.device, vae=options.vae or None, class_names=options.class_names or None)
-    if here.main:
-        print(student.describe() + f", on {here.device}")
+        student = load_student(source, world.device, vae=options.vae or None, class_names=options.class_names or None)
+    if world.main:
+        print(student.describe() + f", on {world.device}")
         codes = student.geometry.vocab_size
         if options.top_k > codes:
-            print(f"note: --top-k {options.top_k} is lowered to the {codes} codes there are, which keeps all")
+            print(f"note: --top-k {options.top_k} is lowered to {codes}, the number of codes, which keeps all of them")
     return student
 
 
 @contextlib.contextmanager
 def ready(student: Student, options: SampleOptions) -> Iterator[None]:
-    """Inside, the student samples as the speed options say."""
+    """Inside, the student samples with the speed options applied."""
     with contextlib.ExitStack() as stack:
         if not options.stock:
             stack.enter_context(patched(student.var, FastSampling()))
@@ -67,8 +67,8 @@ def precision(student: Student, options: SampleOptions) -> Iterator[None]:
 # ------------------------------------------------------------------------------------------------ what is drawn
 
 
-def guidance(student: Student, options: SampleOptions, *, for_set: bool = False) -> Guidance:
-    """The options' guidance; what is not given depends on whether it is for FID or for pictures."""
+def guidance_of(student: Student, options: SampleOptions, *, for_set: bool = False) -> Guidance:
+    """The guidance of the options; defaults differ between sets for FID and pictures."""
     default = FOR_FID if for_set else Guidance()
     return Guidance(
         cfg=default.cfg if options.cfg is None else options.cfg,
@@ -79,18 +79,18 @@ def guidance(student: Student, options: SampleOptions, *, for_set: bool = False)
 
 
 def named_labels(student: Student) -> list[int]:
-    """The classes a student was trained on: those with names, or all where none has."""
+    """The classes a student was trained on: those with names, or all if none has a name."""
     return list(range(len(student.classes) or student.num_classes))
 
 
 def given_labels(student: Student, options: SampleOptions) -> list[int]:
-    """Those of --classes."""
+    """The labels of --classes."""
     with named("--classes"):
         return student.labels(options.classes)
 
 
 def picture_labels(student: Student, options: SampleOptions, count: int) -> list[int]:
-    """Labels of a picture's images: the given classes or an even spread, equal ones side by side."""
+    """Labels of a picture's images: the given classes or an even spread, equal labels side by side."""
     if options.classes:
         classes = given_labels(student, options)
         total = options.count or max(count, len(classes))
@@ -103,18 +103,18 @@ def picture_labels(student: Student, options: SampleOptions, count: int) -> list
 
 
 def set_plan(student: Student, options: SampleOptions) -> Plan:
-    """The plan of a set: classes take turns, so that any number of them is as even as it can be."""
+    """The plan of a set: classes alternate, so that any number of images is spread as evenly as possible."""
     classes = given_labels(student, options) if options.classes else named_labels(student)
     total = options.count or (options.per_class or PER_CLASS) * len(classes)
-    how = guidance(student, options, for_set=True)
+    guidance = guidance_of(student, options, for_set=True)
     identity = {
         "weights": {path.name: sha256(path) for path in (student.files.var, student.files.vae)},
         "images": total,
         **options.identity(),
         "classes": classes,
-        "cfg": how.cfg,
-        "top_k": how.top_k,
-        "top_p": how.top_p,
+        "cfg": guidance.cfg,
+        "top_k": guidance.top_k,
+        "top_p": guidance.top_p,
     }
     labels = [classes[i % len(classes)] for i in range(total)]
     return Plan(labels, options.batch_size, student.image_size, options.seed, identity)
@@ -122,34 +122,34 @@ def set_plan(student: Student, options: SampleOptions) -> Plan:
 
 def drawer(student: Student, options: SampleOptions) -> Any:
     """The function that draws a batch of a set."""
-    how = guidance(student, options, for_set=True)
+    guidance = guidance_of(student, options, for_set=True)
 
     def draw(first: int, labels: Sequence[int]) -> np.ndarray:
         with precision(student, options):
-            return image_bytes(sample_images(student, labels, seed=options.seed, first=first, how=how))
+            return image_bytes(sample_images(student, labels, seed=options.seed, first=first, guidance=guidance))
 
     return draw
 
 
-def draw_images(student: Student, options: SampleOptions, labels: Sequence[int], how: Guidance) -> Tensor:
-    """Images of a picture, in batches; as one batch of upstream's with --rng batch."""
+def draw_images(student: Student, options: SampleOptions, labels: Sequence[int], guidance: Guidance) -> Tensor:
+    """Images of a picture, in batches; with --rng batch as one upstream batch."""
     with precision(student, options):
         if options.rng == "batch":
-            return sample_as_upstream(student.var, labels, seed=options.seed, how=how).cpu()
+            return sample_as_upstream(student.var, labels, seed=options.seed, guidance=guidance).cpu()
         starts = range(0, len(labels), options.batch_size)
         batches = [labels[first : first + options.batch_size] for first in starts]
         return torch.cat(
             [
-                sample_images(student, batch, seed=options.seed, first=first, how=how).cpu()
+                sample_images(student, batch, seed=options.seed, first=first, guidance=guidance).cpu()
                 for first, batch in zip(starts, batches, strict=True)
             ]
         )
 
 
-def describe_how(how: Guidance, options: SampleOptions) -> str:
+def describe_guidance(guidance: Guidance, options: SampleOptions) -> str:
     """'seed 0, cfg 4, top-k 900, top-p 0.95'."""
-    smooth = ", smooth" * how.smooth + ", bf16" * (options.precision == "bf16")
-    return f"seed {options.seed}, cfg {how.cfg:g}, top-k {how.top_k}, top-p {how.top_p:g}{smooth}"
+    smooth = ", smooth" * guidance.smooth + ", bf16" * (options.precision == "bf16")
+    return f"seed {options.seed}, cfg {guidance.cfg:g}, top-k {guidance.top_k}, top-p {guidance.top_p:g}{smooth}"
 
 
 # ------------------------------------------------------------------------------------------------ pictures
@@ -157,34 +157,36 @@ def describe_how(how: Guidance, options: SampleOptions) -> str:
 
 def grid(student: Student, options: SampleOptions) -> int:
     """A grid of images with their classes."""
-    labels, how = picture_labels(student, options, 8), guidance(student, options)
-    images = draw_images(student, options, labels, how)
-    return save(options.out or "samples.png", draw_grid(student, images, labels, title_of(student, how, options)))
+    labels, guidance = picture_labels(student, options, 8), guidance_of(student, options)
+    images = draw_images(student, options, labels, guidance)
+    return save(options.out or "samples.png", draw_grid(student, images, labels, title_of(student, guidance, options)))
 
 
 def strip(student: Student, options: SampleOptions) -> int:
     """Images coming into focus."""
-    labels, how = picture_labels(student, options, 4), guidance(student, options)
+    labels, guidance = picture_labels(student, options, 4), guidance_of(student, options)
     prefixes = Prefixes(student)
     with precision(student, options):
-        sample_images(student, labels, seed=options.seed, how=how, watch=prefixes)
-    picture = draw_strip(student, prefixes.images, labels, title_of(student, how, options))
+        sample_images(student, labels, seed=options.seed, guidance=guidance, watch=prefixes)
+    picture = draw_strip(student, prefixes.images, labels, title_of(student, guidance, options))
     return save(options.steps_strip, picture)
 
 
-def compare(sources: Sequence[str], options: SampleOptions, here: World) -> int:
+def compare(sources: Sequence[str], options: SampleOptions, world: World) -> int:
     """Two students, one row each, from the same seeds and classes."""
-    students = [open_student(options, source, here, "--compare") for source in sources]
+    students = [open_student(options, source, world, "--compare") for source in sources]
     counts = [student.num_classes for student in students]
     if counts[0] != counts[1]:
-        raise UsageError(f"--compare: {counts[0]} and {counts[1]} classes; two students must share their classes.")
+        raise UsageError(
+            f"--compare: the students have {counts[0]} and {counts[1]} classes; choose two with the same classes."
+        )
     labels = picture_labels(students[0], options, 8)
     images = []
     for student in students:
         with ready(student, options):
-            images.append(draw_images(student, options, labels, guidance(student, options)))
+            images.append(draw_images(student, options, labels, guidance_of(student, options)))
     names = [Path(source).name for source in sources]
-    title = describe_how(guidance(students[0], options), options)
+    title = describe_guidance(guidance_of(students[0], options), options)
     return save(options.out or "compare.png", draw_comparison(students, names, images, labels, title))
 
 
@@ -199,22 +201,22 @@ def edit_image(student: Student, options: SampleOptions) -> int:
     total = options.count or max(2, len(classes))
     labels = [classes[i * len(classes) // total] for i in range(total)]
     print(f"--mask in {unit}: {'keeps' if options.outside else 'repaints'} {box.pixels()} of {student.image_size}")
-    how = guidance(student, options)
+    guidance = guidance_of(student, options)
     with precision(student, options):
-        result = edit(student, x, kept, labels, options.seed, how)
+        result = edit(student, x, kept, labels, options.seed, guidance)
     for number, image in enumerate(image_bytes(result.edited_B3HW) if options.folder else ()):
         path = Path(options.folder) / f"edit-{number:03d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         save(str(path), Image.fromarray(image))
-    return save(options.out or "edit.png", draw_edit(student, result, labels, title_of(student, how, options)))
+    return save(options.out or "edit.png", draw_edit(student, result, labels, title_of(student, guidance, options)))
 
 
-def title_of(student: Student, how: Guidance, options: SampleOptions) -> str:
-    return f"{student.path.name}  {describe_how(how, options)}"
+def title_of(student: Student, guidance: Guidance, options: SampleOptions) -> str:
+    return f"{student.path.name}  {describe_guidance(guidance, options)}"
 
 
 def save(name: str, picture: Image.Image) -> int:
-    """Writes a picture and says so.
+    """Writes a picture and prints its path and size.
 
     Raises:
         RunFailed: it cannot be written.

@@ -15,12 +15,12 @@ COLUMNS = 8
 
 
 def side_of(student: Student) -> int:
-    """How large one image of a picture is, pixels."""
+    """The size of one image in a picture, pixels."""
     return max(128, min(256, student.image_size))
 
 
 def shorten(text: str, width: int) -> str:
-    """The text, cut with dots where it is wider than `width` pixels as a caption."""
+    """The text, shortened with dots if it is wider than `width` pixels as a caption."""
     font = ImageFont.load_default(12)
     if font.getlength(text) <= width:
         return text
@@ -30,7 +30,7 @@ def shorten(text: str, width: int) -> str:
 
 
 def as_drawn(images_B3HW: Tensor) -> list[Tensor]:
-    """Images in [0,1] as `picture.grid` takes them, in [-1,1], after the rounding that files of them have."""
+    """Images in [0,1] converted to [-1,1] for `picture.grid`, after rounding to 8 bits."""
     values = Tensor(image_bytes(images_B3HW)).div(127.5).sub(1)
     return list(values.permute(0, 3, 1, 2))
 
@@ -45,7 +45,7 @@ def draw_grid(student: Student, images_B3HW: Tensor, labels: Sequence[int], titl
 
 
 def draw_strip(student: Student, prefixes_SB3HW: Sequence[Tensor], labels: Sequence[int], title: str) -> Image.Image:
-    """One row an image, one column a scale: what has been decoded after that many tokens."""
+    """One row per image, one column per scale: the image decoded from the tokens so far."""
     side, total, headers = min(128, side_of(student)), 0, []
     for pn in student.geometry.patch_nums:
         total += pn * pn
@@ -59,14 +59,14 @@ def draw_strip(student: Student, prefixes_SB3HW: Sequence[Tensor], labels: Seque
 def draw_comparison(
     students: Sequence[Student], names: Sequence[str], images: Sequence[Tensor], labels: Sequence[int], title: str
 ) -> Image.Image:
-    """One row a student, one column a class; images of a column come from the same seed."""
+    """One row per student, one column per class; images in a column use the same seed."""
     side = max(side_of(student) for student in students)
     headers = [shorten(students[0].class_name(label), side) for label in labels]
     return grid([as_drawn(row) for row in images], headers, names=names, title=title, side=side)
 
 
 def draw_edit(student: Student, result: Edit, labels: Sequence[int], title: str) -> Image.Image:
-    """Original, the part that stays, the VAE's reconstruction, and the edits."""
+    """Original, the kept part, the VAE's reconstruction, and the edits."""
     side = side_of(student)
     stays = result.original_3HW * result.kept_HW + 0.5 * ~result.kept_HW
     given = [result.original_3HW, stays, result.reconstruction_3HW]

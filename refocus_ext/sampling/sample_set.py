@@ -1,6 +1,6 @@
-"""Sets of images for FID: drawn in batches by one process or many, kept as they come, continued where they stopped.
+"""Sets of images for FID: drawn in batches by one process or many, saved batch by batch, and resumable.
 
-Batch b holds images b*B .. b*B + B-1 whatever the number of processes, which take turns; so the set does not depend on it.
+Batch b holds images b*B .. b*B + B-1 whatever the number of processes, which take turns; so the set does not depend on that number.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Draw = Callable[[int, Sequence[int]], np.ndarray]
 
 @dataclass(frozen=True)
 class Plan:
-    """What a set holds. `identity` is everything the images depend on, JSON-able; `labels` has one entry an image."""
+    """The contents of a set. `identity` is everything the images depend on, JSON-serializable; `labels` has one entry per image."""
 
     labels: Sequence[int]
     batch: int
@@ -49,7 +49,7 @@ class Plan:
 
 
 class Parts:
-    """Finished batches in a folder, bound to one plan: what a set in the making consists of.
+    """The finished batches of a set, in a folder that belongs to one plan.
 
     Raises:
         UsageError: the folder belongs to another plan, or to something else.
@@ -65,16 +65,16 @@ class Parts:
         if file.is_file():
             check_identity(folder, json.loads(file.read_text()), plan.identity)
         elif folder.is_dir() and any(not entry.name.startswith(".") for entry in folder.iterdir()):
-            raise UsageError(f"{folder} holds files but no set of images; choose an empty or a new folder.")
+            raise UsageError(f"{folder} holds files but no set of images; choose an empty or new folder.")
 
     def open(self) -> None:
-        """Makes the folder; for the one process that comes first."""
+        """Makes the folder; called by one process before the others."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             remove_torn(self.folder)
             save_json(self.folder / self.CONFIG, self.plan.identity)
         except OSError as error:
-            raise UsageError(f"cannot write to {self.folder} ({error.strerror}); choose another place.") from None
+            raise UsageError(f"cannot write to {self.folder} ({error.strerror}); choose another folder.") from None
 
     def missing(self) -> list[int]:
         """The batches that are still to be drawn."""
@@ -88,13 +88,15 @@ class Parts:
 
 
 def check_identity(path: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
-    """Raises UsageError, naming what differs, unless both say the same."""
+    """Raises a UsageError that names the differences, unless both are equal."""
     ours = json.loads(json.dumps(ours))
     changed = [key for key in sorted(ours.keys() | theirs.keys()) if ours.get(key) != theirs.get(key)]
     if changed:
         shown = " and ".join(f"{key} = {_short(theirs.get(key))}, not {_short(ours.get(key))}" for key in changed[:3])
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
-        raise UsageError(f"{path} was begun with {shown}{more}; choose another name, or remove it to start a new one.")
+        raise UsageError(
+            f"{path} was started with {shown}{more}; choose another name, or remove it to start a new one."
+        )
 
 
 def _short(value: Any) -> str:
@@ -103,7 +105,7 @@ def _short(value: Any) -> str:
 
 
 class NpyParts(Parts):
-    """One array file a batch, to be joined into an npz."""
+    """One array file per batch, to be joined into an npz."""
 
     def path(self, batch: int) -> Path:
         return self.folder / f"part-{batch:06d}.npy"
@@ -119,7 +121,7 @@ class NpyParts(Parts):
         """Writes the npz, shuffled by the plan's seed.
 
         Raises:
-            RunFailed: a part is missing, as where the nodes share no folder.
+            RunFailed: a part is missing, for example because the nodes do not share the folder.
         """
         if missing := self.missing():
             raise RunFailed(
@@ -138,7 +140,7 @@ class NpyParts(Parts):
 
 
 class PngParts(Parts):
-    """One PNG an image, named by its number and label: 000012-class207.png."""
+    """One PNG per image, named by its number and label: 000012-class207.png."""
 
     def path(self, number: int) -> Path:
         return self.folder / f"{number:06d}-class{self.plan.labels[number]}.png"
@@ -152,17 +154,17 @@ class PngParts(Parts):
 
 
 def draw_set(parts: Parts, draw: Draw, world: World) -> int:
-    """Draws what is missing; returns 0 when all is there, 130 or 143 after an interruption.
+    """Draws the missing batches; returns 0 when the set is complete, 130 or 143 after an interruption.
 
     Raises:
-        RunFailed: the disk is full or not writable; what is there stays.
+        RunFailed: the disk is full or not writable; existing files are kept.
     """
     todo = parts.missing()
-    world.barrier()  # nobody writes before everybody has looked
+    world.barrier()  # no process writes before all have read the folder
     if world.main:
         parts.open()
         if len(todo) < parts.plan.batches:
-            print(f"continuing: {parts.plan.batches - len(todo)} of {parts.plan.batches} batches are there")
+            print(f"resuming: {parts.plan.batches - len(todo)} of {parts.plan.batches} batches are done")
     world.barrier()
     mine, rounds = todo[world.rank :: world.size], math.ceil(len(todo) / world.size)
     progress = Progress(0, rounds, parts.plan.batch * world.size, quiet=not world.main, unit="batch")
@@ -175,7 +177,7 @@ def draw_set(parts: Parts, draw: Draw, world: World) -> int:
             if code and done + 1 < rounds:
                 progress.close()
                 if world.main:
-                    print(f"stopped; {len(parts.missing())} batches are missing, the same command draws them")
+                    print(f"stopped; {len(parts.missing())} batches are missing; rerun the same command to resume")
                 return code
     progress.close()
     return 0
@@ -188,12 +190,12 @@ def _draw_batch(parts: Parts, draw: Draw, batch: int) -> None:
         parts.keep(batch, images)
     except OSError as error:
         raise RunFailed(
-            f"{parts.folder} could not be written ({error.strerror}); free some space, then the same command continues."
+            f"{parts.folder} could not be written ({error.strerror}); free some space and rerun the same command to resume."
         ) from error
 
 
 def npz_parts(path: Path, plan: Plan) -> NpyParts | None:
-    """The parts of a set in `path`.parts; None where `path` is there, drawn by the same plan.
+    """The parts of a set in `path`.parts; None if `path` exists and was drawn by the same plan.
 
     Raises:
         UsageError: `path` or its parts are of another set.
@@ -202,20 +204,20 @@ def npz_parts(path: Path, plan: Plan) -> NpyParts | None:
         return NpyParts(path.with_name(f"{path.name}.parts"), plan)
     made_by = read_made_by(path)
     if made_by is None:
-        raise UsageError(f"{path} is there and was not drawn by this command; choose another name.")
+        raise UsageError(f"{path} exists and was not drawn by this command; choose another name.")
     check_identity(path, made_by, plan.identity)
     return None
 
 
 def write_npz_set(path: Path, plan: Plan, draw: Draw, world: World) -> int:
-    """The whole set as `path`; its parts lie in `path`.parts until then.
+    """The whole set as `path`; its parts are in `path`.parts until then.
 
     Raises:
         UsageError: `path` or its parts are of another set.
     """
     parts = npz_parts(path, plan)
     if parts is None:
-        world.say(f"{path} is there already, drawn with these options")
+        world.say(f"{path} already exists, drawn with these options; nothing to do")
         return 0
     code = draw_set(parts, draw, world)
     world.barrier()
@@ -224,7 +226,7 @@ def write_npz_set(path: Path, plan: Plan, draw: Draw, world: World) -> int:
         try:
             parts.join(path)
         except OSError as error:
-            raise RunFailed(f"{path} could not be written ({error.strerror}); its parts are whole.") from error
+            raise RunFailed(f"{path} could not be written ({error.strerror}); its parts are intact.") from error
         shutil.rmtree(parts.folder)
         print(f"{path}: {len(plan.labels)} images of {plan.size} px, shuffled, {path.stat().st_size / 2**20:.1f} MiB")
     return code

@@ -1,4 +1,4 @@
-"""Images of a student: each from a random generator of its own, in batches, with tokens kept or prefixes watched.
+"""Images of a student: each from its own random generator, in batches, optionally keeping tokens or recording prefixes.
 
 Shapes: B images, Cvae latent channels, n side of the last token map.
 """
@@ -22,7 +22,7 @@ FOR_FID = Guidance(cfg=1.5, top_p=0.96)  # DESIGN 6
 
 
 def image_seeds(seed: int, indices: Sequence[int]) -> list[int]:
-    """The generator's seed of each image, from the run's seed and the image's number."""
+    """The generator seed of each image, from the run's seed and the image's number."""
     return [image_seed(seed, index) for index in indices]
 
 
@@ -32,18 +32,18 @@ def sample_images(
     *,
     seed: int = 0,
     first: int = 0,
-    how: Guidance | None = None,
+    guidance: Guidance | None = None,
     watch: Watch | None = None,
     exchange: Exchange | None = None,
 ) -> Tensor:
     """Images `first`, `first + 1`, ... of `seed`, one for each label: (B,3,H,W) in [0,1], float32.
 
-    Each depends on its own number, label and seed alone (in a batch of another size, up to the last bits).
+    Each depends only on its number, label and seed (with another batch size, up to the last bits).
     """
     label_B = torch.tensor(labels, device=student.device)
     noise = Noise(image_seeds(seed, range(first, first + len(labels))), student.device)
-    how = (how or Guidance()).for_codes(student.geometry.vocab_size)
-    return sample(student.var, label_B, noise, how, watch=watch, exchange=exchange)
+    guidance = (guidance or Guidance()).for_codes(student.geometry.vocab_size)
+    return sample(student.var, label_B, noise, guidance, watch=watch, exchange=exchange)
 
 
 class Prefixes:
@@ -60,12 +60,12 @@ class Prefixes:
 
 
 class KeptTokens:
-    """An `Exchange` that keeps the tokens of an image in a region: teacher forcing of what is not to change.
+    """An `Exchange` that keeps the tokens of an image in a region: teacher forcing of the unchanged part.
 
     Args:
         idx_S: the image's token maps, S times (1, pn*pn).
-        kept_nn: bool (n,n), the cells of the last token map that stay. Coarser cells stay where any part of them does,
-            since their tokens are part of what the fine ones refine.
+        kept_nn: bool (n,n), the cells of the last token map that are kept. A coarser cell is kept if any part of it is,
+            because the finer tokens refine it.
     """
 
     def __init__(self, student: Student, idx_S: Sequence[Tensor], kept_nn: Tensor) -> None:
@@ -79,6 +79,6 @@ class KeptTokens:
 
 
 def kept_cells(kept_nn: Tensor, pn: int) -> Tensor:
-    """Which cells of a pn x pn token map stay: bool (pn,pn)."""
+    """The cells of a pn x pn token map that are kept: bool (pn,pn)."""
     share = F.adaptive_avg_pool2d(kept_nn[None].float(), pn)[0]
     return share > 0

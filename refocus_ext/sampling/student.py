@@ -1,4 +1,4 @@
-"""A student and its VAE, loaded: from a distill run, from published or exported files, or from a training checkpoint."""
+"""Loads a student and its VAE: from a distill run, from published or exported files, or from a training checkpoint."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from patches import Focus, load_upstream, patched
-from patches.faces import VAR, VQVAE, device_of
+from patches.protocols import VAR, VQVAE, device_of
 from refocus_ext.errors import UsageError
 from refocus_ext.images.class_names import choose_class_names, labels_of, name_of
 from refocus_ext.optics.pyramid import FocusPyramid
@@ -20,15 +20,15 @@ from refocus_ext.sampling.student_files import Files, _check_sums, find_files
 from refocus_ext.storage.upstream_weights import VARGeometry, vae_geometry, vae_state_dict, var_geometry, var_state_dict
 from refocus_ext.storage.weights import load_strictly
 
-STRIDE = 16  # pixels a latent cell
+STRIDE = 16  # pixels per latent cell
 
 
 @dataclass(frozen=True)
 class Student:
     """A vanilla VAR with its VAE, both frozen, in eval mode and unpatched.
 
-    `classes` are names by label, fewer than `num_classes` where the others have none. `pyramid` is the one the VAE was
-    trained with; None for files that don't tell, whose VAE then encodes as upstream's.
+    `classes` are names by label, fewer than `num_classes` if some have no name. `pyramid` is the one the VAE was
+    trained with; None if the files do not record it, and the VAE then encodes as in upstream.
     """
 
     var: VAR
@@ -61,7 +61,7 @@ class Student:
         return device_of(self.var)
 
     def labels(self, words: str) -> list[int]:
-        """Labels of classes by number or name: '207,golden retriever'; 'none' is no class.
+        """Labels of classes by number or name: '207,golden retriever'; 'none' is the label for no class.
 
         Raises:
             UsageError: there is no such class.
@@ -73,7 +73,7 @@ class Student:
 
     @contextlib.contextmanager
     def encoding(self) -> Iterator[Any]:
-        """The VAE as it was trained to encode: inside, patched with the run's focus pyramid where there is one."""
+        """Inside, the VAE encodes as in its training: patched with the run's focus pyramid, if it has one."""
         with patched(self.vae, Focus(self.pyramid)) if self.pyramid else contextlib.nullcontext():
             yield self.vae
 
@@ -100,12 +100,12 @@ def load_student(
     vae: Path | str | None = None,
     class_names: Path | str | None = None,
 ) -> Student:
-    """Loads a student strictly, on whichever upstream is there.
+    """Loads a student strictly, on the available upstream.
 
     Args:
         source: the run folder of `bash run.sh distill`; or a folder of upstream files (`var_d16.pth` and
             `vae_ch160v4096z32.pth`), exported or published; or one file of VAR weights with its VAE beside it.
-        vae: the VAE's file where it is not beside.
+        vae: the VAE's file, if it is elsewhere.
         class_names: a JSON list or a text file of names by label, instead of the student's own.
 
     Raises:
@@ -129,15 +129,15 @@ def load_student(
         num_heads=shape.num_heads,
         device=device,
     )
-    load_strictly(var, var_state, f"{files.var} is no VAR of upstream's ({{reason}}).")
+    load_strictly(var, var_state, f"{files.var} is not an upstream VAR ({{reason}}).")
     return Student(var.requires_grad_(False).eval(), vae_net, shape, classes, pyramid, files)
 
 
 def load_vae(path: Path, patch_nums: Sequence[int], device: torch.device | str = "cpu") -> Any:
-    """The VQVAE of a file in upstream's form, unpatched, frozen and in eval mode; the file tells its widths.
+    """The VQVAE of a file in upstream's form, unpatched, frozen and in eval mode; its widths are read from the file.
 
     Raises:
-        UsageError: the file is missing, or holds no VQVAE of upstream's.
+        UsageError: the file is missing, or holds no upstream VQVAE.
     """
     return _build_vae(path, vae_state_dict(path), patch_nums, device)
 
@@ -146,7 +146,7 @@ def _build_vae(path: Path, state: dict[str, Tensor], patch_nums: Sequence[int], 
     try:
         geometry = vae_geometry(state)
     except (KeyError, IndexError) as error:
-        raise UsageError(f"{path} is no VQVAE of upstream's (it lacks {error}).") from None
+        raise UsageError(f"{path} is not an upstream VQVAE (it lacks {error}).") from None
     vae = load_upstream().build_vae(
         vocab_size=geometry.vocab_size,
         z_channels=geometry.z_channels,
@@ -155,7 +155,7 @@ def _build_vae(path: Path, state: dict[str, Tensor], patch_nums: Sequence[int], 
         share_quant_resi=geometry.share_quant_resi,
         device=device,
     )
-    load_strictly(vae, state, f"{path} is no VQVAE of upstream's ({{reason}}).")
+    load_strictly(vae, state, f"{path} is not an upstream VQVAE ({{reason}}).")
     return vae.requires_grad_(False).eval()
 
 
@@ -163,22 +163,22 @@ def _geometry(files: Files, var: dict[str, Tensor], vae: dict[str, Tensor]) -> V
     """The VAR's geometry.
 
     Raises:
-        UsageError: the tensors are no VAR's, or the VAE is not the one it was trained on.
+        UsageError: the tensors are not those of a VAR, or the VAE is not the one it was trained on.
     """
     try:
         shape, codes = var_geometry(var), vae_geometry(vae)
     except (KeyError, ValueError, IndexError, AttributeError) as error:
-        raise UsageError(f"{files.var} and {files.vae} are no VAR and VQVAE of upstream's ({error}).") from None
+        raise UsageError(f"{files.var} and {files.vae} are not an upstream VAR and VQVAE ({error}).") from None
     if (shape.vocab_size, shape.z_channels) != (codes.vocab_size, codes.z_channels):
         raise UsageError(
             f"{files.var} predicts {shape.vocab_size} codes of {shape.z_channels} channels, but {files.vae} has "
-            f"{codes.vocab_size} of {codes.z_channels}; name the file of the VAE that it was trained on."
+            f"{codes.vocab_size} of {codes.z_channels}; give the file of the VAE it was trained on."
         )
     return shape
 
 
 def _pyramid(files: Files, shape: VARGeometry) -> FocusPyramid | None:
-    """The pyramid of a distill run, which its export carries on."""
+    """The pyramid of a distill run, or of its export."""
     if not files.config.get("pyramid"):
         return None
     try:

@@ -1,4 +1,4 @@
-"""The files that make up a student: of a run, of an export, or upstream's own."""
+"""The files of a student: from a run, from an export, or from upstream."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from refocus_ext.storage.atomic import sha256
 from refocus_ext.storage.upstream_weights import vae_state_dict
 from refocus_ext.storage.weights import refuse_folder
 
-GEOMETRY_FILE = "geometry.json"  # what `bash run.sh export` leaves beside its files
+GEOMETRY_FILE = "geometry.json"  # written by `bash run.sh export` beside the weights
 
 
 @dataclass(frozen=True)
 class Files:
-    """Where a student's parts are. `config` is a distill run's config.json or an export's geometry.json, else empty."""
+    """The paths of a student's parts. `config` is a distill run's config.json or an export's geometry.json, else empty."""
 
     path: Path
     var: Path
@@ -35,7 +35,7 @@ def find_files(source: Path, vae: Path | None = None) -> Files:
     """The files a student is made of; see `load_student`.
 
     Raises:
-        UsageError: one is missing, or several could be meant.
+        UsageError: one is missing, or several match.
     """
     if source.is_dir():
         config = _read_config(source)
@@ -51,7 +51,7 @@ def find_files(source: Path, vae: Path | None = None) -> Files:
             config = export
     else:
         raise UsageError(
-            f"{source} is not there; a student is the run folder of `bash run.sh distill`, a folder with var_dN.pth and its "
+            f"{source} does not exist; a student is the run folder of `bash run.sh distill`, a folder with var_dN.pth and its "
             "VAE, or a var_dN.pth."
         )
     return Files(source, var, vae or _vae_beside(var), config)
@@ -62,20 +62,17 @@ def _run_files(run: Path, config: dict[str, Any], vae: Path | None) -> Files:
     for path in (var, own) if not vae else (var,):
         refuse_folder(path)
     if not var.is_file():
-        raise UsageError(
-            f"{run} has no {var.name} yet: its training is not finished; run the command that began it again "
-            "to resume it."
-        )
+        raise UsageError(f"{run} has no {var.name} yet: its training is not finished; rerun its command to resume.")
     if not vae and not own.is_file():
-        raise UsageError(f"{run} lacks its vae.pth; restore it, or name the file of its VAE.")
+        raise UsageError(f"{run} lacks its vae.pth; restore it, or give the file of its VAE.")
     return Files(run, var, vae or own, config)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    """config.json of a distill run; empty where the folder has none.
+    """config.json of a distill run; empty if the folder has none.
 
     Raises:
-        UsageError: it is another command's, or unreadable.
+        UsageError: it belongs to another command, or is unreadable.
     """
     file = folder / "config.json"
     if not file.is_file():
@@ -93,7 +90,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _read_export(folder: Path) -> dict[str, Any]:
-    """geometry.json of an export; empty where the folder has none.
+    """geometry.json of an export; empty if the folder has none.
 
     Raises:
         UsageError: the export was interrupted, or the file is unreadable.
@@ -105,9 +102,9 @@ def _read_export(folder: Path) -> dict[str, Any]:
         geometry = json.loads(file.read_text())
         unfinished = geometry["command"] == "export" and geometry.get("unfinished")
     except (OSError, ValueError, KeyError, TypeError):
-        raise UsageError(f"{file} is not what an export writes; restore it, or remove it.") from None
+        raise UsageError(f"{file} was not written by an export; restore it, or remove it.") from None
     if unfinished:
-        raise UsageError(f"the export to {folder} was interrupted; run the same command again to finish it.")
+        raise UsageError(f"the export to {folder} was interrupted; rerun the same command to finish it.")
     return geometry
 
 
@@ -127,14 +124,14 @@ def _vae_beside(var: Path) -> Path:
         with contextlib.suppress(UsageError):
             vae_state_dict(var)
             return var
-    return _only(var.parent, "vae*.pth", "VAE weights", "name the file of its VAE")
+    return _only(var.parent, "vae*.pth", "VAE weights", "give the file of its VAE")
 
 
 # ------------------------------------------------------------------------------------------------ checks
 
 
 def _check_sums(files: Files, own_vae: bool) -> None:
-    """Raises UsageError unless the files are the ones whose sha256 the run or the export recorded."""
+    """Raises UsageError unless the files have the sha256 that the run or the export recorded."""
     expected: Mapping[str, str] = files.config.get("weights", {})
     for path in (files.var, *([files.vae] if own_vae else [])):
         if path.name in expected and sha256(path) != expected[path.name]:

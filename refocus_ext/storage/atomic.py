@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: written beside, flushed, renamed."""
+"""Files that are either complete or absent: written to a temporary file, flushed, renamed."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from refocus_ext.errors import RunFailed
 
 @contextlib.contextmanager
 def written_beside(path: Path) -> Iterator[Path]:
-    """Yields a temporary path in the same folder; on success it is fsynced and renamed to `path`, else removed.
+    """Yields a temporary path in the same folder; on success the file is fsynced and renamed to `path`, otherwise removed.
 
     Raises:
-        IsADirectoryError: at once, if `path` is a folder, which a rename could not replace.
+        IsADirectoryError: immediately, if `path` is a folder, which a rename could not replace.
     """
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, f"a folder is in the place of the file {path.name}", str(path))
@@ -39,7 +39,7 @@ def written_beside(path: Path) -> Iterator[Path]:
 
 
 def remove_torn(folder: Path) -> None:
-    """Removes what killed writers left beside the files of a folder that has one writer."""
+    """Removes the temporary files of killed writers from a folder that has one writer."""
     for torn in folder.glob(".*.part"):
         torn.unlink(missing_ok=True)
 
@@ -53,7 +53,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def copy_file(source: Path, path: Path) -> None:
-    """Copies a file, whole or not at all.
+    """Copies a file, completely or not at all.
 
     Raises:
         RunFailed: it cannot be written.
@@ -72,9 +72,9 @@ def save_json(path: Path, value: Any) -> None:
 
 
 def save_tensors(path: Path, value: Any) -> None:
-    """torch.save of tensors and plain values, whole or not at all; equal values make equal bytes."""
+    """torch.save of tensors and plain values, completely or not at all; equal values give equal bytes."""
     with written_beside(path) as beside, open(beside, "wb") as file:
-        torch.save(value, file)  # given a path, it would write that path's name into the file
+        torch.save(value, file)  # given a path, torch.save would write its name into the file
 
 
 def sha256(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""Where a command's results go: checked before any work, written with a clear error if the disk then refuses."""
+"""A command's result files: checked before any work, written with a clear error message on failure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from refocus_ext.storage.atomic import save_json
 
 
 def results_folder(word: str) -> Path:
-    """The folder, made if it is not there.
+    """The folder, created if it is missing.
 
     Raises:
         UsageError: it is a file, or cannot be made.
@@ -25,7 +25,7 @@ def results_folder(word: str) -> Path:
 
 
 def results_file(word: str) -> Path:
-    """A file in a folder that is there or could be made.
+    """A file in a folder that exists or can be created.
 
     Raises:
         UsageError: it is a folder, or its folder cannot be made or written to.
@@ -40,7 +40,7 @@ def results_file(word: str) -> Path:
 
 
 def write_numbers(path: Path, numbers: Any) -> None:
-    """JSON, whole or not at all.
+    """Writes JSON, completely or not at all.
 
     Raises:
         RunFailed: the file cannot be written.

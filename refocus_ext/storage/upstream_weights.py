@@ -1,4 +1,4 @@
-"""Files of VAR's and its VQVAE's weights, in both layouts upstream writes and as safetensors; the geometry they tell.
+"""Files of VAR's and its VQVAE's weights, in both layouts that upstream writes and as safetensors; and their geometry.
 
 Upstream publishes plain state dicts (`var_d16.pth`, `vae_ch160v4096z32.pth`); its training checkpoints (`ar-ckpt-*.pth`)
 nest the same ones at ckpt["trainer"]["var_wo_ddp"] and ckpt["trainer"]["vae_local"].
@@ -18,7 +18,7 @@ from torch import Tensor
 from refocus_ext.errors import UsageError
 from refocus_ext.storage.weights import refuse_folder
 
-# One tensor that only that network has.
+# A tensor that only this network has.
 LANDMARK = {"var_wo_ddp": "attn_bias_for_masking", "vae_local": "quantize.embedding.weight"}
 NAME = {"var_wo_ddp": "VAR", "vae_local": "VQVAE"}
 
@@ -27,7 +27,7 @@ def var_state_dict(path: Path) -> dict[str, Tensor]:
     """VAR's state dict from a plain file, its safetensors twin or upstream's training checkpoint; no code is unpickled.
 
     Raises:
-        UsageError: no such file, or one without a VAR's weights.
+        UsageError: the file is missing or has no VAR weights.
     """
     return _state_dict(path, "var_wo_ddp")
 
@@ -36,7 +36,7 @@ def vae_state_dict(path: Path) -> dict[str, Tensor]:
     """The VQVAE's state dict from a plain file, its safetensors twin or upstream's training checkpoint.
 
     Raises:
-        UsageError: no such file, or one without a VQVAE's weights.
+        UsageError: the file is missing or has no VQVAE weights.
     """
     return _state_dict(path, "vae_local")
 
@@ -44,7 +44,7 @@ def vae_state_dict(path: Path) -> dict[str, Tensor]:
 def _state_dict(path: Path, part: str) -> dict[str, Tensor]:
     refuse_folder(path)
     if not path.is_file():
-        raise UsageError(f"{path} is no file; it should hold a {NAME[part]}'s weights.")
+        raise UsageError(f"{path} is not a file; give a file with the weights of a {NAME[part]}.")
     state = _load(path)
     trainer = state.get("trainer")
     if isinstance(trainer, dict):
@@ -66,15 +66,15 @@ def _load(path: Path) -> dict[str, Any]:
     try:
         twin = path.suffix == ".safetensors"
         state = load_file(path) if twin else torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # a damaged or foreign file raises nearly anything
+    except Exception:  # a damaged or foreign file can raise almost any exception
         state = None
     if not isinstance(state, dict):
-        raise UsageError(f"{path} is no file of weights that torch can load safely, or is damaged; copy it again.")
+        raise UsageError(f"{path} is not a weights file that torch can load safely, or is damaged; copy it again.")
     return state
 
 
 def _other(state: Any, part: str) -> str:
-    """' but a VQVAE' where a VAR was looked for, and the reverse."""
+    """' but a VQVAE' if a VAR was expected, and the reverse."""
     found = [name for name, key in LANDMARK.items() if name != part and isinstance(state, dict) and key in state]
     return f" but a {NAME[found[0]]}" if found else ""
 
@@ -84,7 +84,7 @@ def _other(state: Any, part: str) -> str:
 
 @dataclass(frozen=True)
 class VAEGeometry:
-    """What `Upstream.build_vae` needs: codes, their channels, base width, and how many phis the scales share."""
+    """Arguments of `Upstream.build_vae`: codes, their channels, base width, and the number of phis the scales share."""
 
     vocab_size: int
     z_channels: int
@@ -94,7 +94,7 @@ class VAEGeometry:
 
 @dataclass(frozen=True)
 class VARGeometry:
-    """What `Upstream.build_var` needs. `vocab_size` and `z_channels` are those of the VQVAE it was trained on."""
+    """Arguments of `Upstream.build_var`. `vocab_size` and `z_channels` are those of the VQVAE it was trained on."""
 
     depth: int
     embed_dim: int
@@ -131,7 +131,7 @@ def var_geometry(state: dict[str, Tensor]) -> VARGeometry:
     return VARGeometry(
         depth=depth,
         embed_dim=width,
-        # Without normalised queries nothing tells the heads: upstream's builder has as many as blocks.
+        # Without normalised queries the weights do not show the number of heads: upstream's builder has one per block.
         num_heads=depth if temperatures is None else temperatures.shape[1],
         num_classes=classes - 1,
         shared_aln="shared_ada_lin.1.weight" in state,

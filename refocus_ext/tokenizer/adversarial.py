@@ -19,7 +19,7 @@ def layers_for(image_size: int) -> int:
     """Strided layers of the discriminator: 1 at 16 px, 2 at 32, and 3 from 64 on, pix2pix's receptive field of 70 px.
 
     Raises:
-        ValueError: below 16 px no patch of logits is left.
+        ValueError: the image is below 16 px, too small for one patch of logits.
     """
     if image_size < 16:
         raise ValueError(f"the discriminator needs images of at least 16 px, got {image_size}")
@@ -27,16 +27,13 @@ def layers_for(image_size: int) -> int:
 
 
 class PatchDiscriminator(nn.Module):
-    """PatchGAN (Isola et al., 2017) as VQGAN uses it, with GroupNorm for its BatchNorm.
+    """PatchGAN (Isola et al., 2017) as VQGAN uses it, with GroupNorm in place of BatchNorm.
 
-    GroupNorm, because nothing may cross images here. BatchNorm's statistics depend on the batch of a GPU, which is
-    small, and tie real and fake images to the batch they stand in. BatchNorm and spectral norm both keep buffers that
-    every forward changes: under DistributedDataParallel that breaks a backward through two forwards, and it makes
-    accumulated micro-batches differ from one batch. GroupNorm has none of it: a batch is exactly its images.
+    With GroupNorm each image is processed independently and no forward pass changes a buffer (docs/method.md).
 
     Args:
         layers: strided layers, see `layers_for`.
-        width: channels of the first, a multiple of 4; doubled by every next layer up to eight times.
+        width: channels of the first layer, a multiple of 4; each further layer doubles them, up to eight times.
     """
 
     def __init__(self, layers: int = 3, width: int = 64) -> None:
@@ -68,7 +65,7 @@ def _init_weights(module: nn.Module) -> None:
 
 
 def hinge_discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
-    """(E max(0, 1 - D(x)) + E max(0, 1 + D(x'))) / 2: 1 for a discriminator that says 0, 0 for one that has won."""
+    """(E max(0, 1 - D(x)) + E max(0, 1 + D(x'))) / 2: 1 if the logits are all 0, 0 for a perfect discriminator."""
     return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
 
 
@@ -87,8 +84,8 @@ def adaptive_weight(
     """VQGAN's weight of the adversarial loss (Esser et al., 2021, eq. 7): the ratio of the gradient norms of the two
     losses at the decoder's last layer, within floor .. ceiling. Without gradient; a scalar.
 
-    Both graphs are kept. No gradient is accumulated, so DistributedDataParallel sees nothing of it, and every process
-    weighs its own batch. A vanishing adversarial gradient gives the ceiling, a vanishing reconstruction gradient the floor.
+    Both graphs are kept. No gradient is accumulated, so DistributedDataParallel is not involved and each process uses
+    its own batch. A vanishing adversarial gradient gives the ceiling, a vanishing reconstruction gradient the floor.
     """
     # lambda = |grad_L rec| / |grad_L adv|
     (rec,) = torch.autograd.grad(reconstruction_loss, last_layer_weight, retain_graph=True)
@@ -100,8 +97,8 @@ def adaptive_weight(
 class LeCam(nn.Module):
     """LeCAM regularisation (Tseng et al., 2021): keeps each side's logits near the running mean of the other side's.
 
-    The means are over all processes and are part of the state dict. They start as plain means of what has been seen,
-    so that the first steps are not pulled to 0, and become moving averages of the given decay.
+    The means are over all processes and are part of the state dict. They start as plain means of the logits so far,
+    so that the first steps are not biased to 0, and become moving averages with the given decay.
     """
 
     means: Tensor  # of the logits of real and of fake images
@@ -115,12 +112,14 @@ class LeCam(nn.Module):
 
     @torch.no_grad()
     def update(self, real: Tensor, fake: Tensor) -> None:
-        """Takes the logits of a step into the means."""
+        """Updates the means with the logits of a step."""
         seen = torch.stack([real.mean(), fake.mean()]).to(self.means)
         if tdist.is_available() and tdist.is_initialized():
             tdist.all_reduce(seen)
             seen /= tdist.get_world_size()
-        seen = torch.where(seen.isfinite(), seen, self.means)  # a step that overflows must not poison all later ones
+        seen = torch.where(
+            seen.isfinite(), seen, self.means
+        )  # a step that overflows must not make the means NaN for good
         self.updates += 1
         self.means.lerp_(seen, (1 / self.updates).clamp_min(1 - self.decay).to(seen))
 
@@ -136,8 +135,8 @@ class LeCam(nn.Module):
 class Adversary(nn.Module):
     """Discriminator and LeCAM state. The optimizer is the caller's.
 
-    `forward` is the discriminator's step, so that a DistributedDataParallel around the adversary synchronises exactly
-    that; call `generator_loss` on the adversary itself.
+    `forward` is the discriminator's step, so that DistributedDataParallel synchronizes only that; call
+    `generator_loss` on the adversary itself.
 
     Args:
         image_size: pixels, at least 16; chooses the depth.
@@ -156,18 +155,18 @@ class Adversary(nn.Module):
         self.lecam = LeCam(decay)
 
     def generator_loss(self, fake_B3HW: Tensor) -> Tensor:
-        """Hinge loss of the generator; its gradient reaches the images and never the discriminator."""
+        """Hinge loss of the generator; its gradient reaches the images but not the discriminator."""
         frozen = {name: parameter.detach() for name, parameter in self.discriminator.named_parameters()}
         return hinge_generator_loss(functional_call(self.discriminator, frozen, (fake_B3HW,)).float())
 
     def discriminator_loss(self, real_B3HW: Tensor, fake_B3HW: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Hinge loss, plus LeCAM where it has a weight; its gradient never reaches the images.
+        """Hinge loss, plus LeCAM if its weight is not 0; its gradient does not reach the images.
 
         Returns:
             (loss, detached terms): "critic" the hinge loss, "logits_real" and "logits_fake" their means, and "lecam"
-            unweighted where it is used.
+            unweighted if it is used.
         """
-        both = torch.cat([real_B3HW, fake_B3HW.to(real_B3HW.dtype)]).detach()  # one forward: nothing crosses images
+        both = torch.cat([real_B3HW, fake_B3HW.to(real_B3HW.dtype)]).detach()  # one forward: each image is independent
         real, fake = self.discriminator(both).float().chunk(2)
         loss = hinge_discriminator_loss(real, fake)
         terms = {"critic": loss.detach(), "logits_real": real.detach().mean(), "logits_fake": fake.detach().mean()}

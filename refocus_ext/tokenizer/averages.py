@@ -1,4 +1,4 @@
-"""Averaged weights: an exponential average of a network's weights and buffers, with a decay that grows at first."""
+"""Averaged weights: an exponential average of a network's weights and buffers, with a decay that grows during the first steps."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from patches.faces import FocusedVQVAE, as_module
+from patches.protocols import FocusedVQVAE, as_module
 from refocus_ext.tokenizer.alias.tokenizer import AliasTokenizer
 
 WARMUP_POWER = 2 / 3  # decay 0.9 after 31 steps, 0.99 after 1000
@@ -21,7 +21,7 @@ def decay_at(step: int, decay: float) -> float:
 
 
 class WeightAverage:
-    """`module` is the averaged copy of a network; its `update` follows the network by one step."""
+    """`module` is the averaged copy of a network; `update` moves it towards the network after each step."""
 
     def __init__(self, network: nn.Module, decay: float) -> None:
         self.decay = decay
@@ -34,7 +34,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, network: nn.Module, step: int) -> None:
-        """Takes in the network's weights after update number `step`."""
+        """Adds the network's weights after update number `step`."""
         self._weight = 1.0 - decay_at(step, self.decay)
         self._averaged.update_parameters(network)
 
@@ -49,15 +49,15 @@ class WeightAverage:
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self.module.load_state_dict(state, strict=True)
-        self._averaged.n_averaged.fill_(1)  # or the next update would only copy
+        self._averaged.n_averaged.fill_(1)  # otherwise the next update would only copy
 
 
 class Averages:
-    """The averages of both tokenizers, where there are any: the weights that are validated and written.
+    """The averaged weights of both tokenizers, which are validated and written.
 
     Args:
         alias: the alias tokenizer, or None.
-        decay: 0 averages nothing; the networks themselves are then the finished ones.
+        decay: 0 averages nothing; the networks' own weights are then the finished ones.
     """
 
     def __init__(self, vae: FocusedVQVAE, alias: AliasTokenizer | None, decay: float) -> None:
@@ -78,7 +78,7 @@ class Averages:
         return self._alias if self.of_alias is None else self.of_alias.module
 
     def update(self, step: int, warm_autoencoder: int) -> None:
-        """Follows both networks after step `step` (0-based); the VQVAE's average begins with its quantization."""
+        """Updates both averages after step `step` (0-based); the VQVAE's average starts when quantization starts."""
         if self.of_vae is not None:
             self.of_vae.update(as_module(self._vae), step=max(0, step - warm_autoencoder))
         if self.of_alias is not None and self._alias is not None:
@@ -90,7 +90,7 @@ class Averages:
         return {name: part.state_dict() for name, part in parts.items() if part is not None}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes its entries out of a checkpoint."""
+        """Loads its entries of a checkpoint."""
         for name, part in (("ema", self.of_vae), ("alias_ema", self.of_alias)):
             if part is not None:
                 part.load_state_dict(state[name])

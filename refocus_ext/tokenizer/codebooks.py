@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from patches.faces import FocusedQuantizer, FocusedVQVAE
+from patches.protocols import FocusedQuantizer, FocusedVQVAE
 from refocus_ext.engine.distributed import World
 from refocus_ext.engine.training import RunPlan
 from refocus_ext.images.crops import Crops
@@ -25,10 +25,10 @@ from refocus_ext.vector_quantization import kmeans
 
 @torch.no_grad()
 def initialise_codebook(quantizer: FocusedQuantizer, T_K: Sequence[Tensor], generator: torch.Generator) -> None:
-    """Fills the codebook from focus targets: scale by scale, k-means of the residual that the codes so far leave.
+    """Fills the codebook from focus targets: scale by scale, k-means on the residual left by the codes so far.
 
     Each scale gets codes in proportion to the square root of its tokens, so that the few tokens of the coarse scales,
-    which every later scale builds on, are not starved. phi is taken for the identity, as `init_vae_weights` leaves it.
+    on which every later scale builds, get enough codes. phi is assumed to be the identity, as after `init_vae_weights`.
 
     Args:
         quantizer: a focus-patched VectorQuantizer2.
@@ -65,7 +65,7 @@ class CodeRevival:
     """Counts which codes are used; those unused since the last revival become residuals of the current batch.
 
     Args:
-        quantizer: its codebook is changed in place.
+        quantizer: the codebook to change in place.
         margin: a code with at most this many hits since the last revival is dead.
     """
 
@@ -85,17 +85,17 @@ class CodeRevival:
         generator: torch.Generator,
         world: World | None = None,
     ) -> Tensor:
-        """Replaces the dead codes, clears their optimizer moments and starts counting anew; returns their indices.
+        """Replaces the dead codes, clears their optimizer moments and resets the counts; returns their indices.
 
         Args:
-            generator: must be in the same state on every process of `world`; rank 0 lends the new vectors.
+            generator: must be in the same state on every process of `world`; rank 0 supplies the new vectors.
         """
         if world is not None:
             self.hits_V = world.sum(self.hits_V)
         dead = (self.hits_V <= self.margin).nonzero().flatten()
         self.hits_V.zero_()
         pool = torch.cat(list(residual_S))
-        if len(dead) > len(pool) // 2:  # a batch can lend only so many distinct vectors
+        if len(dead) > len(pool) // 2:  # a batch supplies only so many distinct vectors
             dead = dead[torch.randperm(len(dead), generator=generator)[: len(pool) // 2]]
         weight = self.quantizer.embedding.weight
         picks = torch.randperm(len(pool), generator=generator)[: len(dead)].to(pool.device)
@@ -114,13 +114,13 @@ class CodeRevival:
 
 
 class Codebooks:
-    """Both codebooks of a run: each is filled from training crops at its step, and revived while it trains.
+    """Both codebooks of a run: each is initialized from training crops at its first step, and dead codes are revived.
 
     Args:
         vae: focus-patched, in train mode.
         alias: the alias tokenizer, or None.
-        averages: whose codes are revived as well.
-        data: what crops to look at.
+        averages: averaged weights, in which codes are revived as well.
+        data: the training crops.
     """
 
     def __init__(
@@ -141,14 +141,14 @@ class Codebooks:
 
     @property
     def alias_start(self) -> int:
-        """The step from which the alias tokenizer trains: with a shared codebook not before there is one."""
+        """The step from which the alias tokenizer trains: a shared codebook must be initialized first."""
         return self.recipe.warm_autoencoder if self.shared else 0
 
     # ------------------------------------------------------------------ from data
 
     @torch.no_grad()
     def initialise(self, step: int) -> None:
-        """At its step, fills a codebook from training crops, the same on every process."""
+        """Initializes a codebook from training crops if `step` is its first step; the result is equal on every process."""
         generator = torch.Generator().manual_seed(stream_seed(self.plan.seed, Stream.CODEBOOK))
         if step == self.recipe.warm_autoencoder and self.recipe.codebook_from_data:
             quantizer = self.vae.quantize
@@ -162,7 +162,7 @@ class Codebooks:
                 self.world.broadcast(tensor)
 
     def _sample_crops(self, count: int) -> Iterator[Tensor]:
-        """Batches of training crops, always the same ones, no larger than a training step's."""
+        """Batches of a fixed set of training crops, no larger than a training micro-batch."""
         seed = stream_seed(self.plan.seed, Stream.CODEBOOK_SAMPLE)
         (keys,) = StepBatches(len(self.data), count, start=0, stop=1, seed=seed)
         for chunk in chunks(keys, self.plan.images_at_once(self.world.size)):
@@ -186,7 +186,7 @@ class Codebooks:
         aliases: Sequence[AliasOutput],
         optimizer: torch.optim.Optimizer,
     ) -> dict[str, float]:
-        """Counts a step's tokens, and every `revive` steps replaces the codes without any; returns how many it replaced."""
+        """Counts a step's tokens; every `revive` steps replaces unused codes and returns how many it replaced."""
         if not self.recipe.revive:
             return {}
         counts: dict[str, float] = {}
@@ -208,7 +208,7 @@ class Codebooks:
         averaged: Codebook,
         optimizer: torch.optim.Optimizer,
     ) -> dict[str, float]:
-        """One codebook's turn, in the averaged weights as well."""
+        """Updates one codebook, and its averaged copy."""
         revival.count(idx)
         # none in the last fifth: a code revived there would not be trained
         if (step + 1) % self.recipe.revive or step + 1 > 0.8 * self.plan.steps:
@@ -224,7 +224,7 @@ class Codebooks:
         return state | ({"alias_revival": self.alias_revival.state_dict()} if self.alias_revival else {})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes its entries out of a checkpoint."""
+        """Loads its entries of a checkpoint."""
         self.revival.load_state_dict(state["revival"])
         if self.alias_revival:
             self.alias_revival.load_state_dict(state["alias_revival"])

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from patches import Upstream, load_upstream
-from patches.faces import FocusedVQVAE, as_module
+from patches.protocols import FocusedVQVAE, as_module
 from refocus_ext.engine.checks import check_share
-from refocus_ext.engine.distributed import World, preflight_device, world
+from refocus_ext.engine.distributed import World, join_world, preflight_device
 from refocus_ext.engine.interruption import Interruption
 from refocus_ext.engine.run_folder import RunFolder, check_run_folder
 from refocus_ext.engine.training import RunPlan
@@ -41,7 +41,7 @@ from refocus_ext.tokenizer.validation import Validation
 
 
 class Prepared(NamedTuple):
-    """What stands before any work is done."""
+    """Everything checked and built before the run starts."""
 
     options: TokenizerOptions
     pyramid: FocusPyramid
@@ -54,12 +54,12 @@ class Prepared(NamedTuple):
 
 def main(options: TokenizerOptions) -> int:
     """Runs the command; returns its exit code."""
-    with world(options.device) as here:
-        return _run(options, here)
+    with join_world(options.device) as world:
+        return _run(options, world)
 
 
 def preflight(options: TokenizerOptions, processes: int) -> None:
-    """Raises UsageError where `main` would in each of so many processes; leaves GPUs alone, and writes nothing."""
+    """Raises the UsageErrors that `main` would raise in each of `processes` processes; uses no GPU and writes nothing."""
     preflight_device(options.device)
     cpu = torch.device("cpu")
     prepared = prepare(load_upstream(), options, cpu)
@@ -72,12 +72,12 @@ def preflight(options: TokenizerOptions, processes: int) -> None:
 
 
 def prepare(upstream: Upstream, options: TokenizerOptions, device: torch.device) -> Prepared:
-    """Options checked against each other and the data, and the model.
+    """Checks the options against each other and the data, and builds the model.
 
     Raises:
-        UsageError: they do not fit, or the data is not there.
+        UsageError: the options do not fit, or the data is missing.
     """
-    if options.init:  # its codebook fits its latents: quantized from the first step
+    if options.init:  # published weights have a trained codebook: quantize from the first step
         options = options.replace(warm_autoencoder=0)
     pyramid = make_pyramid(options)
     with named("--data"):
@@ -92,27 +92,27 @@ def prepare(upstream: Upstream, options: TokenizerOptions, device: torch.device)
     return Prepared(options, pyramid, train, val, geometry, vae, [note for note in notes if note])
 
 
-def _run(options: TokenizerOptions, here: World) -> int:
+def _run(options: TokenizerOptions, world: World) -> int:
     upstream = load_upstream()
-    here.say(upstream.describe())
-    here.say(why_preset(options))
-    options, pyramid, train, val, geometry, vae, notes = prepare(upstream, options, here.device)
+    world.say(upstream.describe())
+    world.say(why_preset(options))
+    options, pyramid, train, val, geometry, vae, notes = prepare(upstream, options, world.device)
     for note in notes:
-        here.say(f"note: {note}")
-    if here.main:
-        print_plan(options, pyramid, vae, geometry, train, here.device)
+        world.say(f"note: {note}")
+    if world.main:
+        print_plan(options, pyramid, vae, geometry, train, world.device)
     if options.dry_run:
-        if here.main:
-            print_cost(options, pyramid, vae, here.device, here.size)
+        if world.main:
+            print_cost(options, pyramid, vae, world.device, world.size)
         return 0
-    lpips = perceptual_loss(options, here.device)
-    run = open_run(options, pyramid, geometry, upstream, train) if here.main else None
+    lpips = perceptual_loss(options, world.device)
+    run = open_run(options, pyramid, geometry, upstream, train) if world.main else None
     if run:
         run.require_space(3 * 3 * state_bytes(as_module(vae)))
-    here.barrier()  # the others look into the folder only after rank 0 has put it in order
+    world.barrier()  # the others read the folder only after rank 0 has prepared it
     plan, recipe = RunPlan.of(options), recipe_of(options)
     data = Crops(train, options.image_size, scale=options.crop_scale, hflip=options.hflip, seed=options.seed)
-    training = TokenizerTraining(plan, recipe, here, run, vae, geometry, lpips, data)
+    training = TokenizerTraining(plan, recipe, world, run, vae, geometry, lpips, data)
     if run:
         crops = Crops(val, options.image_size, scale=options.crop_scale, random=False)
         batch, held_out = min(32, options.batch_size), val != train
@@ -147,7 +147,7 @@ def recipe_of(options: TokenizerOptions) -> TokenizerRecipe:
 
 
 def perceptual_loss(options: TokenizerOptions, device: torch.device) -> nn.Module | None:
-    """LPIPS where it has a weight; its weights file is looked for before any work."""
+    """LPIPS if its weight is not 0; its weights file is loaded before any work."""
     if not options.lpips:
         return None
     from refocus_ext.tokenizer.perceptual import load_lpips

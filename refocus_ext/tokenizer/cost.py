@@ -1,4 +1,4 @@
-"""What a training step costs before it is run: FLOPs and memory of a VQVAE's passes, counted on fake tensors."""
+"""The cost of a training step before it runs: FLOPs and memory of a VQVAE's passes, counted on fake tensors."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from patches.faces import VQVAE
-from patches.parts import decoder_of, encoder_of
+from patches.model_parts import decoder_of, encoder_of
+from patches.protocols import VQVAE
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class PassCost:
 
 
 def pass_cost(module: nn.Module, *shape: int) -> PassCost:
-    """Cost of `module` on an input of `shape`; nothing is computed and no memory taken.
+    """Cost of `module` on an input of `shape`; nothing is computed and no memory is allocated.
 
     A tensor that several operations save is counted once.
     """
@@ -32,7 +32,7 @@ def pass_cost(module: nn.Module, *shape: int) -> PassCost:
     def keep(tensor: Tensor) -> Tensor:
         if id(tensor) not in own and tensor.untyped_storage()._cdata not in kept:
             kept[tensor.untyped_storage()._cdata] = tensor.numel() * tensor.element_size()
-        alive.append(tensor)  # a freed storage's address could come back
+        alive.append(tensor)  # otherwise the address of a freed storage could be reused
         return tensor
 
     alive: list[Tensor] = []

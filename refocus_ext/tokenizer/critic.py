@@ -1,4 +1,4 @@
-"""The critic of a stage-1 run: when it begins, what it adds to the loss, and its own step. A new discriminator goes here.
+"""The critic of a stage-1 run: when it starts, its term in the loss, and its own step. Add a new discriminator in this file.
 
 Shapes: images (B,3,H,W) in [-1,1].
 """
@@ -42,13 +42,13 @@ class NoCritic:
 
 
 class Critic(NoCritic):
-    """A discriminator with its optimizer; it takes part from its step on.
+    """A discriminator with its optimizer; it is active from step `start` on.
 
     Args:
-        steps: of the run; `recipe.start` is a share of them.
+        steps: total steps; `recipe.start` is a share of them.
         lr: peak learning rate.
-        clip: of its gradient norm.
-        adamw: further arguments of the optimizer.
+        clip: limit of its gradient norm.
+        adamw: further optimizer arguments.
     """
 
     def __init__(
@@ -85,10 +85,10 @@ class Critic(NoCritic):
     def train_step(
         self, real: Sequence[Tensor], fake: Sequence[Tensor], factor: float, dtype: torch.dtype
     ) -> dict[str, float]:
-        """One step of the discriminator on the micro-batches of a step; skipped on all processes if it is not finite on one.
+        """One discriminator step on the micro-batches of a step; all processes skip it if it is not finite on one.
 
         Args:
-            factor: of the schedule, on the peak learning rate.
+            factor: of the peak learning rate, from the schedule.
             dtype: of autocast.
         """
         for group in self.optimizer.param_groups:
@@ -111,6 +111,6 @@ class Critic(NoCritic):
         return {"adversary": self.adversary.state_dict(), "critic_optimizer": self.optimizer.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes its entries out of a checkpoint."""
+        """Loads its entries of a checkpoint."""
         self.adversary.load_state_dict(state["adversary"], strict=True)
         self.optimizer.load_state_dict(state["critic_optimizer"])

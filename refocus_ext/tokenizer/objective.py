@@ -1,4 +1,4 @@
-"""The structure tokenizer's training objective (DESIGN 2): what one step computes, and what a validation measures.
+"""The structure tokenizer's training objective : what one step computes, and what a validation measures.
 
 Shapes: x_B3HW images in [-1,1]; K focus states, index k = 0 the most blurred; S token scales.
 """
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch import distributed as tdist
 from torch.nn import functional as F
 
-from patches.faces import FocusedVQVAE
+from patches.protocols import FocusedVQVAE
 from refocus_ext.optics.pyramid import alias_views
 from refocus_ext.tokenizer.alias.tokenizer import AliasOutput, AliasTokenizer
 from refocus_ext.tokenizer.recipe import StructureWeights
@@ -22,11 +22,11 @@ from refocus_ext.vector_quantization import straight_through
 
 @dataclass
 class StructureOutput:
-    """Loss of a step and what the loop looks at: terms (detached), tokens per scale, pooled residuals per scale."""
+    """Loss of a step and what the loop reads: terms (detached), tokens per scale, pooled residuals per scale."""
 
     loss: Tensor
-    recon: Tensor  # its pixel loss on the sharp image, with gradient: what an adversarial loss is weighed against
-    image: Tensor  # the sharp reconstruction, with gradient: what LPIPS and the discriminator see
+    recon: Tensor  # pixel loss on the sharp image, with gradient: the reference for the adaptive weight
+    image: Tensor  # the sharp reconstruction, with gradient: input of LPIPS and the discriminator
     terms: dict[str, Tensor]
     idx_S: list[Tensor]
     residual_S: list[Tensor]
@@ -49,7 +49,7 @@ class StructureObjective(nn.Module):
         """
         Args:
             state: the focus state whose prefix and anchor this step decodes.
-            quantize: False for the autoencoder warm-up: the unquantized anchors alone.
+            quantize: False during the autoencoder warm-up, which trains the unquantized anchors only.
         """
         return self._quantized(x_B3HW, state) if quantize else self._autoencoder(x_B3HW, state)
 
@@ -84,7 +84,7 @@ class StructureObjective(nn.Module):
         decoded = self.vae.decode(straight_through(q.f_hat_S[-1], T_K[-1])).float()
         commitment, codebook = torch.stack(q.commitment_S), torch.stack(q.codebook_S)
         terms = {"recon": self.pixel_loss(decoded, x)}
-        if self.pyramid.refocuses:  # plain VAR trains neither
+        if self.pyramid.refocuses:  # plain VAR has neither term
             terms |= self._focus_terms(x, T_K[state], q.f_hat_S, state)
         loss = terms["recon"] + (self.weights.commitment * commitment + codebook).mean()
         loss = loss + self.weights.prefix * terms.get("prefix", 0) + self.weights.anchor * terms.get("anchor", 0)
@@ -95,13 +95,14 @@ class StructureObjective(nn.Module):
         )
 
     def _all_take_part(self) -> Tensor | float:
-        """Zero; DistributedDataParallel wants a gradient of every parameter, and few scales leave some phi unused."""
+        """Zero; DistributedDataParallel needs a gradient for every parameter, and with few scales some phi are unused."""
         if not (tdist.is_available() and tdist.is_initialized()):
             return 0.0
         return 0 * torch.stack([parameter.sum() for parameter in self.vae.quantize.parameters()]).sum()
 
     def _focus_terms(self, x: Tensor, T: Tensor, f_hat_S: Sequence[Tensor], state: int) -> dict[str, Tensor]:
-        """Prefix: what the state's tokens say of F_k. Anchor: D(T_k) against F_k, or commitment rewards a constant T_k."""
+        """Prefix: the image decoded from the state's tokens against F_k. Anchor: D(T_k) against F_k; without it the commitment
+        loss would reward a constant T_k."""
         focused = self.pyramid.focused(x, state)
         terms = {"anchor": self.pixel_loss(self.vae.decode(T).float(), focused)}
         scale = self.last_scale[state]
@@ -113,10 +114,10 @@ class StructureObjective(nn.Module):
 
 
 class TokenizerObjective(nn.Module):
-    """Both tokenizers in one module, so that DistributedDataParallel sees one forward a step.
+    """Both tokenizers in one module, so that DistributedDataParallel sees one forward per step.
 
-    The two share nothing but the image (and, in the ablation, the codebook): the structure tokenizer's bits are the same
-    with and without the other.
+    They share only the image (and, in the ablation, the codebook): the structure tokenizer is bit-identical with and
+    without the alias tokenizer.
     """
 
     def __init__(self, structure: StructureObjective, alias: AliasTokenizer | None) -> None:
@@ -130,7 +131,7 @@ class TokenizerObjective(nn.Module):
         Args:
             state: the focus state whose prefix and anchor this step decodes.
             quantize: False during the autoencoder warm-up.
-            train_alias: False while a shared codebook is not there yet.
+            train_alias: False until a shared codebook is initialized.
         """
         out = self.structure(x_B3HW, state, quantize)
         if self.alias is None:
@@ -141,7 +142,7 @@ class TokenizerObjective(nn.Module):
         return out, self.alias(alias_views(self.structure.pyramid, x_B3HW))
 
     def _take_part(self) -> Tensor | float:
-        """Zero; under DistributedDataParallel every parameter must get a gradient."""
+        """Zero; DistributedDataParallel needs a gradient for every parameter."""
         if self.alias is None or not (tdist.is_available() and tdist.is_initialized()):
             return 0.0
         return 0 * torch.stack([parameter.sum() for parameter in self.alias.parameters()]).sum()

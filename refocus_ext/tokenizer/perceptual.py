@@ -15,11 +15,11 @@ from refocus_ext.storage.weights import find_weights, read_state_dict
 
 VGG16_FILE = "vgg16-397923af.pth"
 VGG16_URL = f"https://download.pytorch.org/models/{VGG16_FILE}"
-HOW_TO_GET = f"download {VGG16_URL} and give it with --lpips-weights FILE, or train without it by --lpips 0, its weight in the loss"
+HOW_TO_GET = f"download {VGG16_URL} and give it with --lpips-weights FILE, or train without LPIPS by setting its weight: --lpips 0"
 
 
 class LPIPS(nn.Module):
-    """Frozen LPIPS, always in eval mode: `lpips(image, target)` -> one distance per image, 0 for equal images.
+    """Frozen LPIPS, always in eval mode: `lpips(image, target)` gives one distance per image, 0 for equal images.
 
     Args:
         network: torchmetrics' LPIPS network on VGG16.
@@ -35,7 +35,7 @@ class LPIPS(nn.Module):
         return self.network(image_B3HW, target_B3HW).flatten(1).sum(1)
 
     def train(self, mode: bool = True) -> LPIPS:
-        """Stays in eval mode: the heads hold dropout."""
+        """Stays in eval mode: the heads contain dropout."""
         return super().train(False)
 
 
@@ -46,7 +46,7 @@ def load_lpips(weights: str, device: torch.device | str = "cpu") -> LPIPS:
         weights: torchvision's VGG16 state dict (its classifier is not needed); empty looks in torch.hub's folder.
 
     Raises:
-        UsageError: the file is missing, or is no VGG16 of torchvision's.
+        UsageError: the file is missing, or is not torchvision's VGG16.
     """
     path = find_weights(weights, VGG16_FILE)
     if path is None:
@@ -60,13 +60,13 @@ def load_lpips(weights: str, device: torch.device | str = "cpu") -> LPIPS:
     return LPIPS(network).to(device)
 
 
-# torchmetrics has no public way to an LPIPS network with a backbone of one's own. These three functions are all that
-# this project knows of its private one; tests/tokenizer/test_perceptual.py holds them to torchmetrics' public function.
+# torchmetrics has no public LPIPS network with a custom backbone. Only these three functions use its private one;
+# tests/tokenizer/test_perceptual.py compares them with torchmetrics' public function.
 
 
 def _untrained_network() -> nn.Module:
     """torchmetrics' LPIPS on VGG16: trained heads, which ship in its wheel, on a random backbone."""
-    from torchmetrics.functional.image.lpips import _LPIPS  # here, because the import takes seconds
+    from torchmetrics.functional.image.lpips import _LPIPS  # imported lazily: it takes seconds
 
     return _LPIPS(pretrained=True, net="vgg", pnet_rand=True)
 
@@ -85,5 +85,5 @@ def _backbone_state(network: nn.Module, vgg16: dict[str, Tensor]) -> dict[str, T
 
 
 def _where(given: str, name: str) -> str:
-    """Where `find_weights` looked in vain, for a message."""
+    """Where `find_weights` found nothing, for a message."""
     return f"but {given} is no file" if given else f"which is not in {Path(torch.hub.get_dir()) / 'checkpoints'}"

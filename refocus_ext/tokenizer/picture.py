@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from patches.faces import FocusedVQVAE, device_of
+from patches.protocols import FocusedVQVAE, device_of
 from refocus_ext.engine.run_folder import RunFolder
 from refocus_ext.images.crops import Crops
 from refocus_ext.images.order import spread
@@ -25,7 +25,7 @@ def draw_prefixes(
 
     Args:
         vae: focus-patched; put into eval mode for the drawing.
-        quantized: False draws the unquantized D(T_k), before there is a codebook.
+        quantized: False draws the unquantized D(T_k), while there is no codebook yet.
     """
     training, device = vae.training, device_of(vae)
     vae.eval()
@@ -69,7 +69,7 @@ def _headers(vae: FocusedVQVAE, quantized: bool) -> list[str]:
 def draw_alias(
     run: RunFolder, alias: AliasTokenizer, pyramid: FocusPyramid, data: Crops, step: int, steps: int
 ) -> None:
-    """alias.png: for each alias state A_k beside its reconstruction from tokens; grey is zero, contrast set by A_k's RMS."""
+    """alias.png: for each alias state, A_k beside its reconstruction from tokens; grey is zero, contrast is set by A_k's RMS."""
     device = next(alias.parameters()).device
     rows, names = [], []
     for index in spread(range(len(data)), ROWS):

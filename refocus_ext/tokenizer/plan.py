@@ -1,4 +1,4 @@
-"""What a stage-1 command is about to do: checks of options and data, the model, and the plan in a few lines."""
+"""The plan of a stage-1 command: checks of options and data, the model, and the printed plan."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from patches import Focus, Upstream
-from patches.faces import VQVAE, as_module
+from patches.protocols import VQVAE, as_module
 from patches.vae_init import init_vae_weights
 from refocus_ext.engine.checks import check_run_options
 from refocus_ext.errors import UsageError
@@ -28,7 +28,7 @@ def why_preset(options: TokenizerOptions) -> str:
 
 
 def make_pyramid(options: TokenizerOptions) -> FocusPyramid:
-    """The focus pyramid of the options; its complaints are usage errors."""
+    """The focus pyramid of the options; its errors become usage errors."""
     try:
         return FocusPyramid(
             image_size=options.image_size,
@@ -84,7 +84,7 @@ def load_published(vae: VQVAE, path: Path) -> None:
     """Loads VQVAE weights strictly, from a plain state dict or from upstream's training checkpoint.
 
     Raises:
-        UsageError: the file holds no VQVAE, or one of another geometry.
+        UsageError: the file holds no VQVAE, or a VQVAE of another geometry.
     """
     try:
         state = vae_state_dict(path)
@@ -105,7 +105,7 @@ def print_plan(
     images: ImageSource,
     device: torch.device,
 ) -> None:
-    """What is about to happen, in a few lines."""
+    """Prints the plan in a few lines."""
     parameters = sum(p.numel() for p in vae.parameters())
     states = ", ".join(
         f"{k + 1}: {radius:g} px -> maps {_maps(options, pyramid, k)}" for k, radius in enumerate(pyramid.radii)
@@ -113,13 +113,13 @@ def print_plan(
     print(f"images: {len(images)} in {len(images.classes)} classes, crops of {options.image_size} px")
     print(
         f"tokenizer: {parameters / 1e6:.1f}M parameters, {options.codebook_size} codes of {options.latent_channels}, "
-        f"{sum(pn * pn for pn in options.patch_nums)} tokens an image"
+        f"{sum(pn * pn for pn in options.patch_nums)} tokens per image"
     )
     print(f"focus states ({pyramid.blur}): {states}")
     if alias:
         print(
-            f"alias tokenizer: {alias.codes} codes{' of the structure tokenizer' * (alias.codebook == 'shared')}, "
-            f"{' + '.join(f'{grid}x{grid}' for grid in alias.grids)} = {alias.tokens} tokens an image"
+            f"alias tokenizer: {alias.codes} codes{' shared with the structure tokenizer' * (alias.codebook == 'shared')}, "
+            f"{' + '.join(f'{grid}x{grid}' for grid in alias.grids)} = {alias.tokens} tokens per image"
         )
     print(
         f"training: {options.steps} steps of {options.batch_size} images ({options.warm_autoencoder} of them without "
@@ -130,16 +130,16 @@ def print_plan(
 def print_cost(
     options: TokenizerOptions, pyramid: FocusPyramid, vae: VQVAE, device: torch.device, world_size: int
 ) -> None:
-    """FLOPs of a step and a process's memory, for --dry-run."""
+    """Prints the FLOPs of a step and the memory of a process, for --dry-run."""
     parameters = sum(p.numel() for p in vae.parameters())
     cost = step_cost(vae, options.image_size, options.focus_states, pyramid.refocuses)
     half = options.precision in ("bf16", "fp16") or (options.precision == "auto" and device.type == "cuda")
     images_at_once = max(1, options.batch_size // options.accumulate // world_size)
     memory = memory_bytes(parameters, cost, images_at_once, half, options.ema > 0)
     print(
-        f"a step: {cost.flops / 1e9:.0f} GFLOP an image (encoder {cost.encodes} x {cost.encoder.flops / 1e9:.1f}, decoder "
+        f"one step: {cost.flops / 1e9:.0f} GFLOP per image (encoder {cost.encodes} x {cost.encoder.flops / 1e9:.1f}, decoder "
         f"{cost.decodes:.2g} x {cost.decoder.flops / 1e9:.1f}, times 3 with the backward pass); about "
-        f"{memory / 2**30:.1f} GiB for {images_at_once} images at once on a process, losses with networks not counted"
+        f"{memory / 2**30:.1f} GiB per process for {images_at_once} images at once, not counting LPIPS and GAN"
     )
 
 
@@ -151,7 +151,7 @@ def _maps(options: TokenizerOptions, pyramid: FocusPyramid, state: int) -> str:
 
 
 def alias_geometry(options: TokenizerOptions, pyramid: FocusPyramid) -> AliasGeometry | None:
-    """The alias tokenizer's geometry, None where it is off or the pyramid has no alias state.
+    """The alias tokenizer's geometry, None if it is off or the pyramid has no alias state.
 
     Raises:
         UsageError: a stride that does not fit the alias views.

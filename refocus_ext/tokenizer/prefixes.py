@@ -1,4 +1,4 @@
-"""Prefixes of images against their focus states: what the tokens up to each state decode to, and how well.
+"""Prefixes of images against their focus states: what the tokens up to each state decode to, and its quality.
 
 Shapes: K focus states, S token scales.
 """
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from patches.faces import FocusedVQVAE
+from patches.protocols import FocusedVQVAE
 from refocus_ext.vector_quantization import codebook_use_of
 
 
@@ -20,7 +20,7 @@ class PrefixReport:
     """Per focus state, means over images: PSNR of its prefix against F_k and against x (dB), and tokens' usage.
 
     `usage_S` and `perplexity_S` are per token scale, `usage_K` per focus state: percent of the codebook seen, and exp of
-    the entropy of the codes. `tokens_S` is how many tokens of each scale were seen: no usage can exceed it.
+    the entropy of the codes. `tokens_S` is the number of tokens seen of each scale, an upper bound of the usage.
     """
 
     psnr_focus_K: list[float]
@@ -31,16 +31,16 @@ class PrefixReport:
     tokens_S: list[int]
 
     def collapsed(self, vocab_size: int) -> list[str]:
-        """One sentence for each scale whose tokens say next to nothing: perplexity under a twentieth of what it could be."""
+        """One sentence for each collapsed scale: its perplexity is under a twentieth of the possible maximum."""
         rows = enumerate(zip(self.perplexity_S, self.tokens_S, strict=True), start=1)
         return [
-            f"scale {s} has collapsed: {tokens} tokens spread over {perplexity:.1f} codes' worth (perplexity) of {vocab_size}"
+            f"scale {s} has collapsed: its {tokens} tokens have a perplexity of {perplexity:.1f} with {vocab_size} codes"
             for s, (perplexity, tokens) in rows
             if tokens >= 16 and perplexity < max(1.5, 0.05 * min(vocab_size, tokens))
         ]
 
     def flat(self) -> dict[str, float]:
-        """As scalars for a log; states are numbered from 1, as in the paper."""
+        """Scalars for the log; states are numbered from 1, as in the paper."""
         rows: dict[str, float] = {}
         for k, (focus, sharp) in enumerate(zip(self.psnr_focus_K, self.psnr_sharp_K, strict=True), start=1):
             rows |= {f"psnr_prefix{k}_F{k}": focus, f"psnr_prefix{k}_x": sharp}
@@ -64,7 +64,7 @@ def prefixes(vae: FocusedVQVAE, x_B3HW: Tensor) -> list[Tensor]:
 
 @torch.no_grad()
 def decode_prefixes(vae: FocusedVQVAE, f_hat_S: Sequence[Tensor]) -> list[Tensor]:
-    """As `prefixes`, from the quantizer's f_hat after each scale, (B,C,n,n)."""
+    """Like `prefixes`, but from the quantizer's f_hat after each scale, (B,C,n,n)."""
     scales = vae.focus_pyramid.last_scale_of_state(vae.quantize.v_patch_nums)
     return [vae.decode(f_hat_S[-1 if scale is None else scale]).clamp_(-1, 1) for scale in scales]
 

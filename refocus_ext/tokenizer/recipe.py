@@ -1,4 +1,4 @@
-"""How stage 1 trains: losses, rates and schedules, as values that the rooms take. `command.py` makes them of options."""
+"""How stage 1 trains: losses, rates and schedules, as plain values. `command.py` makes them from the options."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class CriticRecipe:
     """The adversarial loss.
 
     Args:
-        weight: of the loss; 0 trains no discriminator.
+        weight: of the adversarial loss; 0 trains no discriminator.
         start: share of all steps after which it begins.
         warmup: steps over which it then grows to full weight.
         floor: least adaptive weight.
@@ -37,7 +37,7 @@ class CriticRecipe:
 
 @dataclass(frozen=True)
 class TokenizerRecipe:
-    """All that a stage-1 run does to its networks.
+    """How a stage-1 run trains its networks.
 
     Args:
         lr, alias_lr: peak learning rates of the two tokenizers.
@@ -49,7 +49,7 @@ class TokenizerRecipe:
         ema: decay of the averaged weights; 0 averages nothing.
         revive: steps between revivals of dead codes; 0: never.
         lpips: weight of LPIPS on the sharp reconstruction.
-        codebook_from_data: False where trained weights brought a codebook.
+        codebook_from_data: False if loaded weights include a codebook.
         precision: "auto", "fp32", "bf16" or "fp16".
         channels_last: "auto", "on" or "off".
         compile: torch.compile of encoder and decoder.

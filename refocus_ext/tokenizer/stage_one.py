@@ -1,4 +1,4 @@
-"""What later commands need to know of how a tokenizer was trained, as one typed object read from its config.json."""
+"""How a tokenizer was trained, as far as later commands need it: a typed object read from its config.json."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from refocus_ext.tokenizer.options import TokenizerOptions
 
 @dataclass(frozen=True)
 class StageOne:
-    """Options of a finished stage-1 run; see `TokenizerOptions` for what they mean."""
+    """Options of a finished stage-1 run; see `TokenizerOptions` for their meaning."""
 
     preset: str
     data: str
     small_images: str
     crop_scale: float
     workers: int
-    steps: int | None  # None in a configuration that does not say
+    steps: int | None  # None if the configuration lacks it
     image_size: int
     patch_nums: tuple[int, ...]
     codebook_size: int
@@ -28,7 +28,7 @@ class StageOne:
 
     @classmethod
     def read(cls, options: Mapping[str, Any]) -> StageOne:
-        """From the entry "options" of a run's config.json; what an old file lacks has the option's default.
+        """From the entry "options" of a run's config.json; an entry that an old file lacks gets the option's default.
 
         Raises:
             KeyError, TypeError, ValueError: it does not describe a tokenizer.

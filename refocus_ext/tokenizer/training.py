@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from patches.faces import FocusedVQVAE, as_module
-from patches.parts import compile_autoencoder, last_decoder_weight
+from patches.model_parts import compile_autoencoder, last_decoder_weight
+from patches.protocols import FocusedVQVAE, as_module
 from refocus_ext.engine.devices import autocast, autocast_dtype, kind_of
 from refocus_ext.engine.distributed import World
 from refocus_ext.engine.optimization import finite, gradient_norm, warmup_cosine
@@ -29,13 +29,13 @@ from refocus_ext.tokenizer.validation import Validation
 
 
 class TokenizerTraining(Training):
-    """The loop of a stage-1 run; critic, codebooks, averages and validation are parts with files of their own.
+    """The loop of a stage-1 run; critic, codebooks, averages and validation are in their own files.
 
     Args:
         vae: focus-patched, in train mode, on its device.
-        geometry: of the alias tokenizer; None trains none.
-        lpips: the perceptual loss, where it has a weight.
-        validation: on the first process, made with this run's averages; see `command.py`.
+        geometry: of the alias tokenizer; None trains no alias tokenizer.
+        lpips: the perceptual loss, or None.
+        validation: on rank 0, made with this run's averages; see `command.py`.
     """
 
     progress_values = ("loss", "recon")
@@ -44,32 +44,32 @@ class TokenizerTraining(Training):
         self,
         plan: RunPlan,
         recipe: TokenizerRecipe,
-        here: World,
+        world: World,
         run: RunFolder | None,
         vae: FocusedVQVAE,
         geometry: AliasGeometry | None,
         lpips: nn.Module | None,
         data: Crops,
     ) -> None:
-        super().__init__(plan, here, run, data)
+        super().__init__(plan, world, run, data)
         self.recipe, self.vae, self.lpips = recipe, vae, lpips
         self.validation: Validation | None = None
         torch.manual_seed(stream_seed(plan.seed, Stream.SECOND_WEIGHTS))
-        self.alias: AliasTokenizer | None = build_alias(geometry, vae, here.device) if geometry else None
+        self.alias: AliasTokenizer | None = build_alias(geometry, vae, world.device) if geometry else None
         self._shape_for_device()
-        self.objective = here.parallel(TokenizerObjective(StructureObjective(vae, recipe.structure), self.alias))
+        self.objective = world.parallel(TokenizerObjective(StructureObjective(vae, recipe.structure), self.alias))
         adamw: dict[str, Any] = dict(
-            betas=recipe.betas, weight_decay=recipe.weight_decay, fused=kind_of(here.device).fused_optimizer
+            betas=recipe.betas, weight_decay=recipe.weight_decay, fused=kind_of(world.device).fused_optimizer
         )
         self.critic = self._build_critic(adamw)
         self.averages = Averages(vae, self.alias, recipe.ema)
-        self.codebooks = Codebooks(plan, recipe, here, vae, self.alias, self.averages, data)
+        self.codebooks = Codebooks(plan, recipe, world, vae, self.alias, self.averages, data)
         groups = [{"params": list(vae.parameters()), "peak": recipe.lr}]
         if self.alias is not None:
             groups.append({"params": list(self.alias.parameters()), "peak": recipe.alias_lr})
         self.optimizer = torch.optim.AdamW(groups, lr=recipe.lr, **adamw)
-        self.dtype = autocast_dtype(recipe.precision, here.device)
-        self.scaler = torch.amp.GradScaler(here.device.type, enabled=self.dtype == torch.float16)
+        self.dtype = autocast_dtype(recipe.precision, world.device)
+        self.scaler = torch.amp.GradScaler(world.device.type, enabled=self.dtype == torch.float16)
 
     def _shape_for_device(self) -> None:
         wanted = self.recipe.channels_last
@@ -92,7 +92,7 @@ class TokenizerTraining(Training):
         factor = warmup_cosine(step, plan.steps, recipe.warmup, recipe.lr_end)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * factor
-        # every process takes the same focus state, whatever its noise
+        # every process takes the same focus state, although their noise differs
         state = stream_seed(plan.seed, Stream.FOCUS_STATE, step) % self.vae.focus_pyramid.states
         images = [batch.image.to(self.world.device, non_blocking=True) for batch in batches]
         self.optimizer.zero_grad(set_to_none=True)
@@ -108,9 +108,9 @@ class TokenizerTraining(Training):
                 values[name] = values.get(name, 0.0) + float(term) / len(images)
         self.scaler.unscale_(self.optimizer)
         norm = gradient_norm(as_module(self.vae), recipe.clip)
-        if self.alias is not None and aliases:  # clipped apart, so that neither tokenizer feels the other
+        if self.alias is not None and aliases:  # clipped separately, so that the tokenizers do not affect each other
             values["alias/grad_norm"] = gradient_norm(self.alias, recipe.clip)
-        # fp16 overflows now and then: its scaler skips such a step by itself and lowers the scale
+        # fp16 overflows occasionally: the scaler then skips the step itself and lowers the scale
         norms = [] if self.scaler.is_enabled() else [norm, values.get("alias/grad_norm", 0.0)]
         (bad,) = self.world.any(not finite(values["loss"], values.get("alias/loss", 0.0), *norms))
         if bad:
@@ -130,7 +130,7 @@ class TokenizerTraining(Training):
         """Forward and backward of one micro-batch; returns what was computed and the terms to log."""
         recipe = self.recipe
         quantize, train_alias = step >= recipe.warm_autoencoder, step >= self.codebooks.alias_start
-        with autocast(self.dtype, self.world.device):  # the quantizer switches it off for itself
+        with autocast(self.dtype, self.world.device):  # the quantizer disables it for itself
             out, alias = self.objective(x, state, quantize=quantize, train_alias=train_alias)
             loss, sharp, terms = out.loss, out.recon, dict(out.terms)
             if self.lpips is not None:
@@ -149,7 +149,7 @@ class TokenizerTraining(Training):
         self.scaler.scale(loss / self.plan.accumulate).backward()
         return out, alias, terms
 
-    # ------------------------------------------------------------------ watching
+    # ------------------------------------------------------------------ monitoring
 
     def observe(self, progress: Progress) -> None:
         """Validation and pictures, by rank 0."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from patches.faces import device_of
+from patches.protocols import device_of
 from refocus_ext.engine.progress import Progress
 from refocus_ext.engine.run_folder import RunFolder
 from refocus_ext.images.crops import Crops
@@ -31,9 +31,9 @@ class Validation:
     """Validates the finished weights of a run on its validation images, logs it, and remembers the last result.
 
     Args:
-        run: the run folder of this process, which is the first.
-        batch: images at once.
-        most: at most so many images, evenly spread.
+        run: the run folder; this process is rank 0.
+        batch: images per batch.
+        most: largest number of images, spread evenly.
         held_out: whether training never shows these images.
     """
 
@@ -52,7 +52,7 @@ class Validation:
             yield torch.stack([self.data[index].image for index in chunk]).to(device)
 
     def prefixes(self, step: int, progress: Progress) -> None:
-        """Prefixes of the structure tokens, and what they make of the codebook."""
+        """Prefixes of the structure tokens, and their codebook usage."""
         vae = self.averages.vae
         self.report = validate(vae, self.batches())
         self.run.log(step, self.report.flat(), "val/")
@@ -87,16 +87,16 @@ class Validation:
         draw_prefixes(self.run, self.averages.vae, self.data, step, self.steps, quantized, self.most)
 
     def closing_lines(self) -> list[str]:
-        """What a finished run prints: where its files are, and the last validation."""
+        """The lines that a finished run prints: its files and the last validation."""
         report, alias = self.report, self.averages.alias
         assert report is not None
         lines = ["", f"trained {self.steps} steps; the run is in {self.run.path}:"]
         lines += ["  picture.png    original, focus states and their reconstructions"]
         lines += ["  vae.pth        the structure tokenizer as a plain upstream state dict"]
         if alias is not None:
-            lines += ["  alias.png      alias residuals and what their tokens reconstruct of them"]
+            lines += ["  alias.png      alias residuals and their reconstructions from tokens"]
             lines += ["  alias.pth      the alias tokenizer"]
-        lines += ["  metrics.jsonl  every step; `tensorboard --logdir` shows the same", ""]
+        lines += ["  metrics.jsonl  every step; also in TensorBoard (`tensorboard --logdir`)", ""]
         lines += ["focus state   prefix against F_k   prefix against x"]
         for k, (focus, sharp) in enumerate(zip(report.psnr_focus_K, report.psnr_sharp_K, strict=True), start=1):
             lines += [f"{k:>11}   {focus:>13.2f} dB   {sharp:>13.2f} dB"]

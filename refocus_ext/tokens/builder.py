@@ -1,7 +1,7 @@
 """Makes the shards of a token cache, on one process or many, a batch at a time.
 
 Shapes: B images of a batch, V views of an image. A batch is a fixed run of images of one shard with all their views, so
-that the tokens do not depend on how many processes share the shards, or on where an interrupted build went on.
+that the tokens do not depend on the number of processes or on where an interrupted build resumed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from refocus_ext.tokens.trained_tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Built:
-    """What a build has done, on all processes together."""
+    """The result of a build, over all processes."""
 
     exit_code: int  # 0 complete, 130 or 143 interrupted
     images: int
@@ -54,7 +54,7 @@ class CacheBuilder:
     Args:
         crops: the images and their views.
         batch_size: views encoded at once.
-        workers: loader processes of each process.
+        workers: loader processes per process.
     """
 
     def __init__(
@@ -74,10 +74,10 @@ class CacheBuilder:
         self.done = 0  # images, on this process
 
     def build(self, missing: Sequence[int], broken: int, interruption: Interruption) -> Built:
-        """Makes the shards `missing`; every process takes its share and all stop together.
+        """Makes the shards `missing`; each process takes its share, and all stop together.
 
         Args:
-            broken: images of the shards that are there that could not be decoded.
+            broken: images in the existing shards that could not be decoded.
 
         Raises:
             RunFailed: a shard cannot be written, or too many images cannot be decoded.
@@ -93,7 +93,7 @@ class CacheBuilder:
                 code = interruption.agreed(self.world)
                 failed, all_broken, done = self._agree(error)
                 if failed:
-                    raise error or RunFailed("another process could not go on; it says why above.")
+                    raise error or RunFailed("another process failed; its error is above.")
                 self._limit_broken(broken + all_broken)
                 progress.update(number, {"tokens/s": self._tokens(done) / (time.monotonic() - began)})
                 if code and number < rounds:
@@ -104,13 +104,13 @@ class CacheBuilder:
         return Built(0, done, self._tokens(done), time.monotonic() - began, broken + all_broken)
 
     def _batches(self, shard: int) -> list[list[int]]:
-        """The images of a shard in the batches they are loaded in."""
+        """The images of a shard, in the batches in which they are loaded."""
         indices = list(self.layout.images_of(shard))
         size = max(1, self.batch_size // self.layout.views)
         return [indices[first : first + size] for first in range(0, len(indices), size)]
 
     def _work(self, shards: Sequence[int]) -> Generator[int, None, None]:
-        """One batch at a time, each yielding how many images it had; a shard is written with its last batch."""
+        """Makes one batch at a time and yields its number of images; a shard is written with its last batch."""
         loader = DataLoader(
             _Views(self.crops),
             batch_sampler=[batch for shard in shards for batch in self._batches(shard)],
@@ -131,7 +131,7 @@ class CacheBuilder:
                 yield len(indices)
 
     def _rows(self, views_BV3HW: Tensor, further_B: Tensor) -> np.ndarray:
-        """(B, V, L+T+1): a batch as it stands in a shard."""
+        """(B, V, L+T+1): a batch as stored in a shard."""
         B, V = views_BV3HW.shape[:2]
         parts = [
             torch.cat(tokenize(self.tokenizer, views, self.precision), dim=1)
@@ -146,16 +146,16 @@ class CacheBuilder:
             print(f"broken image replaced: {self.crops.images.name(index)}", flush=True)
 
     def _advance(self, work: Iterator[int]) -> RunFailed | None:
-        """One batch, if this process has one left; what made it fail."""
+        """Makes one batch, if this process has one left; returns the error if it failed."""
         try:
             self.done += next(work, 0)
         except RunFailed as error:
-            error.with_traceback(None)  # its frames would keep the loader processes alive
+            error.with_traceback(None)  # its stack frames would keep the loader processes alive
             return from_loader(error)
         return None
 
     def _agree(self, error: RunFailed | None) -> tuple[bool, int, int]:
-        """Over all processes: whether one failed, broken images, images done."""
+        """Over all processes: whether one failed, the broken images, the images done."""
         mine = [error is not None, len(self.crops.known_broken), self.done]
         total = self.world.sum(torch.tensor(mine, dtype=torch.float64)).tolist()
         failed, broken, done = (round(value) for value in total)
@@ -164,8 +164,8 @@ class CacheBuilder:
     def _limit_broken(self, broken: int) -> None:
         if broken > self.crops.broken_limit:
             raise RunFailed(
-                f"{broken} images of {len(self.crops)} cannot be decoded, more than {self.crops.broken_limit}: is this the "
-                "right folder? Remove them and run the same command again."
+                f"{broken} images of {len(self.crops)} cannot be decoded, more than the limit of {self.crops.broken_limit}; "
+                "check the folder, remove these images and rerun the same command."
             )
 
     def _tokens(self, images: int) -> int:

@@ -1,4 +1,4 @@
-"""The token cache of stage 2: a folder of token shards, bound to what they were made from, and the data set on it."""
+"""The token cache of stage 2: a folder of token shards with their origin recorded, and the data set that reads it."""
 
 from __future__ import annotations
 
@@ -91,13 +91,13 @@ class TokenCache(Dataset[TokenSample]):
 
 
 def open_cache(folder: Path, source: CacheSource, world: World, *, verify: bool = True) -> TokenCache:
-    """The complete token cache in `folder`, every shard checked, each process its share.
+    """Opens the complete token cache in `folder`; every shard is checked, each process taking its share.
 
     Args:
-        verify: False right after `build_cache`, which has just checked or written every shard.
+        verify: False right after `build_cache`, which has checked or written every shard.
 
     Raises:
-        UsageError: there is no cache, it is another's, it is not complete, or a shard is damaged.
+        UsageError: the cache is missing, of another identity, incomplete, or has a damaged shard.
     """
     layout = read_index(folder, source.identity())
     if layout is None:
@@ -105,14 +105,14 @@ def open_cache(folder: Path, source: CacheSource, world: World, *, verify: bool 
     if verify and (damaged := inspect(folder, layout, world).damaged):
         names = " and ".join(path.name for path in damaged.values())
         raise UsageError(
-            f"the token cache {folder} is damaged ({names}: the contents do not match the checksum in the name); the "
-            "run the `bash run.sh tokens` that made it again to remake them."
+            f"the token cache {folder} is damaged ({names}: the contents do not match the checksum in the name); "
+            "rerun its `bash run.sh tokens` command to remake them."
         )
     paths = find_shards(folder, layout)
     if len(paths) < layout.shards:
         raise UsageError(
-            f"the token cache {folder} is not finished: it has {len(paths)} of {layout.shards} shards; the "
-            "run the `bash run.sh tokens` that began it again to resume it."
+            f"the token cache {folder} is not finished: it has {len(paths)} of {layout.shards} shards; "
+            "rerun its `bash run.sh tokens` command to resume."
         )
     return TokenCache(source.images, source.plan, layout, paths)
 
@@ -127,22 +127,22 @@ def build_cache(
     workers: int = 0,
     shard_images: int | None = None,
 ) -> Built:
-    """Makes what is missing of the cache in `folder`, after checking what is there.
+    """Makes the missing shards of the cache in `folder`, after checking the existing ones.
 
-    The result's exit code is 0 when the cache is complete, 130 or 143 after an interruption; the same call goes on.
+    The result's exit code is 0 when the cache is complete, 130 or 143 after an interruption; the same call resumes.
 
     Args:
-        shard_images: images in a shard of a new cache; None decides by their number.
+        shard_images: images in a shard of a new cache; None chooses by the number of images.
 
     Raises:
-        UsageError: the folder holds something else, or has too little space; a codebook beyond 16 bits.
+        UsageError: the folder holds something else or has too little space, or a codebook needs more than 16 bits.
         RunFailed: a shard cannot be written, or too many images cannot be decoded.
     """
     if not source.plan.crops:
         raise UsageError("a token cache holds a fixed number of crops, at least 1 of each image; give their number.")
     identity, wanted = source.identity(), source.layout(shard_images)
     layout = read_index(folder, identity)
-    world.barrier()  # everybody has looked before rank 0 writes
+    world.barrier()  # every process has read the folder before rank 0 writes
     if layout is None and world.main:
         require_space(folder, wanted.bytes)
         write_index(folder, identity, wanted)
@@ -164,20 +164,20 @@ def build_cache(
     built = builder.build(missing, broken, interruption)
     if built.exit_code:
         there = len(find_shards(folder, layout))
-        world.say(f"stopped with {there} of {layout.shards} shards finished; the same command continues from here")
+        world.say(f"stopped with {there} of {layout.shards} shards finished; rerun the same command to resume")
     return built
 
 
 def _missing(folder: Path, layout: Layout, world: World) -> tuple[list[int], int]:
-    """The shards still to be made, and the broken images of those that are there; damaged ones are removed."""
+    """The shards still to be made, and the broken images of the existing ones; damaged shards are removed."""
     found = inspect(folder, layout, world)
     for path in found.damaged.values():
-        world.say(f"{path} is damaged: its contents do not match the checksum in its name; it is made again")
+        world.say(f"{path} is damaged: its contents do not match the checksum in its name; making it again")
         if world.main:
             path.unlink()
     missing = [number for number in range(layout.shards) if number not in found.intact]
     if missing and found.intact:
-        world.say(f"{len(found.intact)} of {layout.shards} shards are there and intact; making the others")
+        world.say(f"{len(found.intact)} of {layout.shards} shards exist and are intact; making the others")
     if missing and world.main:
         images = sum(len(layout.images_of(number)) for number in missing)
         require_space(folder, layout.bytes * images // layout.images)
@@ -186,7 +186,7 @@ def _missing(folder: Path, layout: Layout, world: World) -> tuple[list[int], int
 
 
 def summary(folder: Path, layout: Layout, built: Built) -> str:
-    """What a complete cache holds, and how fast this build was."""
+    """One line: the contents of a complete cache, and the speed of this build."""
     whole = "" if built.tokens == layout.tokens else f"{built.tokens:,} of them "
     pace = f"{whole}made in {duration(built.seconds)} ({built.tokens / max(built.seconds, 1e-9):,.0f} tokens/s)"
     replaced = f"; {built.broken} images cannot be decoded and were replaced" if built.broken else ""
@@ -197,5 +197,5 @@ def summary(folder: Path, layout: Layout, built: Built) -> str:
 
 
 def default_folder(tokenizer: Tokenizer) -> Path:
-    """Where the cache of a tokenizer's run is by default."""
+    """The default folder of the cache of a tokenizer's run."""
     return tokenizer.path / "tokens"

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from patches import load_upstream
-from refocus_ext.engine.distributed import World, preflight_device, world
+from refocus_ext.engine.distributed import World, join_world, preflight_device
 from refocus_ext.engine.interruption import Interruption
 from refocus_ext.errors import named
 from refocus_ext.images.checks import check_images
@@ -24,12 +24,12 @@ from refocus_ext.tokens.trained_tokenizer import Tokenizer, load_tokenizer
 
 def main(options: TokensOptions) -> int:
     """Runs the command; returns its exit code."""
-    with world(options.device) as here:
-        return _run(options, here)
+    with join_world(options.device) as world:
+        return _run(options, world)
 
 
 def preflight(options: TokensOptions, processes: int) -> None:
-    """Raises UsageError where `main` would in every process; leaves GPUs alone, and writes nothing."""
+    """Raises the UsageErrors that `main` would raise in every process; uses no GPU and writes nothing."""
     with named("--precision"):
         precision = pick_precision(options.precision, preflight_device(options.device))
     source, _, _ = prepare(options, torch.device("cpu"), precision)
@@ -41,7 +41,7 @@ def prepare(options: TokensOptions, device: torch.device, precision: str) -> tup
     """What the cache is made from, the name of its images, and a note on them.
 
     Raises:
-        UsageError: the tokenizer or the images are not there, or do not fit.
+        UsageError: the tokenizer or the images are missing, or do not fit.
     """
     with named("--tokenizer"):
         tokenizer = load_tokenizer(Path(options.tokenizer), device)
@@ -57,32 +57,32 @@ def cache_folder(options: TokensOptions, source: CacheSource) -> Path:
     return Path(options.out) if options.out else default_folder(source.tokenizer)
 
 
-def _run(options: TokensOptions, here: World) -> int:
-    here.say(load_upstream().describe())
+def _run(options: TokensOptions, world: World) -> int:
+    world.say(load_upstream().describe())
     with named("--precision"):
-        precision = pick_precision(options.precision, here.device)
-    source, name, note = prepare(options, here.device, precision)
+        precision = pick_precision(options.precision, world.device)
+    source, name, note = prepare(options, world.device, precision)
     if note:
-        here.say(f"note: {note}")
+        world.say(f"note: {note}")
     layout, folder, theirs = source.layout(), cache_folder(options, source), source.tokenizer.trained_with
     for line in plan_lines(source.tokenizer, name, source.plan, layout):
-        here.say(line)
-    processes = f", {here.size} processes" if here.size > 1 else ""
-    here.say(f"cache: {folder}, encoded in {precision} on {here.device}{processes}")
+        world.say(line)
+    processes = f", {world.size} processes" if world.size > 1 else ""
+    world.say(f"cache: {folder}, encoded in {precision} on {world.device}{processes}")
     if options.dry_run:
         return 0
     workers = theirs.workers if options.workers is None else options.workers
-    with Interruption("stopping after this batch; finished shards stay") as interruption, named("--out"):
+    with Interruption("stopping after this batch; finished shards are kept") as interruption, named("--out"):
         built = build_cache(
             folder,
             source,
-            here,
+            world,
             interruption=interruption,
             batch_size=options.batch_size,
             workers=workers,
         )
     if not built.exit_code:
-        here.say(summary(folder, layout, built))
+        world.say(summary(folder, layout, built))
     return built.exit_code
 
 
@@ -90,19 +90,19 @@ def train_images(tokenizer: Tokenizer, data: str) -> tuple[ImageSource, str]:
     """The training images and their name: of `data`, else of the tokenizer's own data, else the demo photographs.
 
     Raises:
-        UsageError: they are not there.
+        UsageError: they are missing.
     """
     data = data or tokenizer.trained_with.data
     return find_split(data, "train"), f"{data}/train" if data else "the demo photographs"
 
 
 def plan_lines(tokenizer: Tokenizer, name: str, plan: ViewPlan, layout: Layout) -> list[str]:
-    """What the cache will hold."""
+    """Prints what the cache will hold."""
     size = tokenizer.pyramid.image_size
     mirrored = ", each mirrored as well" if plan.hflip else ""
     return [
         f"tokenizer: {tokenizer.path}, crops of {size} px",
         f"images: {layout.images:,} of {name}, {plan.views} views of each ({plan.crops} random crops{mirrored})",
-        f"tokens: {layout.structure} structure + {layout.alias} alias a view, {layout.tokens:,} in all, "
+        f"tokens: {layout.structure} structure + {layout.alias} alias per view, {layout.tokens:,} in all, "
         f"{size_text(layout.bytes)} in {layout.shards} shard{'s' * (layout.shards > 1)}",
     ]

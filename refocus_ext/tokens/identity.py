@@ -1,4 +1,4 @@
-"""What a token cache was made from and how: a cache serves only a run that would make the same tokens."""
+"""What a token cache was made from and how: only a run that would make the same tokens may use it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from refocus_ext.tokens.trained_tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class CacheIdentity:
-    """Everything that decides the tokens in a cache, as JSON-able values."""
+    """Everything that determines the tokens in a cache, as JSON-serializable values."""
 
     weights: dict[str, str]  # file -> sha256
     pyramid: dict[str, Any]
@@ -50,7 +50,7 @@ class CacheIdentity:
         return dataclasses.asdict(self)
 
     def differences(self, theirs: Mapping[str, Any]) -> list[str]:
-        """What a cache of the identity `theirs` has otherwise, as ends of the sentence "it was made with ..."."""
+        """The differences of a cache with the identity `theirs`, as ends of the sentence "it was made with ..."."""
         ours, found = self.to_dict(), []
         if weights := _differing(ours["weights"], theirs.get("weights")):
             found.append(f"another tokenizer ({_named(weights)})")
@@ -68,7 +68,7 @@ class CacheIdentity:
 
 
 def _differing(ours: Any, theirs: Any, name: str = "") -> dict[str, tuple[Any, Any]]:
-    """Fields with unequal values, ours and theirs; those of a mapping one by one."""
+    """Fields with unequal values, ours and theirs; mappings are compared entry by entry."""
     if not (isinstance(ours, dict) and isinstance(theirs, dict)):
         return {} if ours == theirs else {name: (ours, theirs)}
     prefix = f"{name}." if name else ""
@@ -86,7 +86,7 @@ def _named(weights: Mapping[str, tuple[Any, Any]]) -> str:
 
 def _data_difference(ours: Mapping[str, Any], theirs: Any) -> str:
     if not isinstance(theirs, dict) or all(ours[name] == theirs.get(name) for name in ("images", "classes")):
-        return "as many images, but other files, names or labels"
+        return "the same number of images, but other files, names or labels"
     return (
         f"{theirs.get('images')} images in {theirs.get('classes')} classes, not {ours['images']} in {ours['classes']}"
     )

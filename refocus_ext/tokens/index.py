@@ -40,7 +40,7 @@ def read_index(folder: Path, identity: CacheIdentity) -> Layout | None:
         raise UsageError(f"{file} is not the index of a token cache; choose another folder, or remove it.") from None
     if form != FORMAT:
         raise UsageError(
-            f"the token cache {folder} has format {form}, this version writes {FORMAT}; remove it to make it again."
+            f"the token cache {folder} has format {form}, but this version writes {FORMAT}; remove it to make it again."
         )
     if found := identity.differences(theirs):
         more = f" and {len(found) - 4} more differences" if len(found) > 4 else ""
@@ -69,11 +69,11 @@ def write_index(folder: Path, identity: CacheIdentity, layout: Layout) -> None:
 
 
 def require_space(folder: Path, need: int) -> None:
-    """Raises UsageError unless `need` bytes are free in the folder, or in the nearest one above it that exists."""
+    """Raises UsageError unless `need` bytes are free in the folder or in its nearest existing parent."""
     there = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
     if (free := shutil.disk_usage(there).free) < need:
         raise UsageError(
-            f"{folder} has {size_text(free)} free, but the token cache takes {size_text(need)} more; free some space, choose "
+            f"{folder} has {size_text(free)} free, but the token cache needs {size_text(need)} more; free some space, choose "
             "another folder, or fewer crops."
         )
 
@@ -86,7 +86,7 @@ def size_text(count: int) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Inspection:
-    """What all processes found together."""
+    """The findings of all processes."""
 
     intact: dict[int, Path]
     damaged: dict[int, Path]
@@ -94,9 +94,9 @@ class Inspection:
 
 
 def inspect(folder: Path, layout: Layout, world: World) -> Inspection:
-    """Reads every shard that is there, each process its share, and compares checksums; all learn the same."""
+    """Reads every existing shard, each process its share, and compares checksums; all processes get the same result."""
     shards = find_shards(folder, layout)
-    world.barrier()  # nobody changes the folder before everybody has listed it
+    world.barrier()  # no process changes the folder before all have listed it
     verdict_S2 = torch.zeros(layout.shards, 2, dtype=torch.float64)  # damaged; broken images
     for number in sorted(shards)[world.rank :: world.size]:
         if intact(shards[number], layout):

@@ -1,7 +1,7 @@
-"""The files of a token cache: arrays of a fixed number of images each, whole or absent, with a checksum in the name.
+"""The files of a token cache: arrays of a fixed number of images each, complete or absent, with a checksum in the name.
 
-A shard is a `.npy` array (images, V views, L + T + 1) of uint16: structure tokens, alias tokens, and in the last column how
-many images further on the one stands that was tokenized instead: 0, or more for an image that cannot be decoded.
+A shard is a `.npy` array (images, V views, L + T + 1) of uint16: structure tokens, alias tokens, and in the last column
+the offset to the image that was tokenized instead: 0, or more for an image that cannot be decoded.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _NAME = re.compile(r"shard-(\d{5})-([0-9a-f]{16})\.npy$")
 
 @dataclass(frozen=True)
 class Layout:
-    """Counts that fix the shape of every shard."""
+    """Counts that determine the shape of every shard."""
 
     images: int
     views: int
@@ -50,7 +50,7 @@ class Layout:
 
     @property
     def bytes(self) -> int:
-        """Of the whole cache, the shards' headers left out."""
+        """Of the whole cache, without the shards' headers."""
         return 2 * self.images * self.views * self.columns
 
     def images_of(self, shard: int) -> range:
@@ -80,10 +80,10 @@ def layout_of(tokenizer: Tokenizer, images: int, views: int, shard_images: int |
 
 
 def find_shards(folder: Path, layout: Layout) -> dict[int, Path]:
-    """The shards that are there, by number; their contents are not looked at.
+    """The existing shards by number; their contents are not read.
 
     Raises:
-        UsageError: a folder is in the place of a shard.
+        UsageError: a folder has the name of a shard.
     """
     matches = ((_NAME.search(path.name), path) for path in sorted(folder.glob("shard-*.npy")))
     found = {int(match[1]): path for match, path in matches if match and int(match[1]) < layout.shards}
@@ -94,7 +94,7 @@ def find_shards(folder: Path, layout: Layout) -> dict[int, Path]:
 
 
 def write_shard(folder: Path, shard: int, rows: np.ndarray) -> Path:
-    """Publishes a shard under its number and checksum, by one rename.
+    """Publishes a shard under its number and checksum with one rename.
 
     Raises:
         RunFailed: the disk is full or not writable; the other shards are untouched.
@@ -109,13 +109,13 @@ def write_shard(folder: Path, shard: int, rows: np.ndarray) -> Path:
         draft.unlink(missing_ok=True)
         raise RunFailed(
             f"shard {shard} of the token cache could not be written to {folder} ({error.strerror or error}); the shards "
-            "before it are intact, so free some space and run the same command again."
+            "before it are intact, so free some space and rerun the same command to resume."
         ) from error
     return path
 
 
 def intact(path: Path, layout: Layout) -> bool:
-    """Whether a shard's contents match the checksum in its name and are of the layout; the whole file is read."""
+    """Whether a shard's contents match the checksum in its name and its layout; the whole file is read."""
     match = _NAME.search(path.name)
     assert match
     try:

@@ -28,7 +28,7 @@ def pick_precision(name: str, device: torch.device) -> str:
     """'auto' is tf32 on CUDA, as upstream's training encodes, and fp32 elsewhere.
 
     Raises:
-        UsageError: tf32 on a device that has none.
+        UsageError: tf32 on a device without it.
     """
     has_tf32 = kind_of(device).has_tf32
     if name == "tf32" and not has_tf32:
@@ -39,7 +39,7 @@ def pick_precision(name: str, device: torch.device) -> str:
 
 
 def prepare(tokenizer: Tokenizer) -> Tokenizer:
-    """The same tokenizer, frozen, in eval mode and in the memory layout that its device convolves fastest."""
+    """The same tokenizer, frozen, in eval mode and in its device's fastest memory layout for convolutions."""
     for module in (tokenizer.vae, tokenizer.alias):
         if module is not None:
             module.requires_grad_(False).eval()
@@ -79,7 +79,7 @@ def tokenize(tokenizer: Tokenizer, x_B3HW: Tensor, precision: str = "fp32") -> t
 
 @contextmanager
 def _arithmetic(precision: str, device: torch.device) -> Iterator[None]:
-    """The arithmetic of products and convolutions inside; the process's own settings return afterwards."""
+    """Sets the arithmetic of products and convolutions inside; restores the process's settings afterwards."""
     if precision not in PRECISIONS:
         raise ValueError(f"unknown precision {precision!r}; choose one of {', '.join(PRECISIONS)}")
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
@@ -100,7 +100,7 @@ def token_counts(tokenizer: Tokenizer) -> tuple[int, int]:
 
 
 def split_maps(tokens_BN: Tensor, sides: Sequence[int]) -> tuple[Tensor, ...]:
-    """Concatenated square token maps apart again, each (B, side * side): structure tokens by patch_nums, alias tokens by
+    """Splits concatenated square token maps, each (B, side * side): structure tokens by patch_nums, alias tokens by
     the grids of their geometry."""
     return tokens_BN.split([side * side for side in sides], dim=1)
 
@@ -118,7 +118,7 @@ def tokenize_images(
     """Tokens of centre crops, for validation: structure (N,L), alias (N,T) and labels (N,), int64, on the CPU.
 
     Args:
-        quiet: show no progress.
+        quiet: do not show progress.
     """
     crops, rows = Crops(images, size, scale=scale, random=False), []
     progress = Progress(0, math.ceil(len(indices) / batch), batch, quiet=quiet, unit="batch")

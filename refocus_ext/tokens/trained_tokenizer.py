@@ -1,4 +1,4 @@
-"""A finished stage-1 run, loaded: what every later command starts from."""
+"""Loads a finished stage-1 run, which every later command starts from."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from patches import Focus, load_upstream
-from patches.faces import FocusedVQVAE
+from patches.protocols import FocusedVQVAE
 from refocus_ext.errors import UsageError
 from refocus_ext.optics.pyramid import FocusPyramid
 from refocus_ext.storage.atomic import sha256
@@ -22,10 +22,10 @@ from refocus_ext.tokenizer.stage_one import StageOne
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """The tokenizer of a run, with the pyramid that it was trained with and no other.
+    """The tokenizer of a run, with the pyramid it was trained with.
 
     `vae` is a VQVAE patched with `patches.Focus`, `alias` the alias tokenizer or None where the run trained none; both
-    are frozen and in eval mode. `config` is the run's config.json, `trained_with` what it says of the training.
+    are frozen and in eval mode. `config` is the run's config.json, `trained_with` its training options.
     """
 
     vae: FocusedVQVAE
@@ -36,7 +36,7 @@ class Tokenizer:
     path: Path
 
     def checksums(self) -> dict[str, str]:
-        """sha256 of each weights file, as the run recorded it, or else of the file as it is."""
+        """sha256 of each weights file, as recorded by the run, or else of the current file."""
         names = ["vae.pth"] + (["alias.pth"] if self.alias is not None else [])
         known = self.config.get("weights", {})
         return {name: known.get(name) or sha256(self.path / name) for name in names}
@@ -46,18 +46,16 @@ def load_tokenizer(run: Path, device: torch.device | str = "cpu") -> Tokenizer:
     """The tokenizer in a run folder of `bash run.sh tokenizer`.
 
     Raises:
-        UsageError: there is no such run, it is not finished, or its weights are not the ones of its configuration.
+        UsageError: the run does not exist, is not finished, or its weights do not match its configuration.
     """
     config = read_config(run)
     weights = run / "vae.pth"
     refuse_folder(weights)
     if not weights.is_file():
-        raise UsageError(
-            f"{run} has no vae.pth yet: its training is not finished; run the command that began it again to resume it."
-        )
+        raise UsageError(f"{run} has no vae.pth yet: its training is not finished; rerun its command to resume.")
     check_weights(run, config, weights.name)
     pyramid, vae, trained_with = _build(run, config, device)
-    state = read_state_dict(weights, "train the run again, or copy the file again")
+    state = read_state_dict(weights, "copy the file again, or train the run again")
     load_strictly(vae, state, f"{weights} does not fit the geometry in {run / 'config.json'} ({{reason}}).")
     Focus(pyramid).apply(vae)
     vae.requires_grad_(False).eval()
@@ -77,11 +75,13 @@ def _load_alias(
             f"{run} trained an alias tokenizer but its alias.pth is missing; restore it, or train the run again."
         )
     check_weights(run, config, weights.name)
-    state = read_state_dict(weights, "train the run again, or copy the file again")
+    state = read_state_dict(weights, "copy the file again, or train the run again")
     try:
         alias = build_alias(AliasGeometry.from_dict(config["alias"]), vae, device)
     except (RuntimeError, TypeError, ValueError) as error:
-        raise UsageError(f"{run / 'config.json'} describes no alias tokenizer that can be built ({error}).") from None
+        raise UsageError(
+            f"{run / 'config.json'} describes an alias tokenizer that cannot be built ({error})."
+        ) from None
     load_strictly(alias, state, f"{weights} does not fit the geometry in {run / 'config.json'} ({{reason}}).")
     return alias.requires_grad_(False).eval()
 
@@ -90,7 +90,7 @@ def read_config(run: Path) -> dict[str, Any]:
     """config.json of a tokenizer's run folder.
 
     Raises:
-        UsageError: no folder, no configuration, or one of another command.
+        UsageError: no folder, no configuration, or the configuration of another command.
     """
     if not run.is_dir():
         raise UsageError(
@@ -105,12 +105,12 @@ def read_config(run: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError):
         ours = False
     if not ours:
-        raise UsageError(f"{file} is not the configuration of a tokenizer's run; give another run folder.")
+        raise UsageError(f"{file} is not the configuration of a tokenizer run; give another run folder.")
     return config
 
 
 def check_weights(run: Path, config: dict[str, Any], name: str) -> None:
-    """Raises UsageError unless the file `name` is the one whose sha256 the configuration holds (if it holds one)."""
+    """Raises UsageError unless the file `name` has the sha256 recorded in the configuration (if there is one)."""
     expected = config.get("weights", {}).get(name)
     if expected and sha256(run / name) != expected:
         raise UsageError(
@@ -134,5 +134,5 @@ def _build(run: Path, config: dict[str, Any], device: torch.device | str) -> tup
         )
         pyramid.states_of(trained_with.patch_nums)
     except (KeyError, TypeError, ValueError, AssertionError) as error:
-        raise UsageError(f"{run / 'config.json'} describes no tokenizer that can be built ({error!r}).") from None
+        raise UsageError(f"{run / 'config.json'} describes a tokenizer that cannot be built ({error!r}).") from None
     return pyramid, vae, trained_with

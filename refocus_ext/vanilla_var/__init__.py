@@ -1,9 +1,9 @@
-"""A stand-in for upstream VAR, for machines where the submodule `var_upstream/` can't be fetched.
+"""A stand-in for upstream VAR, for machines where the submodule `var_upstream/` cannot be fetched.
 
 It was written for this project from upstream's facts: parameter names and shapes, and the order of floating-point and
 random-number operations. The same seed gives the same weights, tokens, logits, gradients and images on a CPU, to the
-bit, and state dicts are interchangeable; `tests/vanilla_var/test_conformance.py` holds it to that wherever the submodule is there.
-It covers what the project calls and no more: no fused kernels, no progressive training, no Hub wrapper. Nothing here
+bit, and state dicts are interchangeable; `tests/vanilla_var/test_conformance.py` checks this wherever the submodule is available.
+It covers only what the project calls: no fused kernels, no progressive training, no Hub wrapper. Nothing here
 prints, needs a process group, or keeps a device for the whole process.
 """
 

@@ -1,6 +1,6 @@
 """Encoder and decoder of the VQVAE: five resolutions, 16 pixels to a latent cell.
 
-Shapes: B batch, C channels, H, W cells of the map at hand.
+Shapes: B batch, C channels, H, W cells of the current map.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ RESIZERS = {"downsample": Downsample, "upsample": Upsample}
 
 
 class Level(nn.Module):
-    """One resolution: residual blocks, each followed by attention where the level attends, then a resize if any.
+    """One resolution: residual blocks, each followed by attention if the level attends, then a resize if any.
 
     Args:
         widths: channels before the first block and after each block.

@@ -45,7 +45,7 @@ def gumbel_softmax_with_rng(
     dim: int = -1,
     rng: torch.Generator | None = None,
 ) -> Tensor:
-    """`F.gumbel_softmax`, its noise from a generator of one's own. `eps` is unused, as in PyTorch."""
+    """`F.gumbel_softmax`, with noise from a given generator. `eps` is unused, as in PyTorch."""
     if rng is None:
         return F.gumbel_softmax(logits, tau=tau, hard=hard, eps=eps, dim=dim)
     noise = -torch.empty_like(logits, memory_format=torch.contiguous_format).exponential_(generator=rng).log()

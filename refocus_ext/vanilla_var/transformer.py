@@ -142,7 +142,7 @@ def modulated(norm: nn.Module, x_BLC: Tensor, scale: Tensor, shift: Tensor) -> T
 
 
 def plain_norm(norm_layer: NormLayer, width: int) -> nn.Module:
-    """A norm over `width` channels without weights of its own: AdaLN's condition supplies scale and shift."""
+    """A norm over `width` channels without weights: AdaLN's condition supplies scale and shift."""
     return norm_layer(width, elementwise_affine=False)
 
 
@@ -150,7 +150,7 @@ class AdaLNSelfAttn(nn.Module):
     """A transformer block whose norms are modulated and branches gated by the condition.
 
     With `shared_aln` the condition comes as the six vectors (B,1,6,C) that all blocks share, and the block learns
-    offsets `ada_gss`; else it comes as (B,D) and the block has a projection `ada_lin` of its own. The two last options
+    offsets `ada_gss`; otherwise as (B,D), and the block has its own projection `ada_lin`. The two last options
     are ignored.
     """
 
@@ -189,7 +189,7 @@ class AdaLNSelfAttn(nn.Module):
         """(B,L,C) -> (B,L,C); `cond_BD` is (B,D), or (B,1,6,C) with `shared_aln`; see `SelfAttention` for the bias."""
         gate_attn, gate_ffn, scale_attn, scale_ffn, shift_attn, shift_ffn = self._modulation(cond_BD).unbind(2)
         branch = self.attn(modulated(self.ln_wo_grad, x, scale_attn, shift_attn), attn_bias=attn_bias)
-        # In place here and not below: where autocast meets fp32 gates, that decides the dtype of the product.
+        # In place here and not below: with fp32 gates under autocast this determines the dtype of the product.
         x = x + self.drop_path(branch.mul_(gate_attn))
         branch = self.ffn(modulated(self.ln_wo_grad, x, scale_ffn, shift_ffn))
         return x + self.drop_path(branch * gate_ffn)

@@ -40,13 +40,13 @@ def truncated_embedding(count: int, width: int, std: float) -> nn.Embedding:
 
 
 def matmul_dtype(x: Tensor) -> torch.dtype:
-    """The dtype a matrix product of x has here: autocast's where it is on."""
+    """The dtype a matrix product of x has here: autocast's if it is on."""
     device = x.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
 class VAR(nn.Module):
-    """Class-conditional next-scale prediction over the tokens of `vae_local`, which is referred to, not owned.
+    """Class-conditional next-scale prediction over the tokens of `vae_local`, which is referenced, not owned.
 
     Args:
         vae_local: the tokenizer; `rng` and `uniform_prob` are made on its device.
@@ -161,7 +161,7 @@ class VAR(nn.Module):
         init_head: float = 0.02,
         init_std: float = 0.02,
     ) -> None:
-        """Draws all linear and embedding weights anew, zeroes the biases, then scales the parts that start small.
+        """Redraws all linear and embedding weights, zeroes the biases, then scales the parts that start small.
 
         Args:
             init_adaln: gain of AdaLN's scales and shifts.

@@ -64,7 +64,7 @@ class VQVAE(nn.Module):
         return self.decoder(self.post_quant_conv(f_hat_BChw))
 
     def forward(self, inp: Tensor, ret_usages: bool = False) -> tuple[Tensor, list[float] | None, Tensor]:
-        """Reconstruction (B,3,H,W), not clamped; used codes in percent for each scale or None; VQ loss."""
+        """Reconstruction (B,3,H,W), not clamped; used codes in percent per scale or None; VQ loss."""
         f_hat, usages, vq_loss = self.quantize(self.encode(inp), ret_usages=ret_usages)
         return self.decode(f_hat), usages, vq_loss
 
@@ -104,7 +104,7 @@ class VQVAE(nn.Module):
         return self._images(f_hats[-1] if last_one else f_hats)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """As of any module, but hit counts for another number of scales are left out: own counts stay as they are."""
+        """Loads as any module, but skips hit counts for another number of scales: own counts are unchanged."""
         own = self.quantize.ema_vocab_hit_SV
         if HITS in state_dict and len(state_dict[HITS]) != len(own):
             state_dict = {**state_dict, HITS: own}

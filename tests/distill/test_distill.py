@@ -108,7 +108,7 @@ def test_the_cache_gives_the_tokens_of_tokenizing_while_training(
 ) -> None:
     cache = str(tmp_path / "tokens")
     assert run("cached", "--cache", cache) == 0
-    assert f"there is no token cache in {cache} yet: making it first" in capsys.readouterr().out
+    assert f"{cache} has no token cache yet: making it first" in capsys.readouterr().out
     assert run("again", "--cache", cache) == 0
     assert "complete and verified" in capsys.readouterr().out
     assert run("off", "--cache", "off") == 0
@@ -219,7 +219,7 @@ def test_interruption_saves_and_resume_ends_in_the_same_bits(
     with monkeypatch.context() as patch:
         patch.setattr(DistillTraining, "train_step", train_step)
         assert run("parts", "--save-every", "0") == 143
-    assert "saved step 3; the same command continues from here" in capsys.readouterr().out
+    assert "saved step 3; rerun the same command to resume" in capsys.readouterr().out
     assert (tmp_path / "parts" / "var_d2.pth").is_file(), "a student at every checkpoint"
     assert run("parts", "--save-every", "0") == 0
     assert "resuming after step 3" in capsys.readouterr().out
@@ -238,7 +238,11 @@ def test_a_damaged_checkpoint_is_passed_over(run: Any, tmp_path: Path, capsys: p
         file.write(b"\x7f")
     assert run("run") == 0
     out = capsys.readouterr().out
-    assert f"{newest} is damaged" in out and "Falling back to the one before." in out and "resuming after step 4" in out
+    assert (
+        f"{newest} is damaged" in out
+        and "Falling back to the previous checkpoint." in out
+        and "resuming after step 4" in out
+    )
     assert_same(weights(tmp_path / "run"), whole)
 
 
@@ -307,7 +311,7 @@ def refusals() -> Iterator[Any]:
     yield pytest.param(("--accumulate", "3"), "--accumulate 3 does not divide", id="accumulate")
     yield pytest.param(("--val-images", "1"), "at least two images", id="validation")
     yield pytest.param(("--alias-scales", "9"), "--alias-scales", id="alias scales")
-    yield pytest.param(("--init", "nowhere.pth"), "--init nowhere.pth is no file", id="init")
+    yield pytest.param(("--init", "nowhere.pth"), "--init nowhere.pth is not a file", id="init")
     yield pytest.param(("--tokens-precision", "tf32", "--device", "cpu"), "tf32", id="tf32 on a CPU")
 
 
@@ -349,7 +353,7 @@ def test_memory_and_disk_are_checked_first(
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1 << 20))
     assert run("run") == 2
-    assert "GiB free, but checkpoints and weights of this run take" in sentence(capsys)
+    assert "GiB free, but checkpoints and weights of this run need" in sentence(capsys)
 
 
 def test_a_tokenizer_without_alias_tokens_serves_no_teacher(
@@ -382,7 +386,7 @@ def test_init_starts_from_published_weights_in_both_layouts(
 def test_dry_run_counts_and_leaves_nothing(run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("run", "--dry-run") == 0
     out = capsys.readouterr().out
-    assert "student: VAR-d2" in out and "GFLOP an image" in out and not (tmp_path / "run").exists()
+    assert "student: VAR-d2" in out and "GFLOP per image" in out and not (tmp_path / "run").exists()
 
 
 def test_another_tokenizer_is_another_run(

@@ -50,7 +50,7 @@ def test_a_flipped_bit_is_seen_and_passed_over(tmp_path: Path) -> None:
     assert len(said) == 1 and newest.name in said[0] and "Falling back" in said[0]
     (oldest,) = (path for path in checkpoints.paths() if path != newest)
     oldest.write_bytes(b"")
-    assert checkpoints.load_latest(said.append) is None and "None is left: starting from step 0" in said[-1]
+    assert checkpoints.load_latest(said.append) is None and "No checkpoint is left: starting from step 0" in said[-1]
 
 
 def test_a_folder_in_the_place_of_a_checkpoint_is_passed_over(tmp_path: Path) -> None:
@@ -61,7 +61,10 @@ def test_a_folder_in_the_place_of_a_checkpoint_is_passed_over(tmp_path: Path) ->
     assert checkpoints.paths() == [first] and checkpoints.newest_step() == 1
     latest = checkpoints.load_latest(said.append)
     assert latest and latest["step"] == 1
-    assert len(said) == 1 and "is a folder, not a checkpoint; remove it. Falling back to the one before." in said[0]
+    assert (
+        len(said) == 1
+        and "is a folder, not a checkpoint; remove it. Falling back to the previous checkpoint." in said[0]
+    )
     for step in (2, 3, 5):  # what is kept, and what is dropped, are files
         checkpoints.save(step, state(step))
     assert [load_checkpoint(path)["step"] for path in checkpoints.paths()] == [3, 5]
@@ -96,7 +99,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 try:
     Checkpoints(Path(sys.argv[1])).save(2, {"weights": torch.randn(1_000_000)})
 except RunFailed as error:
-    assert "the one before is intact" in str(error), error
+    assert "the previous one is intact" in str(error), error
     raise SystemExit(17)
 """
 
@@ -140,7 +143,7 @@ def test_sigkill_in_the_middle_of_a_save_leaves_the_last_one(tmp_path: Path) -> 
 
 def test_foreign_files_are_no_checkpoints(tmp_path: Path) -> None:
     (tmp_path / "weights.pt").write_bytes(b"x")
-    with pytest.raises(UsageError, match="is no checkpoint"):
+    with pytest.raises(UsageError, match="is not a checkpoint"):
         load_checkpoint(tmp_path / "weights.pt")
 
 
@@ -203,7 +206,7 @@ def test_no_permission_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_no_space_is_told(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="GiB free, but checkpoints and weights of this run take"):
+    with pytest.raises(UsageError, match="GiB free, but checkpoints and weights of this run need"):
         RunFolder(tmp_path / "run", {"identity": {}}).require_space(1 << 60)
 
 

@@ -19,13 +19,13 @@ ALONE = World(0, 1, torch.device("cpu"))
 
 RANK_1_IS_SIGNALLED = """
 import os, signal, sys
-from refocus_ext.engine.distributed import world
+from refocus_ext.engine.distributed import join_world
 from refocus_ext.engine.interruption import Interruption
-with world("cpu") as here, Interruption() as interruption:
-    before = interruption.agreed(here)
-    if here.rank == 1:
+with join_world("cpu") as world, Interruption() as interruption:
+    before = interruption.agreed(world)
+    if world.rank == 1:
         os.kill(os.getpid(), signal.SIGTERM)
-    print(f"rank {here.rank}: {before} then {interruption.agreed(here)}, {here.gather(here.rank)}", flush=True)
+    print(f"rank {world.rank}: {before} then {interruption.agreed(world)}, {world.gather(world.rank)}", flush=True)
 """
 
 

@@ -249,7 +249,7 @@ def test_a_folder_of_other_sizes_is_brought_to_the_samples(
 
 def test_an_npz_of_another_size_is_told(colours: None, files: tuple[Path, Path], tmp_path: Path) -> None:
     found = numbers(files[0], save_npz(tmp_path / "large.npz", pictures(9, size=48)))
-    assert "the samples are 24x24 px, the images of the reference 48x48 px." in found["notes"]
+    assert "the samples are 24x24 px, the reference images 48x48 px." in found["notes"]
 
 
 # ------------------------------------------------------------------------------------------------ order by class
@@ -346,8 +346,8 @@ def test_without_weights_a_sentence_and_exit_code_2(
         ({"samples": "a.npz"}, "--samples needs --reference NPZ_OR_DIR"),
         ({"reference": "b.npz"}, "--reference needs --samples NPZ_OR_DIR"),
         ({"depth": 16}, "--depth needs --samples NPZ_OR_DIR"),
-        ({"samples": "a.npz", "reference": "b.npz", "tokenizer": "run"}, "--tokenizer goes with a tokenizer"),
-        ({"samples": "a.npz", "reference": "b.npz", "images": 5}, "--images goes with a tokenizer"),
+        ({"samples": "a.npz", "reference": "b.npz", "tokenizer": "run"}, "--tokenizer is for a tokenizer"),
+        ({"samples": "a.npz", "reference": "b.npz", "images": 5}, "--images is for a tokenizer"),
     ],
 )
 def test_options_of_the_other_kind_are_refused(options: dict[str, Any], words: str) -> None:

@@ -123,10 +123,10 @@ def test_not_a_run(tmp_path: Path, run: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert "has no config.json" in refusal(tmp_path / "empty")
     edit_config(run, command="distill")
-    assert "not the configuration of a tokenizer's run" in refusal(run)
+    assert "not the configuration of a tokenizer run" in refusal(run)
     for text in ("{", "[]", '{"command": "tokenizer"}'):
         (run / "config.json").write_text(text)
-        assert "not the configuration of a tokenizer's run" in refusal(run)
+        assert "not the configuration of a tokenizer run" in refusal(run)
 
 
 def test_an_unfinished_run(run: Path) -> None:
@@ -150,9 +150,9 @@ def test_weights_of_another_geometry(run: Path) -> None:
     edit_config(run, weights={}, options=config["options"] | {"codebook_size": 32})
     assert "does not fit the geometry" in refusal(run)
     edit_config(run, options=config["options"] | {"patch_nums": [1, 2, 4]})
-    assert "describes no tokenizer that can be built" in refusal(run)
+    assert "describes a tokenizer that cannot be built" in refusal(run)
     edit_config(run, options=config["options"], pyramid=config["pyramid"] | {"states": 9})
-    assert "describes no tokenizer that can be built" in refusal(run)
+    assert "describes a tokenizer that cannot be built" in refusal(run)
 
 
 def test_weights_that_are_none(run: Path) -> None:

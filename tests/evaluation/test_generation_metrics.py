@@ -115,7 +115,7 @@ def test_radii_by_loops() -> None:
 def test_what_precision_and_recall_refuse() -> None:
     with pytest.raises(ValueError, match="3 neighbours and need more images than that, got 3 of reference"):
         precision_recall(features(9), features(3))
-    with pytest.raises(ValueError, match="width 6 do not compare with those of width 5"):
+    with pytest.raises(ValueError, match="width 6 cannot be compared with those of width 5"):
         precision_recall(features(9), features(9, 5))
 
 

@@ -237,7 +237,7 @@ def test_statistics_refuse_what_they_cannot_tell() -> None:
         _ = FeatureStatistics().mean
     with pytest.raises(ValueError, match="at least 2 images, got 1"):
         _ = statistics_of(sample(1)).covariance
-    with pytest.raises(ValueError, match="width 5 do not go with those of width 12"):
+    with pytest.raises(ValueError, match="width 5 cannot be merged with those of width 12"):
         statistics_of(sample(3), sample(3, width=5))
     with pytest.raises(ValueError, match=r"must be \(B,D\)"):
         statistics_of(torch.zeros(2, 3, 4))
@@ -303,5 +303,5 @@ def test_fewer_images_than_features_lose_no_digits() -> None:
 
 
 def test_widths_must_agree() -> None:
-    with pytest.raises(ValueError, match="width 5 do not compare with those of width 12"):
+    with pytest.raises(ValueError, match="width 5 cannot be compared with those of width 12"):
         frechet_distance(statistics_of(sample(9)), statistics_of(sample(9, width=5)))

@@ -69,9 +69,9 @@ def test_rows_are_trained_measured_and_reported(run: Any, tmp_path: Path, capsys
     assert code == 0
     assert [words[0] for words in launched] == ["tokenizer", "tokenizer", "distill", "distill"] * 2
     out = capsys.readouterr().out
-    assert "FID and IS are left out" in out and "| ReFocus-VAR (full) |" in out
+    assert "FID and IS are not measured" in out and "| ReFocus-VAR (full) |" in out
     report = (tmp_path / "ablate" / "report.md").read_text()
-    assert "2 seeds: no row can be called better" in report and "2.89" in report
+    assert "2 seeds: this cannot show" in report and "2.89" in report
     assert (tmp_path / "ablate" / "convergence.png").is_file() and (tmp_path / "ablate" / "samples.png").is_file()
     result = json.loads((tmp_path / "a.json").read_text())
     assert [point["step"] for point in result["runs"]["full"][0]["points"]] == [2, 4]
@@ -86,13 +86,13 @@ def test_rows_are_trained_measured_and_reported(run: Any, tmp_path: Path, capsys
     assert against["mean"] == pytest.approx((sum(theirs) - sum(pair)) / 2)
     assert against["mean"] + against["margin"] == pytest.approx(expected.confidence_interval(0.95).high)
     assert full["against"] == {}  # no row here has its tokens and no teacher
-    assert "- VAR (baseline) less ReFocus-VAR (full), thumbnail distance: " in report
+    assert "- VAR (baseline) minus ReFocus-VAR (full), thumbnail distance: " in report
 
     assert run("--seeds", "0,1")[0] == 0  # again: nothing is trained twice
     assert capsys.readouterr().out.count("is already trained for 4 steps; nothing to do") == 8
     assert json.loads((tmp_path / "a.json").read_text()) == result
     assert run("--depth", "3")[0] == 2
-    assert "rows are compared under one budget" in capsys.readouterr().err
+    assert "rows must be compared under one budget" in capsys.readouterr().err
 
 
 def test_an_interrupted_command_ends_the_ablation(run: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -130,7 +130,9 @@ def test_cross_entropies_compare_between_rows_of_the_same_tokens_only() -> None:
     }  # fmt: skip
     assert summary["full"]["against"]["no-teacher"]["ce_student"] == {"mean": -0.25, "margin": None}
     lines = difference_lines(summary, "thumbnail_fd")
-    assert "- ReFocus-VAR (full) less without the teacher, cross-entropy on the same tokens: -0.250 (one seed)" in lines
+    assert (
+        "- ReFocus-VAR (full) minus without the teacher, cross-entropy on the same tokens: -0.250 (one seed)" in lines
+    )
     seen = [differences.paired([1.0, 2.0, 3.2], other) for other in ([0.9, 1.9, 3.08], [0.0, 2.5, 3.0])]
     assert [abs(d.mean) > d.margin for d in seen if d.margin] == [True, False]
 

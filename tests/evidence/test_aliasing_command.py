@@ -26,7 +26,7 @@ def test_photographs_only_where_they_are_given(tmp_path: Path) -> None:
     [
         ({"samples": "x", "reference": "folder"}, "--samples: x is neither a file nor a folder"),
         ({"samples": "folder", "reference": "x"}, "--reference: x is neither a file nor a folder"),
-        ({"reference": "folder"}, "--reference is compared with --samples, which is not given"),
+        ({"reference": "folder"}, "--reference needs --samples; give both or neither"),
     ],
 )
 def test_a_complaint_names_the_option(

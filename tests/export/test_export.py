@@ -109,7 +109,7 @@ def test_training_checkpoints_and_exports_can_be_exported(run: Path, exported: P
     torch.save({"epoch": 1, "trainer": trainer}, checkpoint)
     assert export_to(tmp_path / "plain", checkpoint) == 0 and export_to(tmp_path / "again", exported) == 0
     assert equal(torch.load(tmp_path / "plain" / VAR, weights_only=True), trainer["var_wo_ddp"])
-    assert "Nothing about its training" in (tmp_path / "plain" / "README.md").read_text()
+    assert "The weights came without a record" in (tmp_path / "plain" / "README.md").read_text()
     again = tmp_path / "again"
     assert all((again / name).read_bytes() == (exported / name).read_bytes() for name in (VAR, VAE, "README.md"))
 
@@ -161,7 +161,7 @@ def test_other_bytes_fail_and_are_not_uploaded(
     verdict = verify.Verdict({"images": "a", "decoded": "b"}, {"images": "c", "decoded": "b"}, [0, 4])
     monkeypatch.setattr(export_command, "prove", lambda *_: (verdict, ""))
     assert export_to(tmp_path / "x", run, "--push", "me/student") == 1
-    assert "Not verified: upstream alone made other bytes" in (tmp_path / "x" / "README.md").read_text()
+    assert "Not verified: upstream alone made different bytes" in (tmp_path / "x" / "README.md").read_text()
     assert not (tmp_path / "x" / "verified.json").exists() and hub.calls == []
 
 
@@ -194,10 +194,10 @@ def test_what_is_not_ours_is_refused(
     (tmp_path / "file").write_text("mine")
     before = (exported / VAR).read_bytes()
     for folder, words in (
-        (exported, "holds files of another kind (notes.txt)"),
-        (tmp_path / "published", "holds files of another kind (var_d2.pth)"),
+        (exported, "holds other files (notes.txt)"),
+        (tmp_path / "published", "holds other files (var_d2.pth)"),
         (tmp_path / "file", "is a file"),
-        (run, "holds files of another kind"),
+        (run, "holds other files"),
     ):
         assert export_to(folder, run) == 2
         assert words in complaint(capsys)
@@ -226,7 +226,7 @@ def test_an_interrupted_export_says_so_and_is_completed(
         patch.setattr(folder_module, "save_file", full)
         assert export_to(tmp_path / "x", run) == 1
     assert "No space left on device" in complaint(capsys)
-    with pytest.raises(UsageError, match="was interrupted; run the same command again"):
+    with pytest.raises(UsageError, match="was interrupted; rerun the same command"):
         load_student(tmp_path / "x")
     assert export_to(tmp_path / "x", run) == 0 and names(tmp_path / "x") == NAMES
 
@@ -239,9 +239,9 @@ def test_wrong_usage(
         (["--to", "x"], "export needs --run"),
         (["--run", str(run)], "export needs --to"),
         (["--run", str(tmp_path / "no"), "--to", "x"], "--run: " + str(tmp_path / "no")),
-        (["--run", str(run), "--to", "x", "--private"], "--private belongs to --push"),
-        (["--run", str(run), "--to", "x", "--push", "name"], "write OWNER/NAME"),
-        (["--run", str(run), "--to", "x", "--push", "a/b/c"], "write OWNER/NAME"),
+        (["--run", str(run), "--to", "x", "--private"], "--private needs --push"),
+        (["--run", str(run), "--to", "x", "--push", "name"], "give OWNER/NAME"),
+        (["--run", str(run), "--to", "x", "--push", "a/b/c"], "give OWNER/NAME"),
         (["--run", str(run), "--to", "x", "--push", "me/student"], "needs a token; set HF_TOKEN"),
     ):
         assert main(["export", *argv]) == 2
@@ -335,7 +335,7 @@ def test_pull_takes_the_offline_cache(exported: Path, tmp_path: Path) -> None:
     put_into_cache(tmp_path / "cache", "me/student", exported)
     result = pull(tmp_path / "cache", "me/student", "--to", str(tmp_path / "back"))
     assert result.returncode == 0, result.stderr
-    assert "the sha256 of all 4 files of weights is that of geometry.json" in result.stdout
+    assert "the sha256 of all 4 weights files matches geometry.json" in result.stdout
     assert names(tmp_path / "back") == NAMES and not any(path.is_symlink() for path in (tmp_path / "back").iterdir())
     assert load_student(tmp_path / "back").pyramid == load_student(exported).pyramid
     missing = pull(tmp_path / "cache", "me/other", "--to", str(tmp_path / "no"))
@@ -348,7 +348,7 @@ def test_pull_sees_damage_and_wrong_usage(
 ) -> None:
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(exported))
     assert main(["pull", "me/student", "--to", str(tmp_path / "two"), "--depth", "4"]) == 1
-    assert "holds no VAR in upstream's files" in complaint(capsys)
+    assert "has no VAR in upstream's format" in complaint(capsys)
     data = bytearray((exported / VAR).read_bytes())
     data[len(data) // 2] ^= 1
     (exported / VAR).write_bytes(data)
@@ -357,7 +357,7 @@ def test_pull_sees_damage_and_wrong_usage(
     assert "is not the file that was exported" in complaint(capsys)
     for argv, words in (
         (["pull"], "pull needs a repository and a folder"),
-        (["pull", "student", "--to", "x"], "write OWNER/NAME"),
+        (["pull", "student", "--to", "x"], "give OWNER/NAME"),
     ):
         assert main(argv) == 2
         assert words in complaint(capsys)

@@ -27,7 +27,7 @@ def test_one_depth_or_all() -> None:
 
 @pytest.mark.parametrize("name", ["", "name", "a/b/c", "a b/c", "a/-"])
 def test_a_name_that_is_no_repository(name: str) -> None:
-    with pytest.raises(UsageError, match=rf"^{name or 'nothing'} names no repository of the Hub; write OWNER/NAME\.$"):
+    with pytest.raises(UsageError, match=rf"^{name or 'nothing'} is not a repository of the Hub; give OWNER/NAME\.$"):
         hub.check_target(name, dry_run=True)
 
 
@@ -64,7 +64,7 @@ def test_checksums_are_compared_where_an_export_has_them(tmp_path: Path, capsys:
     sums = {"var_d2.pth": sha256(tmp_path / "var_d2.pth"), "not-pulled.pth": "0"}
     (tmp_path / "geometry.json").write_text(json.dumps({"weights": sums}))
     hub.check_sums(tmp_path)
-    assert "the sha256 of all 1 files of weights is that of geometry.json" in capsys.readouterr().out
+    assert "the sha256 of all 1 weights files matches geometry.json" in capsys.readouterr().out
     (tmp_path / "var_d2.pth").write_bytes(b"other")
     with pytest.raises(RunFailed, match=r"var_d2\.pth is not the file that was exported"):
         hub.check_sums(tmp_path)

@@ -30,7 +30,7 @@ RECORD = {
 def test_published_weights_are_plain_var_and_nothing_is_made_up() -> None:
     card = model_card(GEOMETRY, None, "it was exported with --no-verify")
     assert "# VAR-d16, 256 px" in card and "ReFocus" not in card
-    assert "Nothing about its training came with the weights." in card
+    assert "The weights came without a record of their training." in card
     assert "Not verified: it was exported with --no-verify." in card
     assert "VAR, depth 16, 310.3M parameters" in card and "(680 tokens)" in card
     assert "runs unedited" in card
@@ -43,7 +43,7 @@ def test_a_students_pyramid_and_last_validation_are_told() -> None:
     }
     card = model_card(GEOMETRY | {"pyramid": PYRAMID, "training": training}, RECORD)
     assert "# ReFocus-VAR-d16, 256 px" in card and "| batch size | 768 |" in card
-    assert "| cross-entropy on held-out images (nats a token) | 5.2500 at step 400 |" in card
+    assert "| cross-entropy on held-out images (nats per token) | 5.2500 at step 400 |" in card
     assert "| focus pyramid | 4 states, blur disk, rho_max 12 px |" in card and "the views must be blurred" in card
     assert f"`{'f' * 64}`" in card and "Not verified" not in card
 
@@ -58,7 +58,7 @@ def test_the_card_says_which_images_were_validated_on() -> None:
         known = {} if held_out is None else {"held_out": held_out}
         training = {"validation": {"step": 4, "val/ce_student": 5.25, **known}}
         card = model_card(GEOMETRY | {"training": training}, RECORD)
-        assert f"| cross-entropy on {where} (nats a token) | 5.2500 at step 4 |" in card
+        assert f"| cross-entropy on {where} (nats per token) | 5.2500 at step 4 |" in card
         assert ("held-out" in card) == bool(held_out)
 
 

@@ -1,4 +1,4 @@
-"""verify: a clean process with upstream alone makes our bytes, of every layout of files; and a difference is seen."""
+"""verify: a clean process with upstream alone makes the same bytes from every layout of files; and a difference is seen."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_what_cannot_be_verified_is_said(tmp_path: Path, capsys: pytest.CaptureF
     odd = write_run(tmp_path / "odd", var=var)
     for argv, words in (
         (["verify"], "verify needs a folder"),
-        (["verify", str(tmp_path / "nothing")], "nothing is not there"),
+        (["verify", str(tmp_path / "nothing")], "nothing does not exist"),
         (["verify", str(odd)], "has depth 2 with width 64 and 4 heads"),
     ):
         assert main(argv) == 2

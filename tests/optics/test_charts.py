@@ -72,6 +72,6 @@ def test_drawn_edges_are_smooth_and_text_is_dark_on_light() -> None:
     ("name", "size", "words"),
     [("moire", 256, "choose one of zone-plate, gratings"), ("text", 63, "got 63"), ("text", 32, "at least 64")],
 )
-def test_errors_name_value_and_way_out(name: str, size: int, words: str) -> None:
+def test_errors_name_value_and_remedy(name: str, size: int, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         chart(name, size)

@@ -107,7 +107,7 @@ def test_over_all_decimation_phases_interference_cancels() -> None:
 
 
 def test_folding_refuses_what_does_not_divide() -> None:
-    with pytest.raises(ValueError, match="30 samples can't be decimated by 4"):
+    with pytest.raises(ValueError, match="30 samples cannot be decimated by 4"):
         fold(torch.zeros(32, 30), 4)
     with pytest.raises(ValueError, match="by 0"):
         fold_axis(torch.zeros(8), 0)

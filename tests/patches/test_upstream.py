@@ -91,7 +91,7 @@ def test_another_revision_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(finder, "PINNED_DIGEST", "0" * 64)
     finder._load_submodule.cache_clear()
     try:
-        with pytest.raises(UpstreamError, match="not the pinned revision 78b9539"):
+        with pytest.raises(UpstreamError, match="not the unmodified pinned revision 78b9539"):
             load_upstream("submodule")
     finally:
         monkeypatch.undo()
@@ -106,7 +106,7 @@ def test_upstreams_modules_are_found_by_their_new_names() -> None:
     assert finder.import_isolated("trainer").VQVAE is up.VQVAE
 
 
-def test_missing_submodule_names_the_way_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missing_submodule_names_the_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(finder, "SUBMODULE", tmp_path)
     finder._load_submodule.cache_clear()
     try:

@@ -72,7 +72,7 @@ def test_a_grid_without_options(here: Path, capsys: pytest.CaptureFixture[str], 
     assert main(["sample"]) == 0
     out = capsys.readouterr().out
     assert "upstream: " in out and "student: runs/distill-d2/var_d2.pth" in out
-    assert "--top-k 900 is lowered to the 64 codes" in out
+    assert "--top-k 900 is lowered to 64, the number of codes" in out
     images = image_bytes(sample_images(student, [0, 0, 0, 1, 1, 1, 2, 2]))  # the named classes, evenly
     assert all(np.array_equal(cut_out("samples.png", i), images[i]) for i in range(8))
 
@@ -186,7 +186,7 @@ def test_npz_holds_the_images_shuffled(here: Path, student: Student) -> None:
     assert sorted(labels) == [0, 0, 0, 1, 1, 1, 2, 2, 2] and list(labels) != [0, 1, 2] * 3
     assert not Path("set.npz.parts").exists()
     expected = [
-        image_bytes(sample_images(student, ([0, 1, 2] * 3)[first : first + 4], seed=7, first=first, how=FOR_FID))
+        image_bytes(sample_images(student, ([0, 1, 2] * 3)[first : first + 4], seed=7, first=first, guidance=FOR_FID))
         for first in (0, 4, 8)
     ]
     drawn = {(image.tobytes(), label) for image, label in zip(images, labels.tolist(), strict=True)}
@@ -224,12 +224,12 @@ def test_an_interrupted_set_continues(
     with monkeypatch.context() as patch:
         interrupting(number, 1, patch)
         assert main(["sample", "--npz", "set.npz", *SET]) == code
-    assert "2 batches are missing, the same command draws them" in capsys.readouterr().out
+    assert "2 batches are missing; rerun the same command to resume" in capsys.readouterr().out
     assert not Path("set.npz").exists() and len(list(Path("set.npz.parts").glob("part-*.npy"))) == 1
     kept = Path("set.npz.parts/part-000000.npy").stat().st_mtime_ns
     # other options would mix two sets
     assert main(["sample", "--npz", "set.npz", *SET, "--cfg", "3"]) == 2
-    assert "was begun with cfg = 1.5, not 3.0" in capsys.readouterr().err
+    assert "was started with cfg = 1.5, not 3.0" in capsys.readouterr().err
     seen: list[int] = []
     keep = sample_set.NpyParts.keep
 
@@ -240,7 +240,7 @@ def test_an_interrupted_set_continues(
     monkeypatch.setattr(sample_set.NpyParts, "keep", noted)
     assert Path("set.npz.parts/part-000000.npy").stat().st_mtime_ns == kept
     assert main(["sample", "--npz", "set.npz", *SET]) == 0
-    assert seen == [1, 2] and "continuing: 1 of 3 batches are there" in capsys.readouterr().out
+    assert seen == [1, 2] and "resuming: 1 of 3 batches are done" in capsys.readouterr().out
     assert all(np.array_equal(a, b) for a, b in zip(arrays("set.npz"), arrays("whole.npz"), strict=True))
 
 
@@ -248,12 +248,12 @@ def test_a_finished_set_is_left_alone(here: Path, capsys: pytest.CaptureFixture[
     assert main(["sample", "--npz", "set.npz", *SET]) == 0
     before = Path("set.npz").read_bytes()
     assert main(["sample", "--npz", "set.npz", *SET]) == 0
-    assert "is there already" in capsys.readouterr().out
+    assert "already exists" in capsys.readouterr().out
     assert main(["--preflight", "2", "sample", "--npz", "set.npz", *SET]) == 0
     assert capsys.readouterr() == ("", "")
     for preflight in ([], ["--preflight", "2"]):
         assert main([*preflight, "sample", "--npz", "set.npz", *SET, "--seed", "8"]) == 2
-        assert "was begun with seed = 7, not 8" in capsys.readouterr().err
+        assert "was started with seed = 7, not 8" in capsys.readouterr().err
     assert Path("set.npz").read_bytes() == before
     np.savez("other.npz", arr_0=np.zeros(1))
     assert main(["sample", "--npz", "other.npz", *SET]) == 2
@@ -309,9 +309,9 @@ def test_boxes() -> None:
     assert inside.int().tolist() == [[0, 0, 0, 0], [0, 0, 0, 0], [0, 1, 1, 0], [0, 1, 1, 0]]
     assert torch.equal(kept_region(Box(1, 2, 3, 4), 4, outside=False), ~inside)
     for text, message in (
-        ("1,2,3", "is no box; give four numbers"),
-        ("0.5,0,0.2,1", "read as fractions, is no box inside the image"),
-        ("0,0,80,64", "read as pixels, is no box inside the image"),
+        ("1,2,3", "is not a box; give four numbers"),
+        ("0.5,0,0.2,1", "read as fractions, is not a box inside the image"),
+        ("0,0,80,64", "read as pixels, is not a box inside the image"),
         ("0,0,7,64", "narrower than a latent cell of 16 pixels"),
     ):
         with pytest.raises(UsageError) as error:
@@ -371,15 +371,15 @@ def test_edit_writes_pictures(here: Path, capsys: pytest.CaptureFixture[str]) ->
     [
         (["--npz", "a.npz", "--steps-strip", "b.png"], "--npz and --steps-strip are two jobs"),
         (["--edit", "a.png"], "--edit needs --mask"),
-        (["--mask", "0,0,1,1"], "belong to --edit IMAGE, which is missing"),
-        (["--per-class", "3"], "--per-class goes with --npz or --folder"),
+        (["--mask", "0,0,1,1"], "need --edit IMAGE."),
+        (["--per-class", "3"], "--per-class needs --npz or --folder"),
         (["--npz", "a.npz", "--out", "b.png"], "--out is for pictures"),
         (["--npz", "a.npz", "--rng", "batch"], "--rng batch draws one batch"),
-        (["--compare", "a", "b", "--student", "c"], "leave --student out"),
+        (["--compare", "a", "b", "--student", "c"], "omit --student"),
         (["--classes", "tosater"], "did you mean toaster?"),
         (["--top-p", "1.5"], "1.5 is not between 0 and 1"),
         (["--compare", "a"], "expected 2 arguments"),
-        (["--student", "nothing"], "--student: nothing is not there"),
+        (["--student", "nothing"], "--student: nothing does not exist"),
     ],
 )
 def test_bad_input(here: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str) -> None:
@@ -417,7 +417,7 @@ from refocus_ext.sampling.student import load_student
 
 student = load_student("runs/distill-d20", device="cpu")  # or a folder with var_d16.pth and vae_ch160v4096z32.pth
 labels = student.labels("golden retriever,2")
-images = sample_images(student, labels, seed=0, how=Guidance(cfg=4.0))  # (2,3,H,W) in [0,1]
+images = sample_images(student, labels, seed=0, guidance=Guidance(cfg=4.0))  # (2,3,H,W) in [0,1]
 Image.fromarray(image_bytes(images)[0]).save("retriever.png")
 """
 

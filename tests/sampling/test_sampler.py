@@ -25,10 +25,10 @@ from refocus_ext.sampling.sampler import (
 )
 from refocus_ext.sampling.student import Student, load_student
 
-HOW = Guidance(cfg=3.0, top_k=20, top_p=0.9)
+GUIDANCE = Guidance(cfg=3.0, top_k=20, top_p=0.9)
 LABELS = torch.tensor([1, 4, 5])  # the last is "no class"
 SETTINGS = [
-    HOW,
+    GUIDANCE,
     Guidance(cfg=1.5, top_k=64, top_p=0.96),
     Guidance(cfg=0.0, top_k=1, top_p=0.0),
     Guidance(cfg=4.0, top_k=0, top_p=0.5),
@@ -42,54 +42,54 @@ def student(tmp_path: Path) -> Student:
     return load_student(write_run(tmp_path / "run"))
 
 
-def by_upstream(var: Any, label_B: Tensor, seed: int, how: Guidance) -> Tensor:
+def by_upstream(var: Any, label_B: Tensor, seed: int, guidance: Guidance) -> Tensor:
     return var.autoregressive_infer_cfg(
         B=len(label_B),
         label_B=label_B,
         g_seed=seed,
-        cfg=how.cfg,
-        top_k=how.top_k,
-        top_p=how.top_p,
-        more_smooth=how.smooth,
+        cfg=guidance.cfg,
+        top_k=guidance.top_k,
+        top_p=guidance.top_p,
+        more_smooth=guidance.smooth,
     )
 
 
 @pytest.mark.parametrize("shared_aln", [False, True])
-@pytest.mark.parametrize("how", SETTINGS)
-def test_one_generator_is_upstream_to_the_bit(upstream: Upstream, how: Guidance, shared_aln: bool) -> None:
+@pytest.mark.parametrize("guidance", SETTINGS)
+def test_one_generator_is_upstream_to_the_bit(upstream: Upstream, guidance: Guidance, shared_aln: bool) -> None:
     var = lively_var(upstream, shared_aln=shared_aln)
     for label_B in (LABELS, LABELS[:1]):
-        assert torch.equal(sample(var, label_B, Noise([5], "cpu"), how), by_upstream(var, label_B, 5, how))
+        assert torch.equal(sample(var, label_B, Noise([5], "cpu"), guidance), by_upstream(var, label_B, 5, guidance))
 
 
-@pytest.mark.parametrize("how", [HOW, SETTINGS[-1]])
-def test_an_image_alone_is_upstreams_for_its_seed(student: Student, how: Guidance) -> None:
-    alone = sample_images(student, [4], seed=9, first=7, how=how)
+@pytest.mark.parametrize("guidance", [GUIDANCE, SETTINGS[-1]])
+def test_an_image_alone_is_upstreams_for_its_seed(student: Student, guidance: Guidance) -> None:
+    alone = sample_images(student, [4], seed=9, first=7, guidance=guidance)
     (seed,) = image_seeds(9, [7])
-    assert torch.equal(alone, by_upstream(student.var, torch.tensor([4]), seed, how))
+    assert torch.equal(alone, by_upstream(student.var, torch.tensor([4]), seed, guidance))
 
 
 def test_an_image_does_not_depend_on_its_neighbours(student: Student) -> None:
-    together = sample_images(student, [1, 4, 2], seed=3, how=HOW)
+    together = sample_images(student, [1, 4, 2], seed=3, guidance=GUIDANCE)
     for number, label in enumerate([1, 4, 2]):
         others = [0, 0, 0]
         others[number] = label
-        among_others = sample_images(student, others, seed=3, how=HOW)
+        among_others = sample_images(student, others, seed=3, guidance=GUIDANCE)
         assert torch.equal(among_others[number], together[number])
-    assert not torch.equal(sample_images(student, [1, 4, 2], seed=4, how=HOW), together)
+    assert not torch.equal(sample_images(student, [1, 4, 2], seed=4, guidance=GUIDANCE), together)
     # the second of three is the first of two that begin there (equal tokens; the pixels up to the batch's size)
-    later = sample_images(student, [4, 2], seed=3, first=1, how=HOW)
+    later = sample_images(student, [4, 2], seed=3, first=1, guidance=GUIDANCE)
     assert torch.allclose(later, together[1:], atol=1e-4)
 
 
 def test_labels_and_guidance_matter(student: Student) -> None:
-    images = [sample_images(student, [label], how=HOW) for label in (0, 1)]
+    images = [sample_images(student, [label], guidance=GUIDANCE) for label in (0, 1)]
     assert not torch.equal(*images)
-    assert not torch.equal(images[0], sample_images(student, [0], how=Guidance(cfg=0.0, top_k=20, top_p=0.9)))
+    assert not torch.equal(images[0], sample_images(student, [0], guidance=Guidance(cfg=0.0, top_k=20, top_p=0.9)))
 
 
 def test_images_are_in_the_unit_range_and_fp32(student: Student) -> None:
-    image = sample_images(student, [1, 2], how=HOW)
+    image = sample_images(student, [1, 2], guidance=GUIDANCE)
     assert image.shape == (2, 3, 64, 64) and image.dtype == torch.float32
     assert 0 <= float(image.min()) < float(image.max()) <= 1
 
@@ -97,10 +97,11 @@ def test_images_are_in_the_unit_range_and_fp32(student: Student) -> None:
 def test_more_codes_than_there_are_keeps_all(student: Student) -> None:
     everything = Guidance(top_k=900, top_p=0.0)
     assert torch.equal(
-        sample_images(student, [1], how=everything), sample_images(student, [1], how=Guidance(top_k=0, top_p=0.0))
+        sample_images(student, [1], guidance=everything),
+        sample_images(student, [1], guidance=Guidance(top_k=0, top_p=0.0)),
     )
     assert torch.equal(
-        sample_as_upstream(student.var, [1, 2], seed=3, how=everything),
+        sample_as_upstream(student.var, [1, 2], seed=3, guidance=everything),
         by_upstream(student.var, torch.tensor([1, 2]), 3, Guidance(top_k=64, top_p=0.0)),
     )
 
@@ -111,7 +112,7 @@ class Stop(Exception):
 
 @pytest.mark.parametrize("ours", [True, False])
 def test_caches_are_off_after_a_failure(student: Student, monkeypatch: pytest.MonkeyPatch, ours: bool) -> None:
-    before = sample_images(student, [1, 2], how=HOW)
+    before = sample_images(student, [1, 2], guidance=GUIDANCE)
     pooled, calls = inside(student.vae.quantize).get_next_autoregressive_input, list[int]()
 
     def fail_at_the_second_scale(*words: Any) -> Any:
@@ -123,16 +124,18 @@ def test_caches_are_off_after_a_failure(student: Student, monkeypatch: pytest.Mo
     with monkeypatch.context() as patch:
         patch.setattr(student.vae.quantize, "get_next_autoregressive_input", fail_at_the_second_scale)
         with pytest.raises(Stop):
-            sample_images(student, [1, 2], how=HOW) if ours else sample_as_upstream(student.var, [1, 2], how=HOW)
+            sample_images(student, [1, 2], guidance=GUIDANCE) if ours else sample_as_upstream(
+                student.var, [1, 2], guidance=GUIDANCE
+            )
     assert all(not b.attn.caching and b.attn.cached_k is None for b in inside(student.var).blocks)
-    assert torch.equal(sample_images(student, [1, 2], how=HOW), before)
+    assert torch.equal(sample_images(student, [1, 2], guidance=GUIDANCE), before)
 
 
 def test_prefixes_end_with_the_image(student: Student) -> None:
     prefixes = Prefixes(student)
-    image = sample_images(student, [1, 2], how=HOW, watch=prefixes)
+    image = sample_images(student, [1, 2], guidance=GUIDANCE, watch=prefixes)
     assert len(prefixes.images) == len(PATCH_NUMS) and torch.equal(prefixes.images[-1], image)
-    assert torch.equal(image, sample_images(student, [1, 2], how=HOW))  # watching changes nothing
+    assert torch.equal(image, sample_images(student, [1, 2], guidance=GUIDANCE))  # watching changes nothing
     assert not torch.equal(prefixes.images[0], prefixes.images[1])
 
 
@@ -146,10 +149,12 @@ def reconstruction(student: Student, idx_S: list[Tensor]) -> Tensor:
 def test_keeping_every_token_is_the_reconstruction(student: Student, images: Tensor) -> None:
     idx_S = student.tokens(images[:1])
     everything = KeptTokens(student, idx_S, torch.ones(4, 4, dtype=torch.bool))
-    edited = sample_images(student, [1], how=HOW, exchange=everything)
+    edited = sample_images(student, [1], guidance=GUIDANCE, exchange=everything)
     assert torch.allclose(edited, reconstruction(student, idx_S), atol=1e-5)
     nothing = KeptTokens(student, idx_S, torch.zeros(4, 4, dtype=torch.bool))
-    assert torch.equal(sample_images(student, [1], how=HOW, exchange=nothing), sample_images(student, [1], how=HOW))
+    assert torch.equal(
+        sample_images(student, [1], guidance=GUIDANCE, exchange=nothing), sample_images(student, [1], guidance=GUIDANCE)
+    )
 
 
 def test_kept_cells_by_hand() -> None:
@@ -169,7 +174,7 @@ def test_the_latent_of_kept_cells_is_the_images(student: Student, images: Tensor
     kept[:, 3] = False
     seen: list[Tensor] = []
     keep = KeptTokens(student, idx_S, kept)
-    sample_images(student, [1], how=HOW, exchange=keep, watch=lambda _, f_hat: seen.append(f_hat.clone()))
+    sample_images(student, [1], guidance=GUIDANCE, exchange=keep, watch=lambda _, f_hat: seen.append(f_hat.clone()))
     with torch.no_grad():
         own = inside(student.vae.quantize).embed_to_fhat(
             [

@@ -119,12 +119,12 @@ def complaint(source: Path, **options: Any) -> str:
 
 
 def test_missing_files_are_named(run: Path, tmp_path: Path) -> None:
-    assert "is not there" in complaint(tmp_path / "nothing")
+    assert "does not exist" in complaint(tmp_path / "nothing")
     folder = as_published(run, tmp_path / "published")
     shutil.copy(folder / "var_d2.pth", folder / "var_d4.pth")
     assert "several files of VAR weights (var_d2.pth, var_d4.pth)" in complaint(folder)
     (folder / "vae_ch32v64z8.pth").unlink()
-    assert "name the file of its VAE" in complaint(folder / "var_d2.pth")
+    assert "give the file of its VAE" in complaint(folder / "var_d2.pth")
     assert "holds no VQVAE but a VAR" in complaint(folder / "var_d2.pth", vae=folder / "var_d2.pth")
     assert "holds no VAR but a VQVAE" in complaint(run / "vae.pth", vae=run / "vae.pth")
     (run / "var_d2.pth").unlink()
@@ -162,7 +162,7 @@ def test_damaged_and_foreign_files_are_refused(run: Path, tmp_path: Path) -> Non
     assert "or is damaged" in complaint(folder)
     state = torch.load(run / "var_d2.pth", weights_only=True)
     torch.save({key: value for key, value in state.items() if key != "head.bias"}, folder / "var_d2.pth")
-    assert "is no VAR of upstream's" in complaint(folder)
+    assert "is not an upstream VAR" in complaint(folder)
     torch.save({"trainer": {"var_opt": {}}}, folder / "var_d2.pth")
     assert "a training checkpoint without a VAR" in complaint(folder)
 

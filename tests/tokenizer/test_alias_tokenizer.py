@@ -98,7 +98,7 @@ def test_shapes(stride: int) -> None:
         ({"image_size": 36, "states": 4}, r"4\.5 px alias view .*fewer states"),
         ({"stride": 6}, r"6 is not one of 4, 8, 16"),
         ({"stride": 4, "code_dim": 49}, r"code_dim 49 is more than the 48 values"),
-        ({"width": 20}, r"width 20 is no multiple of 8"),
+        ({"width": 20}, r"width 20 is not a multiple of 8"),
         ({"states": 1}, r"states .* at least 2, got 1"),
         ({"codes": True}, r"codes .* got True"),
         ({"codebook": "both"}, r"unknown alias codebook 'both'; choose one of own, shared"),

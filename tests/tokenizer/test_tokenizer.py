@@ -81,7 +81,7 @@ def test_a_collapsed_scale_is_named() -> None:
         tokens_S=[8, 200, 500],
     )  # fmt: skip
     (warning,) = report.collapsed(512)  # the first scale has too few tokens to judge, the third uses its codes
-    assert warning.startswith("scale 2 has collapsed: 200 tokens spread over 3.0 codes' worth")
+    assert warning.startswith("scale 2 has collapsed: its 200 tokens have a perplexity of 3.0 with")
 
 
 def test_validation_restores_the_mode_and_counts_states_from_one(objective: StructureObjective, images: Tensor) -> None:
@@ -199,7 +199,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(
     signals = {2: signal.SIGTERM, 4: signal.SIGINT}
     monkeypatch.setattr(TokenizerTraining, "train_step", interrupted)
     assert train(image_tree, tmp_path / "parts") == 143
-    assert "saved step 3; the same command continues" in capsys.readouterr().out
+    assert "saved step 3; rerun the same command to resume" in capsys.readouterr().out
     assert train(image_tree, tmp_path / "parts") == 130
     assert train(image_tree, tmp_path / "parts") == 0
     assert "resuming after step 5" in capsys.readouterr().out
@@ -289,7 +289,7 @@ def test_truncated_images_are_replaced_named_and_counted(
     for path in broken[1:]:
         truncate(path)
     assert train(image_tree, tmp_path / "other") == 1
-    assert "4 images of 12 cannot be decoded, more than 3" in capsys.readouterr().err
+    assert "4 images of 12 cannot be decoded, more than the limit of 3" in capsys.readouterr().err
 
 
 def test_a_loader_process_that_fails_is_one_sentence(
@@ -300,7 +300,7 @@ def test_a_loader_process_that_fails_is_one_sentence(
     assert train(image_tree, tmp_path / "run", "--alias", "off", "--workers", "1") == 1
     error = capsys.readouterr().err
     assert error.startswith("refocus: ") and error.count("\n") == 1
-    assert error.endswith("and the images after it cannot be decoded; is this the right folder?\n")
+    assert error.endswith("and the images after it cannot be decoded; check the folder.\n")
 
 
 @pytest.mark.parametrize(
@@ -385,7 +385,7 @@ def test_lpips_is_part_of_the_loss(image_tree: Path, tmp_path: Path, monkeypatch
 
 def test_dry_run_counts_flops(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["tokenizer", "--dry-run"]) == 0
-    assert "GFLOP an image (encoder 3 x 0.5, decoder" in capsys.readouterr().out
+    assert "GFLOP per image (encoder 3 x 0.5, decoder" in capsys.readouterr().out
 
 
 def test_cost_of_a_convolution_by_hand() -> None:

@@ -43,7 +43,7 @@ def test_the_same_has_no_differences() -> None:
         ({"weights": {"vae.pth": "a" * 64}}, "another tokenizer (without alias.pth)"),
         (
             {"data": {"images": 12, "classes": 2, "digest": "e"}},
-            "another data set (as many images, but other files, names or labels)",
+            "another data set (the same number of images, but other files, names or labels)",
         ),
         (
             {"data": {"images": 9, "classes": 3, "digest": "e"}},

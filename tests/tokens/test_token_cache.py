@@ -257,7 +257,7 @@ def test_a_broken_image_is_replaced_counted_and_flagged(
 def test_too_many_broken_images_stop(tokenizer: Tokenizer, images: ImageList, tmp_path: Path) -> None:
     for path in images.paths[1:5]:
         Path(path).write_bytes(Path(path).read_bytes()[:200])
-    with pytest.raises(RunFailed, match="4 images of 12 cannot be decoded, more than 3"):
+    with pytest.raises(RunFailed, match="4 images of 12 cannot be decoded, more than the limit of 3"):
         build(tmp_path / "cache", tokenizer, images)
 
 
@@ -269,9 +269,7 @@ def test_nothing_but_broken_images_stop_with_one_sentence(
         Path(path).write_bytes(Path(path).read_bytes()[:200])
     with pytest.raises(RunFailed) as error:
         build(tmp_path / "cache", tokenizer, images, workers=workers)
-    assert str(error.value) == (
-        f"{images.paths[0]} and the images after it cannot be decoded; is this the right folder?"
-    )
+    assert str(error.value) == (f"{images.paths[0]} and the images after it cannot be decoded; check the folder.")
     assert not multiprocessing.active_children()
 
 
@@ -295,13 +293,13 @@ def test_an_interrupted_build_goes_on_and_ends_in_the_same_bytes(
     parts = tmp_path / "parts"
     assert build(parts, tokenizer, images).exit_code == 143
     assert list(contents(parts)) == list(contents(tmp_path / "whole"))[:1]
-    assert "stopped with 1 of 4 shards finished; the same command continues" in capsys.readouterr().out
+    assert "stopped with 1 of 4 shards finished; rerun the same command" in capsys.readouterr().out
     with pytest.raises(UsageError, match="not finished: it has 1 of 4 shards"):
         reopen(parts, tokenizer, images)
     (parts / ".shard-00001.draft.part").write_bytes(b"torn")
     assert build(parts, tokenizer, images).exit_code == 130
     assert build(parts, tokenizer, images).exit_code == 0
-    assert "shards are there and intact; making the others" in capsys.readouterr().out
+    assert "shards exist and are intact; making the others" in capsys.readouterr().out
     assert contents(parts) == contents(tmp_path / "whole") and len(contents(parts)) == 4
     assert {path.name for path in parts.iterdir()} == {*contents(parts), "index.json"}
 
@@ -387,7 +385,7 @@ def test_too_little_space_is_told_before_any_work(
     tokenizer: Tokenizer, images: ImageList, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(index.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 100))
-    with pytest.raises(UsageError, match=r"has 100 bytes free, but the token cache takes 960 bytes more"):
+    with pytest.raises(UsageError, match=r"has 100 bytes free, but the token cache needs 960 bytes more"):
         build(tmp_path / "cache", tokenizer, images)
     assert not (tmp_path / "cache").exists()
 
@@ -439,7 +437,7 @@ def test_a_cache_of_another_data_set_is_refused(
 
     file = Path(moved.paths[3])
     file.write_bytes(file.read_bytes() + b"0")
-    assert "another data set (as many images, but other files, names or labels)" in refusal()
+    assert "another data set (the same number of images, but other files, names or labels)" in refusal()
     write_images(tmp_path / "moved" / "train" / "eel", 2)
     assert "another data set (12 images in 2 classes, not 14 in 3)" in refusal()
 
@@ -534,7 +532,7 @@ def test_another_kind_of_source_makes_the_same_shards_by_the_command(
     assert contents(tmp_path / "folder") == contents(tmp_path / "archive") != {}
     assert "of archive/train" in capsys.readouterr().out
     assert command(trained, tmp_path / "folder", "--data", "archive") == 2  # the names differ
-    assert "another data set (as many images, but other files" in capsys.readouterr().err
+    assert "another data set (the same number of images, but other files" in capsys.readouterr().err
 
 
 def test_weights_without_a_recorded_checksum_are_read(tokenizer: Tokenizer, images: ImageList, tmp_path: Path) -> None:
@@ -559,7 +557,7 @@ def test_a_folder_of_something_else_is_refused(tokenizer: Tokenizer, images: Ima
     build(tmp_path / "good", tokenizer, images)
     index = json.loads((tmp_path / "good" / "index.json").read_text())
     (tmp_path / "cache" / "index.json").write_text(json.dumps(index | {"format": 99}))
-    assert "has format 99, this version writes 1" in refusal()
+    assert "has format 99, but this version writes 1" in refusal()
 
 
 def test_a_codebook_beyond_16_bits_is_refused(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -600,7 +598,7 @@ def test_the_command_makes_and_verifies_a_cache(
     assert command(trained, out, "--dry-run", "--hflip") == 0
     planned = capsys.readouterr().out
     assert "4 views of each (2 random crops, each mirrored as well)" in planned and not out.exists()
-    assert "5 structure + 4 alias a view, 432 in all, 960 bytes in 1 shard\n" in planned
+    assert "5 structure + 4 alias per view, 432 in all, 960 bytes in 1 shard\n" in planned
     assert command(trained, out, "--hflip") == 0
     (shard,) = out.glob("shard-*.npy")
     assert np.load(shard).nbytes == 960
@@ -672,5 +670,5 @@ def test_two_processes_make_the_same_bytes(trained: Path, tmp_path: Path, small_
     assert result.returncode == 0, result.stderr
     assert contents(tmp_path / "two") == whole
     assert result.stdout.count("upstream: ") == result.stdout.count("is damaged") == 1, "only rank 0 talks"
-    assert "1 of 4 shards are there and intact; making the others" in result.stdout
+    assert "1 of 4 shards exist and are intact; making the others" in result.stdout
     assert "324 of them made in" in result.stdout

@@ -43,7 +43,7 @@ def test_the_plan_counts_views_and_tokens() -> None:
     assert lines == [
         "tokenizer: runs/x, crops of 64 px",
         "images: 5,000 of pictures/train, 8 views of each (4 random crops, each mirrored as well)",
-        "tokens: 30 structure + 20 alias a view, 2,000,000 in all, 4.1 MB in 3 shards",
+        "tokens: 30 structure + 20 alias per view, 2,000,000 in all, 4.1 MB in 3 shards",
     ]
 
 

@@ -12,25 +12,23 @@ from torch.nn import functional as F
 
 from refocus_ext.distill.teacher.geometry import TeacherGeometry
 
-MEAN_BATCHES = 100  # batches that the running mean of E_a reaches back
+MEAN_BATCHES = 100  # batches that the running mean of E_a averages over
 
 
 class EmbeddedAliases(NamedTuple):
-    """What AG-XAttn reads of a batch's alias tokens."""
+    """The inputs of AG-XAttn from the alias tokens of a batch."""
 
     key_BTC: Tensor  # E_a
-    value_BTC: Tensor  # E_a less its mean over images
+    value_BTC: Tensor  # E_a minus its mean over images
 
 
 class AliasEmbedding(nn.Module):
     """E_a: LayerNorm(W [code vector, position] + state embedding), (B,T,C) of K-1 code vector maps (B,l_k,Ca).
 
-    The norm has no parameters; it makes the scale of the codebook irrelevant to the attention's logits.
+    The norm has no parameters; it makes the attention logits independent of the scale of the codebook.
 
-    Values are E_a less its running mean over images, place by place, so that the teacher can add what an image's aliases
-    say and not what is true of every image. With whole values a new teacher learns the tokens' frequencies through them,
-    a constant vector longer than the student's features, and feature distillation (eq. 13) holds the student there, where
-    all tokens look alike (docs/measured.md). The mean moves in `follow`, never in `forward`.
+    Values are E_a minus its running mean over images, per position, so that the teacher adds only what differs between
+    images; docs/measured.md has the measurements. The mean is updated by `follow`, never by `forward`.
     """
 
     position_TF: Tensor
@@ -73,18 +71,18 @@ class AliasEmbedding(nn.Module):
 
     @torch.no_grad()
     def follow(self, mean_TC: Tensor) -> None:
-        """Counts one more batch mean: a plain average of the first `MEAN_BATCHES`, then an exponential one."""
+        """Adds one batch mean: a plain average over the first `MEAN_BATCHES`, then an exponential one."""
         self.batches += 1
         weight = 1 / self.batches.clamp(max=MEAN_BATCHES)
         self.mean_TC += weight * (mean_TC - self.mean_TC)
 
 
 class AliasGateCrossAttention(nn.Module):
-    """Z = X + gate(X) * W_O Attn(W_Q X, W_K E_a(a), W_V (E_a(a) - mean)), all of X read through a LayerNorm.
+    """Z = X + gate(X) * W_O Attn(W_Q X, W_K E_a(a), W_V (E_a(a) - mean)), where X is read through a LayerNorm.
 
-    gate = sigmoid(linear), in [0,1]^C and 1/2 at first. W_O starts at zero and has no bias. A null slot with a learned
-    key and a zero value takes the attention of a query that finds nothing, and all of it where a query sees no alias
-    token: such a query is returned as it is.
+    gate = sigmoid(linear), in [0,1]^C, initially 1/2. W_O starts at zero and has no bias. A null slot with a learned
+    key and a zero value takes the attention of a query with no match. A query that sees no alias token gives it all its
+    attention and is returned unchanged.
     """
 
     def __init__(self, geometry: TeacherGeometry) -> None:
@@ -122,7 +120,7 @@ class AliasGateCrossAttention(nn.Module):
 def cell_positions(grid: int, frequencies: int) -> Tensor:
     """(grid^2, 4 frequencies): sin and cos of pi m u, m = 1 .. frequencies, of each cell's centre u = (x, y) in (0,1)^2.
 
-    The coordinates are the image's: cells of two grids that lie at one place have one position. With as many
+    Coordinates are those of the image: cells of two grids at the same place have the same position. With as many
     frequencies as the finest grid has cells, any function of a row or a column is linear in them (the cosines are the DCT).
     """
     centre_g = (torch.arange(grid) + 0.5) / grid

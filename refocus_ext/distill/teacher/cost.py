@@ -1,4 +1,4 @@
-"""What the teacher adds to a training step of VAR and to its parameters, counted before anything is built."""
+"""The cost that the teacher adds to a VAR training step and to the parameters, counted without allocating weights."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from refocus_ext.distill.teacher.geometry import TeacherGeometry
 from refocus_ext.distill.teacher.interface import TeacherOverhead
 from refocus_ext.distill.teacher.shared_weights import Teacher
 
-_SMALL = (torch.arange, torch.linspace, torch.tensor)  # what a constructor computes sizes and drop rates from
+_SMALL = (torch.arange, torch.linspace, torch.tensor)  # operations from which constructors compute sizes and drop rates
 
 
 class _Constructible(TorchFunctionMode):
-    """Under fake tensors: small constants and what is computed from them alone stay real, since constructors read them.
+    """Keeps small constants, and values computed from them only, real under fake tensors, because constructors read them.
 
-    Of fake values only `trunc_normal_` reads any: it draws again while a value is out of bounds, and its bounds.
+    Fake values are read by `trunc_normal_` only, which redraws while a value is out of bounds.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -46,7 +46,7 @@ def teacher_overhead(
     """Counts VAR-d`depth` (width 64 x depth) with and without a teacher; no weights are allocated, nothing is computed.
 
     Args:
-        geometry: of the teacher, by default that of 256 px, M = 2 and alias stride 8.
+        geometry: of the teacher; default: 256 px, M = 2 and alias stride 8.
         vocab_size: V.
         options: further arguments of `Upstream.build_var`, such as num_classes and shared_aln.
     """
@@ -66,7 +66,7 @@ def teacher_overhead(
 
 
 def _flops(forward: Any) -> int:
-    """FLOPs of forward and of the backward passes of the outputs; attention by matrix products, which count exactly."""
+    """FLOPs of forward and of the backward passes of the outputs; attention by matrix products, which are counted exactly."""
     counter = FlopCounterMode(display=False)
     with counter, sdpa_kernel(SDPBackend.MATH), torch.enable_grad():
         outputs: list[Tensor] = forward()

@@ -1,4 +1,4 @@
-"""Sizes of the teacher, and which alias tokens a scale sees."""
+"""Sizes of the teacher, and which alias tokens each scale sees."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ HEAD = 64  # channels of an attention head, as in VAR
 
 @dataclass(frozen=True)
 class TeacherGeometry:
-    """What fixes a teacher's shapes and what its queries may see; it travels with the weights.
+    """Determines a teacher's shapes and which alias tokens its queries see; stored with the weights.
 
     Args:
         width: C of the VAR.
@@ -24,7 +24,7 @@ class TeacherGeometry:
         states: g(i), the focus state that serves each scale.
         blocks: M, how many of the last blocks run twice.
         mask: "causal": scale i sees the alias tokens of states <= g(i-1); "privileged": <= g(i).
-        alias_scales: only the last so many scales see alias tokens; None: all that the mask lets.
+        alias_scales: number of last scales that see alias tokens; None: all that the mask allows.
 
     Raises:
         ValueError: a value outside these limits.
@@ -76,19 +76,19 @@ class TeacherGeometry:
 
     @property
     def visible_states(self) -> tuple[int, ...]:
-        """For each scale how many alias states, counted from the blurriest, its queries see."""
+        """For each scale, the number of alias states, from the blurriest on, that its queries see."""
         ends = [min(state + 1, len(self.grids)) for state in self.states]
         counts = ends if self.mask == "privileged" else [0, *ends[:-1]]
         first = len(counts) - (self.alias_scales or len(counts))
         return tuple(count if i >= first else 0 for i, count in enumerate(counts))
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as plain values, to travel with a checkpoint; `TeacherGeometry.from_dict` takes them back."""
+        """The fields as plain values for a checkpoint; `TeacherGeometry.from_dict` reads them."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> TeacherGeometry:
-        """The geometry that `to_dict` described, also after a trip through JSON."""
+        """The geometry that `to_dict` described, also after conversion to and from JSON."""
         values: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
         }
@@ -96,7 +96,7 @@ class TeacherGeometry:
 
 
 def alias_visibility(geometry: TeacherGeometry) -> Tensor:
-    """(L,T) bool: whether a query may see an alias token (the null slot, which all see, is not among them).
+    """(L,T) bool: whether a query may see an alias token (without the null slot, which all see).
 
     >>> alias_visibility(TeacherGeometry(64, grids=(1, 2), patch_nums=(1, 2, 4), states=(0, 1, 2)))[[0, 1, 5]].int()
     tensor([[0, 0, 0, 0, 0],

@@ -1,6 +1,6 @@
-"""What stage 2 asks of a teacher. A new kind derives from `AliasTeacher` and has its entry in `kinds.py`.
+"""The interface of a teacher. A new kind derives from `AliasTeacher` and is registered in `kinds.py`.
 
-Shapes: B batch, L structure tokens, l some of them, C width, V codes. `_K` lists have K-1 entries, one an alias state.
+Shapes: B batch, L structure tokens, l a chunk of them, C width, V codes. `_K` lists have K-1 entries, one per alias state.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from patches.faces import VAR
+from patches.protocols import VAR
 from patches.teacher_block import StudentPass
 from refocus_ext.distill.teacher.alias_gate import AliasEmbedding
 from refocus_ext.distill.teacher.geometry import TeacherGeometry
@@ -25,7 +25,7 @@ class TeacherPass(NamedTuple):
 
 
 class TeacherOverhead(NamedTuple):
-    """Counts for one image; a multiply-add is two FLOPs, a step is forward and backward of every loss."""
+    """Counts for one image; a multiply-add is two FLOPs, a step is the forward and backward pass of every loss."""
 
     var_parameters: int
     teacher_parameters: int  # of the alias modules
@@ -44,9 +44,9 @@ class TeacherOverhead(NamedTuple):
 
 
 class AliasTeacher(nn.Module):
-    """A network that reads alias tokens and whose features and logits the student learns from (eq. 9-13).
+    """A network that reads alias tokens; the student learns from its features and logits (eq. 9-13).
 
-    Its own cross-entropy trains its parameters and never the student's.
+    Its own cross-entropy trains only its own parameters.
     """
 
     geometry: TeacherGeometry
@@ -57,14 +57,14 @@ class AliasTeacher(nn.Module):
         """A new teacher whose alias modules are drawn from `seed`.
 
         Args:
-            build_var: makes a VAR like the student, for a teacher that has one of its own.
+            build_var: makes a VAR like the student, for a teacher with its own VAR.
         """
 
     @abstractmethod
     def passes(
         self, var: VAR, label_B: Tensor, x_BLCv_wo_first_l: Tensor, alias_K: Sequence[Tensor]
     ) -> tuple[StudentPass, TeacherPass]:
-        """The student's pass, with VAR's own bits and random numbers, and the teacher's, both up to their heads.
+        """The student's pass, bit-identical to VAR's and with the same random numbers, and the teacher's, both up to their heads.
 
         Args:
             var: the student, a VAR.
@@ -77,34 +77,34 @@ class AliasTeacher(nn.Module):
     def taught_again(
         self, var: VAR, tape: StudentPass, label_B: Tensor, x_BLCv_wo_first_l: Tensor, alias_K: Sequence[Tensor]
     ) -> TeacherPass:
-        """The teacher's pass with other alias tokens, beside the student's pass `tape` that is there already."""
+        """The teacher's pass with other alias tokens, for an existing student's pass `tape`."""
 
     @property
     @abstractmethod
     def alias_modules(self) -> nn.Module:
-        """What reads alias tokens; it learns at the alias gates' rate."""
+        """The module that reads alias tokens; it learns at the alias gates' rate."""
 
     @property
     @abstractmethod
     def alias_embedding(self) -> AliasEmbedding:
-        """E_a, whose running mean the training loop moves (`AliasEmbedding.follow`)."""
+        """E_a, whose running mean the training loop updates (`AliasEmbedding.follow`)."""
 
     @property
     def own_var(self) -> Any | None:
-        """A VAR of its own; None where it works with the student's weights."""
+        """The teacher's own VAR; None if it uses the student's weights."""
         return None
 
     @classmethod
     @abstractmethod
     def parameters_added(cls, counts: TeacherOverhead) -> int:
-        """Parameters that are trained beside the student's."""
+        """Parameters trained in addition to the student's."""
 
     @classmethod
     @abstractmethod
     def step_flops(cls, counts: TeacherOverhead) -> int:
-        """Of a training step, the student's included."""
+        """FLOPs of a training step, including the student's."""
 
     @classmethod
     @abstractmethod
     def cost_in_words(cls, counts: TeacherOverhead) -> str:
-        """What it adds, for the plan: '+1.1% parameters, +5.8% FLOPs'."""
+        """The added cost, for the plan: '+1.1% parameters, +5.8% FLOPs'."""

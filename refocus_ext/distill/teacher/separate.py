@@ -1,4 +1,4 @@
-"""The teacher as a second full VAR with AG-XAttn in its last M blocks: the costly reading of the paper, for comparison.
+"""The teacher as a second full VAR with AG-XAttn in its last M blocks: the expensive reading of the paper, for comparison.
 
 Shapes as in `refocus_ext.distill.teacher.shared_weights`.
 """
@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patches.faces import VAR
 from patches.instance import patched
+from patches.protocols import VAR
 from patches.teacher_block import Crossing, StudentPass
 from refocus_ext.distill.teacher.alias_gate import AliasEmbedding
 from refocus_ext.distill.teacher.geometry import TeacherGeometry
@@ -23,10 +23,10 @@ from refocus_ext.engine.devices import kind_of, rewound
 
 
 class SeparateTeacher(AliasTeacher):
-    """A VAR of its own around the alias modules of `Teacher`; it starts as a copy of the student.
+    """A separate VAR around the alias modules of `Teacher`; it starts as a copy of the student.
 
-    Its loss trains all of it and never the student. It repeats the student's random numbers, so that label drop and
-    stochastic depth are shared by both.
+    Its loss trains the whole teacher and never the student. It reuses the student's random numbers, so that label drop
+    and stochastic depth are the same for both.
 
     Args:
         var: a VAR built like the student; it becomes part of this module.

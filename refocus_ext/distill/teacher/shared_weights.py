@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from patches.faces import VAR
 from patches.instance import patched
-from patches.parts import blocks_of
+from patches.model_parts import blocks_of
+from patches.protocols import VAR
 from patches.teacher_block import Recording, StudentPass, attention_half, detached_call, detached_logits, ffn_half
 from patches.upstream import pristine_initializers
 from refocus_ext.distill.teacher.alias_gate import AliasEmbedding, AliasGateCrossAttention
@@ -24,7 +24,7 @@ from refocus_ext.distill.teacher.interface import AliasTeacher, TeacherOverhead,
 
 
 class TeacherOutput(NamedTuple):
-    """Both passes of one step; student entries carry gradient for the VAR alone, teacher entries for the teacher alone."""
+    """Both passes of one step; student entries have gradient for the VAR only, teacher entries for the teacher only."""
 
     student_logits: Tensor  # (B,L,V), fp32
     teacher_logits: Tensor  # (B,L,V), fp32
@@ -39,7 +39,7 @@ def record(
     blocks: int,
     defer_head: bool = False,
 ) -> StudentPass:
-    """VAR's own teacher-forced pass, with what its last `blocks` blocks (0: none) and its head were called with."""
+    """VAR's own teacher-forced pass, with the inputs of its last `blocks` blocks (0: none) and of its head."""
     tape = StudentPass(defer_head=defer_head)
     with patched(var, Recording(blocks, tape)):
         logits_BLV = var(label_B, x_BLCv_wo_first_l)
@@ -48,10 +48,10 @@ def record(
 
 
 class Teacher(AliasTeacher):
-    """AG-XAttn modules and E_a; the VAR is passed to each call and never becomes part of the state dict.
+    """AG-XAttn modules and E_a; the VAR is passed to each call and is not part of the state dict.
 
-    `forward` is `observe` (the student's pass: VAR's own forward, its bits and random numbers) followed by `teach` and
-    `logits`. To look at one student pass with several alias inputs, or to chunk the logits, call the three.
+    `forward` is `observe` (the student's pass: VAR's own forward, with the same bits and random numbers) followed by `teach` and
+    `logits`. To use one student pass with several alias inputs, or to chunk the logits, call the three separately.
     """
 
     visible_LN: Tensor
@@ -109,13 +109,13 @@ class Teacher(AliasTeacher):
         x_BLCv_wo_first_l: Tensor,
         defer_head: bool = False,
     ) -> StudentPass:
-        """Runs the student and records what the teacher's pass shares with it.
+        """Runs the student and records the part that the teacher's pass shares.
 
         Args:
             var: the VAR, unwrapped.
             label_B: class labels (B,).
             x_BLCv_wo_first_l: teacher-forcing input (B, L - first_l, Cvae).
-            defer_head: leave the logits to the caller, who has them from `var.get_logits(hidden, cond)` of the pass.
+            defer_head: do not compute logits; the caller gets them from `var.get_logits(hidden, cond)` of the pass.
         """
         if tuple(var.patch_nums) != self.geometry.patch_nums or self.geometry.width != var.C or var.prog_si >= 0:
             raise ValueError(
@@ -142,8 +142,8 @@ class Teacher(AliasTeacher):
         return features
 
     def logits(self, var: VAR, tape: StudentPass, feature_BlC: Tensor) -> Tensor:
-        """Logits (B,l,V), fp32, of the last of `teach`'s features, or of some of its tokens."""
-        assert tape.cond_BD is not None, "the tape holds no finished pass"
+        """Logits (B,l,V), fp32, of the last features of `teach`, or of some of their tokens."""
+        assert tape.cond_BD is not None, "the tape has no finished pass"
         return detached_logits(var, feature_BlC.float(), tape.cond_BD.detach())
 
     def forward(

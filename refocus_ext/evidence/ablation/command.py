@@ -1,4 +1,4 @@
-"""`bash run.sh ablate`: Table 2 at any size. Every row is trained by this project's own commands, then measured alike."""
+"""`bash run.sh ablate`: Table 2 at any size. Every row is trained by this project's commands and measured in the same way."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[3]
 def main(options: AblateOptions) -> int:
     """Runs the command; returns its exit code."""
     if options.demo and options.preset != "demo":
-        raise UsageError(f"--demo is the preset demo; leave it out for --preset {options.preset}.")
+        raise UsageError(f"--demo means --preset demo; omit it to use --preset {options.preset}.")
     with named("--json"):
         json_file = results_file(options.json) if options.json else None
     plan = commands(options)
@@ -41,9 +41,9 @@ def main(options: AblateOptions) -> int:
         print(f"\n[{number}/{len(plan)}] bash run.sh {shlex.join(words)}", flush=True)
         if code := launch(words):
             if code in (130, 143):
-                print("stopped; run the same `ablate` again to resume it")
+                print("stopped; rerun the same command to resume")
                 return code
-            raise RunFailed(f"`bash run.sh {shlex.join(words)}` ended with exit code {code}; its words are above.")
+            raise RunFailed(f"`bash run.sh {shlex.join(words)}` ended with exit code {code}; its output is above.")
     print("\nmeasuring", flush=True)
     measure = Measure.of(options, device)
     results = {
@@ -58,7 +58,7 @@ def main(options: AblateOptions) -> int:
 
 
 def commands(options: AblateOptions) -> list[list[str]]:
-    """Every tokenizer once, then every row's student; each with its own folder, so that all of it resumes."""
+    """Every tokenizer once, then every row's student; each has its own folder and can resume."""
     shared = ["--preset", options.preset] + (["--data", options.data] if options.data else [])
     plan: list[list[str]] = []
     for seed in options.seeds:
@@ -97,7 +97,7 @@ def tokenizer_folder(options: AblateOptions, stage1: Stage1, seed: int) -> Path:
 
 
 def bind(options: AblateOptions) -> None:
-    """Raises UsageError where --out holds an ablation under another budget."""
+    """Raises UsageError if --out holds an ablation with another budget."""
     names = (
         "preset",
         "data",
@@ -115,7 +115,7 @@ def bind(options: AblateOptions) -> None:
         if changed := [name for name in names if theirs.get(name) != ours[name]]:
             raise UsageError(
                 f"--out {options.out} holds an ablation with {changed[0]} = {theirs.get(changed[0])}, this one has "
-                f"{ours[changed[0]]}; rows are compared under one budget, so choose another --out."
+                f"{ours[changed[0]]}; rows must be compared under one budget; choose another --out."
             )
         return
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -123,11 +123,11 @@ def bind(options: AblateOptions) -> None:
 
 
 def launch(words: Sequence[str]) -> int:
-    """One command in a process of its own, by run.sh, which starts several where there are several GPUs."""
+    """One command in a separate process, by run.sh, which starts several processes on several GPUs."""
     environment = os.environ | {"REFOCUS_PYTHON": os.environ.get("REFOCUS_PYTHON", sys.executable)}
     process = subprocess.Popen(["bash", str(ROOT / "run.sh"), *words], env=environment)
     while True:
         try:
             return process.wait()
-        except KeyboardInterrupt:  # Ctrl-C has reached it too: it saves and leaves with 130
+        except KeyboardInterrupt:  # Ctrl-C reached it too: it saves and exits with 130
             continue

@@ -13,17 +13,17 @@ from refocus_ext.evidence.ablation.rows import TABLE
 
 @dataclass(frozen=True)
 class Difference:
-    """Of two rows over the same seeds: the mean, and half the width of its 95% confidence interval (Student's t), None for one
-    seed."""
+    """The difference of two rows over the same seeds: its mean, and half the width of the 95% confidence interval (Student's
+    t), None for one seed."""
 
     mean: float
     margin: float | None
 
 
 def summarise(name: str, results: Mapping[str, Sequence[dict[str, Any]]]) -> dict[str, Any]:
-    """Mean and sample standard deviation over seeds of each number of the last point, and how it differs from other rows.
+    """Mean and sample standard deviation over seeds of each number of the last point, and its differences from other rows.
 
-    "against" maps a row to the differences (this row's number less that one's, seed by seed): of its distances from the
+    "against" maps a row to the differences (this row's number minus the other's, seed by seed): of its distances from the
     full method, and of the cross-entropy from the row that has the same tokens but no teacher.
     """
     row, values = TABLE[name], last_numbers(results[name])
@@ -47,13 +47,13 @@ def summarise(name: str, results: Mapping[str, Sequence[dict[str, Any]]]) -> dic
 
 
 def last_numbers(runs: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
-    """Each number of the last point, one value a seed."""
+    """Each number of the last point, one value per seed."""
     last = [run["points"][-1] | {key: value for key, value in run.items() if key != "points"} for run in runs]
     return {key: [entry[key] for entry in last] for key in last[0] if isinstance(last[0][key], float)}
 
 
 def paired(ours: Sequence[float], theirs: Sequence[float]) -> Difference:
-    """Seed by seed, so that what the seeds share drops out."""
+    """Seed by seed, so that effects common to a seed cancel."""
     differences = [a - b for a, b in zip(ours, theirs, strict=True)]
     n = len(differences)
     margin = None

@@ -1,6 +1,6 @@
-"""What every row of an ablation is measured by: distances of its samples to data, at several checkpoints.
+"""The measures of every ablation row: distances of its samples to data, at several checkpoints.
 
-Cross-entropies compare only between rows with the same tokens, distances between images always.
+Cross-entropies are comparable only between rows with the same tokens, image distances between all rows.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from refocus_ext.sampling.student import Student, load_student
 from refocus_ext.seeds import Stream, stream_seed
 from refocus_ext.storage.atomic import save_json
 
-THUMBNAIL = 8  # pixels a side
+THUMBNAIL = 8  # pixels per side
 FILE = "ablate-measured.json"
 
 
 @dataclass(frozen=True)
 class Measure:
-    """How many images of which data are looked at, and whether by Inception too."""
+    """The number and source of the images to measure, and Inception if available."""
 
     inception: InceptionFeatures | None
     data: str
@@ -47,10 +47,10 @@ class Measure:
 
     @classmethod
     def of(cls, options: AblateOptions, device: torch.device) -> Measure:
-        """With Inception where its weights are at hand.
+        """With Inception if its weights are available.
 
         Raises:
-            UsageError: --inception-weights are not Inception's.
+            UsageError: --inception-weights is not an Inception file.
         """
         inception = None
         try:
@@ -58,19 +58,19 @@ class Measure:
         except UsageError as missing:
             if options.inception_weights:
                 raise
-            print(f"FID and IS are left out: {missing}")
+            print(f"FID and IS are not measured: {missing}")
         return cls(inception, options.data, options.images, options.batch_size, device)
 
     @property
     def numbers(self) -> Sequence[str]:
-        """What is measured, by name."""
+        """The names of the measures."""
         if self.inception is None:
             return ("thumbnail_fd",)
         return ("thumbnail_fd", "fid", "is") if self.inception.standard else ("thumbnail_fd", "fid*", "is*")
 
 
 class ImageStatistics:
-    """Of a set of images: the moments of thumbnails and, with Inception, of its features, and its classes."""
+    """Statistics of a set of images: the moments of thumbnails and, with Inception, of its features, and its classes."""
 
     def __init__(self, inception: InceptionFeatures | None) -> None:
         self.inception = inception
@@ -78,7 +78,7 @@ class ImageStatistics:
         self.logits: list[Tensor] = []
 
     def update(self, image_B3HW: Tensor) -> None:
-        """Takes images in [-1,1]; what is measured is their 8 bits."""
+        """Adds images in [-1,1], which are measured as 8 bits."""
         pixels = to_uint8(image_B3HW)
         self.thumbnails.update(thumbnails(pixels))
         if self.inception is not None:
@@ -100,9 +100,9 @@ def thumbnails(pixel_B3HW: Tensor) -> Tensor:
 
 
 def measure_run(measure: Measure, run: Path) -> dict[str, Any]:
-    """Numbers at each kept checkpoint, and what the run's own validation said last.
+    """Numbers at each kept checkpoint, and the run's last validation.
 
-    What has been measured is kept in the run's folder under the checkpoint's checksum.
+    Results are cached in the run's folder under the checkpoint's checksum.
     """
     file = run / FILE
     known: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
@@ -124,7 +124,7 @@ def measure_run(measure: Measure, run: Path) -> dict[str, Any]:
 
 
 def statistics_of(measure: Measure, batches: Iterator[Tensor]) -> ImageStatistics:
-    """Of image batches in [-1,1]."""
+    """Statistics of image batches in [-1,1]."""
     statistics = ImageStatistics(measure.inception)
     for images in batches:
         statistics.update(images.to(measure.device))
@@ -132,7 +132,7 @@ def statistics_of(measure: Measure, batches: Iterator[Tensor]) -> ImageStatistic
 
 
 def _shown(batches: Iterator[Tensor], measure: Measure) -> Iterator[Tensor]:
-    """The same batches, with progress."""
+    """The same batches, with a progress display."""
     progress = Progress(0, -(-measure.images // measure.batch), measure.batch, unit="batch")
     for number, images in enumerate(batches, start=1):
         yield images
@@ -141,17 +141,17 @@ def _shown(batches: Iterator[Tensor], measure: Measure) -> Iterator[Tensor]:
 
 
 def samples(measure: Measure, student: Student) -> Iterator[Tensor]:
-    """Images of classes in turn, in [-1,1]; the same seeds for every row."""
+    """Images of alternating classes, in [-1,1]; the same seeds for every row."""
     classes = len(student.classes) or student.num_classes
     with patched(student.var, FastSampling()):
         for first in range(0, measure.images, measure.batch):
             indices = range(first, min(first + measure.batch, measure.images))
             labels = [index % classes for index in indices]
-            yield sample_images(student, labels, seed=0, first=first, how=FOR_FID) * 2 - 1
+            yield sample_images(student, labels, seed=0, first=first, guidance=FOR_FID) * 2 - 1
 
 
 def reference_images(measure: Measure, size: int) -> Iterator[Tensor]:
-    """Crops of the validation images: the centre ones of a data set, random ones of the demo's few photographs."""
+    """Crops of the validation images: centre crops of a data set, random crops of the demo's few photographs."""
     _, val = find_images(measure.data)
     crops = ViewCrops(val, size, plan=ViewPlan(0, False, stream_seed(0, Stream.REFERENCE_CROPS)))
     rounds = 1 if measure.data else -(-measure.images // len(val))

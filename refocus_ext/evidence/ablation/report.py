@@ -1,4 +1,4 @@
-"""report.md of an ablation: Table 2 with the paper's numbers beside, figure 5, and samples of every row from the same seeds."""
+"""report.md of an ablation: Table 2 with the paper's numbers, figure 5, and samples of every row from the same seeds."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from refocus_ext.storage.atomic import written_beside
 
 COLUMNS, SIDE = 8, 96
 NAMES = {"thumbnail_fd": "thumbnail distance", "fid": "FID", "is": "IS", "fid*": "FID*", "is*": "IS*"}
-_OTHER = "with Inception weights that are not the published ones, so it compares with nobody's"
+_OTHER = "with Inception weights that are not the published ones, so it is not comparable with published values"
 EXPLAINED = {
-    "thumbnail_fd": "Frechet distance of 8 x 8 thumbnails (192 numbers an image) to data; lower is nearer, and detail is not seen",
-    "fid": "on Inception's features, against as many images of the data at most; lower is nearer, and few images bias it upwards",
+    "thumbnail_fd": "Frechet distance of 8 x 8 thumbnails (192 numbers per image) to data; lower is closer; detail is not measured",
+    "fid": "on Inception features, against at most the same number of data images; lower is closer, and few images bias it upwards",
     "is": "Inception Score of the samples, on splits of 5000; higher is clearer and more varied",
     "fid*": f"FID {_OTHER}",
     "is*": f"Inception Score {_OTHER}",
@@ -49,7 +49,7 @@ def write_report(
         "# Ablation: the rows of Table 2",
         "",
         f"Preset {options.preset}, d{options.depth}, {options.tokenizer_steps} tokenizer steps and {options.distill_steps} student "
-        f"steps each, {options.images} samples a measurement (cfg 1.5, top-k 900, top-p 0.96), data: "
+        f"steps each, {options.images} samples per measurement (cfg 1.5, top-k 900, top-p 0.96), data: "
         f"{Path(options.data).name or 'the photographs inside scikit-image'}, seeds {', '.join(map(str, options.seeds))}. "
         f"Written by `bash run.sh ablate`.",
         "",
@@ -73,7 +73,7 @@ def table_lines(summary: Mapping[str, dict[str, Any]], distances: Sequence[str])
     """A Markdown table; a spread is the sample standard deviation over seeds."""
     heads = [NAMES[name] for name in distances] + [
         "student's cross-entropy (tokens)",
-        "gap of the teacher (another image's alias)",
+        "teacher's gap (with another image's alias tokens)",
         "paper's FID, d16",
         "paper's IS",
     ]
@@ -93,16 +93,16 @@ def table_lines(summary: Mapping[str, dict[str, Any]], distances: Sequence[str])
 
 
 def difference_lines(summary: Mapping[str, dict[str, Any]], name: str) -> list[str]:
-    """Rows less others; of several seeds also whether 0 lies outside the 95% confidence interval."""
+    """Rows minus others; with several seeds also whether 0 is outside the 95% confidence interval."""
     lines = []
     for row in summary.values():
         for other, differences in row["against"].items():
             title = summary[other]["title"]
             if name in differences:
-                lines.append(f"{row['title']} less {title}, {NAMES[name]}: {_difference(differences[name])}")
+                lines.append(f"{row['title']} minus {title}, {NAMES[name]}: {_difference(differences[name])}")
             if "ce_student" in differences:
                 lines.append(
-                    f"{row['title']} less {title}, cross-entropy on the same tokens: {_difference(differences['ce_student'])}"
+                    f"{row['title']} minus {title}, cross-entropy on the same tokens: {_difference(differences['ce_student'])}"
                 )
     return [f"- {line}" for line in lines]
 
@@ -112,7 +112,7 @@ def _difference(value: Mapping[str, float | None]) -> str:
     assert mean is not None
     if margin is None:
         return f"{mean:+.3f} (one seed)"
-    verdict = "a difference" if abs(mean) > margin else "no difference that these seeds show"
+    verdict = "a significant difference" if abs(mean) > margin else "no significant difference"
     return f"{mean:+.3f} +- {margin:.3f}, {verdict}"
 
 
@@ -127,28 +127,27 @@ def _cell(row: dict[str, Any], name: str, form: str) -> str:
 
 
 def caveats(options: AblateOptions, distances: Sequence[str]) -> list[str]:
-    """What these numbers can and cannot say."""
+    """What these numbers show and do not show."""
     lines = [f"- {NAMES[name]}: {EXPLAINED[name]}." for name in distances]
     seeds = len(options.seeds)
     lines.append(
         f"- {seeds} seed{'s' * (seeds > 1)}: "
         + (
-            "no row can be called better than another from this; `--seeds 0,1,2,..` gives a spread."
+            "this cannot show that one row is better than another; `--seeds 0,1,2,..` gives a spread."
             if seeds < 3
-            else "+- in the table is the standard deviation of a row over its seeds, each with a tokenizer of its own."
+            else "+- in the table is the standard deviation of a row over its seeds, each with its own tokenizer."
         )
     )
     if options.preset == "demo":
         lines.append(
-            "- A demo: students of a few million parameters memorize crops of a handful of photographs in a few hundred "
-            "steps. It shows that every row trains, samples and is measured alike. It cannot show which row generates "
+            "- A demo: students of a few million parameters memorize crops of a few photographs in a few hundred "
+            "steps. It shows that every row trains, samples and is measured in the same way. It cannot show which row generates "
             "better: that takes ImageNet, d16 and FID on 50,000 samples."
         )
+    lines.append("- The paper's columns are from ImageNet 256 x 256 at d16; they are not comparable with the others.")
     lines.append(
-        "- The paper's columns are its own, from ImageNet 256 x 256 at d16; they are not comparable to the others."
-    )
-    lines.append(
-        "- Cross-entropies (nats a token) compare only between rows with the same tokens: others predict other targets."
+        "- Cross-entropies (nats per token) are comparable only between rows with the same tokens: "
+        "other rows predict other targets."
     )
     return lines
 
@@ -180,12 +179,12 @@ def draw_convergence(
 
 
 def draw_samples(path: Path, titles: Sequence[str], runs: Sequence[Path]) -> None:
-    """One line of samples for each row."""
+    """One line of samples per row."""
     rows, headers = [], [""]
     for run in runs:
         student = load_student(run)
         classes = len(student.classes) or student.num_classes
         labels = (spread(range(classes), COLUMNS) * COLUMNS)[:COLUMNS]
         headers = [shorten(student.class_name(label), SIDE) for label in labels]
-        rows.append(list(sample_images(student, labels, seed=0, how=FOR_FID) * 2 - 1))
+        rows.append(list(sample_images(student, labels, seed=0, guidance=FOR_FID) * 2 - 1))
     save_png(path, grid(rows, headers, names=list(titles), side=SIDE))

@@ -1,4 +1,4 @@
-"""The rows of Table 2: which stage 1 and which stage 2 each of them trains."""
+"""The rows of Table 2: the stage 1 and stage 2 that each row trains."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Stage1:
-    """A tokenizer: its name in folders and tables, and what `tokenizer` is given for it."""
+    """A tokenizer: its name in folders and tables, and its options of `tokenizer`."""
 
     name: str
     options: tuple[str, ...] = ()
@@ -15,9 +15,9 @@ class Stage1:
 
 @dataclass(frozen=True)
 class Row:
-    """A row: what its two commands are given beyond what all rows share, and the paper's FID and IS at d16.
+    """A row: the options of its two commands beyond those of all rows, and the paper's FID and IS at d16.
 
-    Rows that need the same tokenizer share it. A row that is not in the paper's table has no FID and IS.
+    Rows that need the same tokenizer share it. A row that is not in the paper's table has no FID or IS.
     """
 
     title: str
@@ -29,9 +29,9 @@ class Row:
 
 DISK = Stage1("disk")
 NONE = Stage1("none", ("--blur", "none"))
-# A new row is one more entry.
+# To add a row, add an entry.
 TABLE: dict[str, Row] = {
-    # The structure tokens of "none" are plain VAR's, whether or not an alias tokenizer is trained beside them.
+    # The structure tokens of "none" are plain VAR's, with or without an alias tokenizer.
     "baseline": Row("VAR (baseline)", NONE, ("--teacher", "off"), 3.55, 280.4),
     "full": Row("ReFocus-VAR (full)", DISK, (), 2.89, 298.1),
     "no-refocusing": Row("without refocusing", NONE, (), 3.51, 282.1),

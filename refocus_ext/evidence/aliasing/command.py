@@ -1,6 +1,6 @@
-"""`bash run.sh aliasing`: how much the filters alias and blur, how tokenizers take shifts, how sharp samples are.
+"""`bash run.sh aliasing`: how much the filters alias and blur, how tokenizers respond to shifts, how sharp samples are.
 
-Everything is float64 on the CPU but the tokenizers' own passes, and nothing is random: on one machine two runs write the
+Everything except the tokenizers' passes is float64 on the CPU, and nothing is random: two runs on one machine write the
 same numbers.
 """
 
@@ -105,7 +105,7 @@ def _sample_sets(options: AliasingOptions) -> tuple[ImageSet, ImageSet] | None:
         return None
     if not (options.samples and options.reference):
         given, missing = ("samples", "reference") if options.samples else ("reference", "samples")
-        raise UsageError(f"--{given} is compared with --{missing}, which is not given; give both or neither.")
+        raise UsageError(f"--{given} needs --{missing}; give both or neither.")
     with named("--samples"):
         ours = open_images(options.samples, options.images)
     with named("--reference"):
@@ -116,12 +116,12 @@ def _sample_sets(options: AliasingOptions) -> tuple[ImageSet, ImageSet] | None:
 
 
 def optics(page: Page, pyramid: FocusPyramid, photographs: ImageSource | None) -> dict[str, Any]:
-    """The filters on single sinusoids, on the charts, and on photographs where there are some."""
+    """The filters on single sinusoids, on the charts, and on photographs if --data is given."""
     states = decimated_states(pyramid)
     flaws = flaws_of(states)
     page.section("What the columns mean")
     page.table(report.DEFINITIONS.splitlines())
-    page.section("Single sinusoids: the filters, whatever the image")
+    page.section("Single sinusoids: the filters, independent of the image")
     page.table(report.flaw_table(states, flaws))
     page.words(report.inversion_in_words(states, flaws))
     plots.draw_transfer(page.picture("transfer.png", "transfer functions"), states)
@@ -137,7 +137,7 @@ def optics(page: Page, pyramid: FocusPyramid, photographs: ImageSource | None) -
         page.table(report.wiener_lines(states, curves))
         plots.draw_wiener(page.picture("wiener.png", "Wiener gain"), states, curves)
     else:
-        print("Wiener gain (eq. 12): not estimated, because it needs photographs; give --data DIR.\n")
+        print("Wiener gain (eq. 12): not estimated; it needs photographs: give --data DIR.\n")
     return {
         "states": [{"state": s.number, "factor": s.s, "radius": s.radius} for s in states],
         "filters": [{"state": f.state, "filter": f.filter} | dataclasses.asdict(f.flaws) for f in flaws],
@@ -157,7 +157,7 @@ def _measured_sets(
         sets.append(ledger.report("photographs"))
         curves = wiener_curves(ledger)
     for reading in sets:
-        # On the terminal the zone plate and the photographs; the other charts are in report.md.
+        # The terminal shows the zone plate and the photographs; the other charts are in report.md.
         quiet = reading.name in CHARTS[1:]
         page.table(report.energy_table(states, reading), report.set_title(reading), quiet)
         page.words(report.in_words(states, reading), quiet)
@@ -169,7 +169,7 @@ def _measured_sets(
 def _photograph_ledger(states: list[State], size: int, photographs: ImageSource) -> Ledger:
     note = check_images(photographs, size, "upsample")
     if note:
-        print(f"note: {note}; such images have little left that could alias\n")
+        print(f"note: {note}; such images have little high-frequency content that could alias\n")
     crops = Crops(photographs, size, random=False)
     return measure(states, (crops[i].image for i in range(len(crops))), size, periodic=False)
 
@@ -178,7 +178,7 @@ def _photograph_ledger(states: list[State], size: int, photographs: ImageSource)
 
 
 def tokenizers(page: Page, subjects: list[Subject], options: AliasingOptions) -> dict[str, Any]:
-    """Every tokenizer on the same photographs, shifted."""
+    """Every tokenizer on the same shifted photographs."""
     page.section("Tokenizers: the reconstruction of a shifted image against the shifted reconstruction")
     at_most = options.images or SHIFTED_IMAGES
     images = _photographs(options, at_most) or demo_photographs()
@@ -188,7 +188,7 @@ def tokenizers(page: Page, subjects: list[Subject], options: AliasingOptions) ->
     for subject in subjects:
         device = pick_device(options.device)
         runs[subject.name] = measure_shifts(subject, _canvases(images, chosen, subject.size, device))
-        title = f"{subject.name}: {len(chosen)} {source}, {subject.size} px, borders of {subject.border} px left out"
+        title = f"{subject.name}: {len(chosen)} {source}, {subject.size} px, without borders of {subject.border} px"
         page.table(report.shift_table(runs[subject.name]), title)
     if len(runs) > 1:
         page.words([*report.shifts_in_words(runs), report.ONE_SEED])

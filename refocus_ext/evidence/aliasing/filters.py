@@ -1,12 +1,12 @@
-"""Part (a) of the alias benchmark: what each prefilter lets alias and what it costs, on charts and photographs.
+"""Part (a) of the alias benchmark: the aliasing and the loss of detail of each prefilter, on charts and photographs.
 
-Energies are mean squares of decimated views, by exact Fourier bookkeeping (`spectrum.energy`), pooled over images and colour
-channels; a filter is applied in the Fourier domain, so that its borders are periodic. Decibels are 10 log10 of:
+Energies are mean squares of decimated views, computed exactly in the Fourier domain (`spectrum.energy`) and pooled over
+images and colour channels; filters are applied in the Fourier domain, with periodic borders. Decibels are 10 log10 of:
 - alias: alias energy of the filtered view over that of plain decimation, at the decimation phase of pixel (0, 0);
 - passband: energy below the new Nyquist 0.5 / s in both axes, of the filtered view over that of the image;
 - alias in view: alias energy over passband energy, both of the same filtered view.
-Of A_k = D_k - L_k (both where the filter's samples stand) the shares of in-band blur and of alias are given; what is missing
-to 1 is their cross term.
+For A_k = D_k - L_k (both at the filter's sample positions) the shares of in-band blur and of alias are given; the rest is
+their cross term.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def decimated_states(pyramid: FocusPyramid) -> list[State]:
 
 @dataclass(frozen=True)
 class FilterFlaws:
-    """The flaws of one filter at one state."""
+    """The flaws of a filter at one state."""
 
     state: int
     filter: str
@@ -63,13 +63,13 @@ class Reading:
     alias_in_view_dB: float
     residual_in_band: float
     residual_alias: float
-    alias_dB_p10: float  # over the single images
+    alias_dB_p10: float  # over single images
     alias_dB_p90: float
 
 
 @dataclass(frozen=True)
 class SetReport:
-    """All readings of a set of images. `windowed` says that they do not tile, so that a Hann window came first."""
+    """All readings of a set of images. `windowed`: they do not tile, so a Hann window was applied first."""
 
     name: str
     images: int
@@ -97,7 +97,7 @@ class Ledger:
         ]  # of D_k, of the disk's A_k
 
     def update(self, x_CHH: Tensor) -> None:
-        """Takes in one image."""
+        """Adds one image."""
         X = spectrum(x_CHH, self.periodic)
         self.rows_NSFQ.append(torch.stack([self._state(X, k) for k in range(len(self.states))]))
 
@@ -120,8 +120,8 @@ class Ledger:
 
 
 def _energies(X: Tensor, otf: Tensor, phase: Tensor, s: int) -> Tensor:
-    here = X * phase  # the image where the filter's samples stand
-    view, residual = energy(here * otf, s), energy(here * (1 - otf), s)
+    shifted = X * phase  # the image at the filter's sample positions
+    view, residual = energy(shifted * otf, s), energy(shifted * (1 - otf), s)
     columns = (view.alias, view.alias_any_phase, view.in_band, residual.in_band, residual.alias, residual.total)
     return torch.stack([column.sum() for column in columns])
 
@@ -158,7 +158,7 @@ def measure(states: Sequence[State], images: Iterable[Tensor], size: int, period
 
 @dataclass(frozen=True)
 class WienerCurve:
-    """Eq. 12 over frequency (cycles per pixel of the image) for one state: how far D_k, and A_k of the disk, are signal."""
+    """Eq. 12 over frequency (cycles per pixel of the image) for one state: the share of signal in D_k, and in A_k of the disk."""
 
     state: int
     frequency: list[float]
@@ -167,7 +167,7 @@ class WienerCurve:
 
 
 def wiener_curves(ledger: Ledger) -> list[WienerCurve]:
-    """From the images that the ledger has seen."""
+    """Computed from the images that the ledger has seen."""
     curves = []
     for state, (of_D, of_A) in zip(ledger.states, ledger.wiener, strict=True):
         f, decimated = of_D.gain()

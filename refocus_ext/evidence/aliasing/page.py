@@ -11,7 +11,7 @@ from refocus_ext.storage.atomic import written_beside
 
 
 class Page:
-    """Prints sections as they come and keeps them for report.md, which also holds what is too long for a terminal."""
+    """Prints each section and collects it for report.md, which also has the parts that are too long for a terminal."""
 
     def __init__(self, out: Path) -> None:
         self.out, self.lines = out, ["# The alias benchmark", ""]

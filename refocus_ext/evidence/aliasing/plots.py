@@ -19,13 +19,13 @@ from refocus_ext.optics.names import BLUR_TABLE, BLURS
 from refocus_ext.optics.spectrum import fold
 from refocus_ext.storage.atomic import written_beside
 
-RESIZES = {"bicubic": "#8c564b", "box": "#ff7f0e", "bicubic, antialias": "#9467bd"}  # the filters that are no blurs
+RESIZES = {"bicubic": "#8c564b", "box": "#ff7f0e", "bicubic, antialias": "#9467bd"}  # the filters that are not blurs
 DRAWN = ("none", *RESIZES, *(name for name in reversed(BLURS) if name != "none"))
 COLOURS = RESIZES | {name: blur.colour for name, blur in BLUR_TABLE.items()}
 
 
 def _figure(panels: int, height: float = 3.6, rows: int = 1) -> tuple[Any, Any]:
-    """A matplotlib figure of panels side by side; no global state, no display."""
+    """A matplotlib figure with panels side by side, without global state or display."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.6 * panels, height * rows), dpi=110, layout="constrained")
@@ -37,7 +37,7 @@ def _legend_below(figure: Any, axes: Any) -> None:
 
 
 def save_figure(path: Path, figure: Any) -> None:
-    """Writes the PNG whole or not at all, without a date in it."""
+    """Writes the PNG completely or not at all, without a date."""
     with written_beside(path) as beside:
         figure.savefig(beside, format="png", metadata={"Software": None})
 
@@ -61,12 +61,12 @@ def draw_transfer(path: Path, states: Sequence[State]) -> None:
         axes.set(ylim=(-80, 8), xlim=(0, 0.5), xlabel="cycles/pixel", ylabel="transfer, dB")
         axes.set_title(f"state {state.number}: 1 pixel in {state.s}, rho {state.radius:g} px", fontsize=10)
     _legend_below(figure, panels[0][0])
-    figure.suptitle("What each filter lets through along an axis (dotted: contrast inverted)", fontsize=11)
+    figure.suptitle("Transfer of each filter along an axis (dotted: contrast inverted)", fontsize=11)
     save_figure(path, figure)
 
 
 def draw_tradeoff(path: Path, states: Sequence[State], sets: Sequence[SetReport]) -> None:
-    """Alias energy over passband energy kept, a point per filter: one row of panels per set of images."""
+    """Alias energy against passband energy kept, one point per filter; one row of panels per set of images."""
     figure, panels = _figure(len(states), height=3.4, rows=len(sets))
     for row, report in zip(panels, sets, strict=True):
         for axes, state in zip(row, states, strict=True):
@@ -75,21 +75,21 @@ def draw_tradeoff(path: Path, states: Sequence[State], sets: Sequence[SetReport]
                 axes.plot(r.passband_dB, r.alias_dB, "o", color=COLOURS[name], label=name)
             axes.grid(alpha=0.3)
             axes.set_title(f"{report.name}, state {state.number}: 1 pixel in {state.s}", fontsize=10)
-            axes.set(xlabel="passband kept, dB", ylabel="alias against none, dB")
+            axes.set(xlabel="passband kept, dB", ylabel="alias relative to no filter, dB")
     _legend_below(figure, panels[0][0])
-    figure.suptitle("Less alias is lower, more detail is further right", fontsize=11)
+    figure.suptitle("Lower: less alias. Right: more detail.", fontsize=11)
     save_figure(path, figure)
 
 
 def views(states: Sequence[State], charts: Sequence[tuple[str, Tensor]], side: int = 128) -> Image.Image:
-    """Charts (1,3,H,H), decimated behind each filter, enlarged without smoothing: a row per chart and state."""
+    """Charts (1,3,H,H), decimated after each filter, enlarged without smoothing: a row per chart and state."""
     rows, names = [], []
     for name, x_1CHH in charts:
         for state in states:
             filters = {filter.name: filter for filter in state.filters}
             rows.append([_decimated(x_1CHH[0], filters[drawn], state.s) for drawn in DRAWN])
             names.append(f"{name}, 1 in {state.s}")
-    return grid(rows, DRAWN, names=names, title="Decimated behind each filter", side=side)
+    return grid(rows, DRAWN, names=names, title="Decimated after each filter", side=side)
 
 
 def _decimated(x_CHH: Tensor, filter: Any, s: int) -> Tensor:
@@ -107,7 +107,7 @@ def draw_wiener(path: Path, states: Sequence[State], curves: Sequence[WienerCurv
         axes.set_title(f"state {state.number}: 1 pixel in {state.s}", fontsize=10)
         axes.grid(alpha=0.3)
     _legend_below(figure, panels[0][0])
-    figure.suptitle("Wiener gain: the share of the energy that is signal and not alias", fontsize=11)
+    figure.suptitle("Wiener gain: the share of the energy that is signal, not alias", fontsize=11)
     save_figure(path, figure)
 
 

@@ -22,7 +22,7 @@ from refocus_ext.optics.pyramid import FocusPyramid
 from refocus_ext.optics.spectrum import FLOOR, dB, energy, spectrum
 from refocus_ext.storage.results import results_file, write_numbers
 
-SIDE = 256  # pixels of a drawn view: the paper's views fit it a whole number of times
+SIDE = 256  # pixels of a drawn view, a multiple of the paper's view sizes
 GAP, LEFT, HEAD = 8, 152, 92
 RANGE = 80.0  # dB of a drawn spectrum, from its brightest frequency down
 MARK = (235, 64, 52)
@@ -31,7 +31,7 @@ MARK = (235, 64, 52)
 def main(options: PyramidOptions) -> int:
     """Runs the command; returns its exit code."""
     if options.image and options.chart:
-        raise UsageError(f"{options.image} and --chart {options.chart} are both given; a pyramid is drawn of one.")
+        raise UsageError(f"{options.image} and --chart {options.chart} are both given; give one of them.")
     try:
         pyramid = FocusPyramid(
             image_size=options.image_size, states=options.focus_states, rho_max=options.rho_max, blur=options.blur
@@ -61,9 +61,9 @@ def main(options: PyramidOptions) -> int:
 
 @dataclass(frozen=True)
 class StateViews:
-    """The views (1,3,.,.) of one state, and A_k's ledger: its energy in shares, and the alias of D_k and L_k in dB.
+    """The views (1,3,.,.) of one state, and A_k's energy in shares, and the alias of D_k and L_k in dB.
 
-    `alias_*_dB` is alias over passband energy within the view (-200 where there is none).
+    `alias_*_dB` is alias over passband energy within the view (-200 if there is none).
     """
 
     D: Tensor
@@ -78,14 +78,14 @@ class StateViews:
 
 
 def look(pyramid: FocusPyramid, x_1CHH: Tensor, periodic: bool) -> list[StateViews]:
-    """All views and their numbers; photographs get a Hann window before the spectra that the numbers come from."""
+    """All views and their numbers; photographs get a Hann window before the spectra are computed."""
     return [_state(pyramid, x_1CHH, k, periodic) for k in range(pyramid.states)]
 
 
 def _state(pyramid: FocusPyramid, x: Tensor, k: int, periodic: bool) -> StateViews:
     s = pyramid.factors[k]
     views = pyramid.decimated(x, k), pyramid.low(x, k), pyramid.alias(x, k)
-    # L_k before decimation: F_k, but for blur "none", where L_k keeps the disk and F_k is x.
+    # L_k before decimation: F_k, except for blur "none", where L_k uses the disk and F_k is x.
     blurred = pyramid.focused(x, k) if pyramid.refocuses else _with_disk(pyramid).focused(x, k)
     of_D, of_L, of_A = (energy(spectrum(view[0], periodic), s) for view in (x, blurred, x - blurred))
     total = float(of_A.total.sum())
@@ -112,7 +112,7 @@ def _share_dB(alias: Tensor, in_band: Tensor) -> float:
 
 
 def draw(pyramid: FocusPyramid, x_1CHH: Tensor, states: Sequence[StateViews], name: str, periodic: bool) -> Image.Image:
-    """A column per state, a row per view; below each view the half of its spectrum that the other half mirrors."""
+    """One column per state, one row per view; below each view one half of its symmetric spectrum."""
     font, bold = ImageFont.load_default(15), ImageFont.load_default(20)
     cell = SIDE + SIDE // 2 + 22
     width, height = LEFT + len(states) * (SIDE + GAP) + GAP, HEAD + 4 * (cell + GAP) + 30
@@ -141,7 +141,7 @@ def draw(pyramid: FocusPyramid, x_1CHH: Tensor, states: Sequence[StateViews], na
 
 
 def _column(state: StateViews, s: int) -> list[tuple[Tensor, str]]:
-    """The four views as drawn, each with the line under its spectrum."""
+    """The four views as drawn, each with the caption of its spectrum."""
     gain = 1 / (3 * state.A_rms) if state.A_rms > 0 else 0.0
     shares = f"{100 * state.A_in_band:.0f}% blur, {100 * state.A_alias:.0f}% alias; drawn x {gain:.1f}"
     clean = "nothing folds"
@@ -162,7 +162,7 @@ def _row_names(pyramid: FocusPyramid) -> list[tuple[str, str, str]]:
     blur = "the disk" if not pyramid.refocuses else f"the {pyramid.blur}"
     whole = "its spectrum to the\nfull Nyquist\nfrequency; frame:\nthe new one"
     return [
-        ("D_k", "plain decimation:\nevery s-th pixel;\nhere aliasing is born", band),
+        ("D_k", "plain decimation:\nevery s-th pixel;\naliasing arises here", band),
         ("L_k", f"the image under\n{blur}, decimated", band),
         ("A_k", "D_k - L_k, the alias\nresidual; grey is 0", band),
         ("F_k", "focus state, all\npixels: what the\ntokenizer encodes", whole),
@@ -227,7 +227,7 @@ def table(pyramid: FocusPyramid, states: Sequence[StateViews]) -> list[str]:
 
 
 def numbers(pyramid: FocusPyramid, name: str, states: Sequence[StateViews]) -> dict[str, Any]:
-    """What --json writes."""
+    """The numbers for --json."""
     keys = ("alias_D_dB", "alias_L_dB", "A_rms", "A_in_band", "A_alias")
     return {
         "image": name,

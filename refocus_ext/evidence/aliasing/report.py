@@ -1,4 +1,4 @@
-"""What the alias benchmark says: tables of text, and the same in words. Every sentence is made from the numbers."""
+"""The report of the alias benchmark: text tables and sentences. Every sentence is generated from the numbers."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from refocus_ext.optics.spectrum import dB
 DEFINITIONS = """\
 alias      alias energy of the filtered, decimated view over that of plain decimation (`none`), dB; lower is better
 kept       passband energy of the view over the image's: below the new Nyquist 0.5 / s in both axes, dB; 0 is best
-a/k        alias energy over passband energy within the view itself, dB: what aliasing looks like beside what is left
+a/k        alias energy over passband energy within the view itself, dB: the visible aliasing relative to the remaining signal
 in-band    share of the energy of A_k = D_k - L_k that is blur of the passband; nearly all of the rest is alias
 worst      the single sinusoid at or above the new Nyquist that passes best, dB, and its frequencies (cycles/pixel)
 inner      the same among those that fold into the inner half of the band, where they look like coarse moire
-inversion  most negative transfer within the passband, and anywhere: there dark and bright change places"""
+inversion  most negative transfer within the passband, and anywhere: dark and bright are exchanged there"""
 IN_USE = (
-    "Area pooling (the box average) and bicubic with antialiasing are what people actually use to make small images; bicubic "
-    "without antialiasing (PyTorch's default) and plain decimation are what the paper's argument is aimed at. VAR itself never "
+    "Area pooling (the box average) and bicubic with antialiasing are the usual ways to make small images; bicubic "
+    "without antialiasing (PyTorch's default) and plain decimation are the targets of the paper's argument. VAR itself never "
     "decimates pixels: it area-pools latent residuals."
 )
-ONE_SEED = "One training run each: of two seeds of the same recipe one would also come out ahead, perhaps by as much."
+ONE_SEED = "One training run each: two seeds of the same recipe could differ by as much."
 
 
 def flaw_table(states: Sequence[State], flaws: Sequence[FilterFlaws]) -> list[str]:
@@ -69,7 +69,7 @@ def _energy_cells(r: Reading) -> str:
 
 
 def set_title(report: SetReport) -> str:
-    """What was measured, and how its borders were treated."""
+    """The set of images, and the treatment of borders."""
     if report.windowed:
         return f"{report.name}: {report.images} images, Hann window (they do not tile), mean removed"
     return f"{report.name}: tiles seamlessly, no window needed, mean removed"
@@ -79,11 +79,11 @@ def set_title(report: SetReport) -> str:
 
 
 def in_words(states: Sequence[State], report: SetReport) -> list[str]:
-    """The disk beside the Gaussian, the box and what people use, state by state.
+    """The disk against the Gaussian, the box and bicubic, state by state.
 
-    Alias energies are compared as averages over the s^2 decimation phases: no filter is favoured by where pixel (0, 0) lies.
+    Alias energies are compared as averages over the s^2 decimation phases: the position of pixel (0, 0) favours no filter.
     """
-    lines = ["Averaged over the decimation phases (the table has that of pixel (0, 0)):"]
+    lines = ["Averaged over the decimation phases (the table has the phase of pixel (0, 0)):"]
     for state in states:
         disk, gaussian, box, bicubic = (
             report.at(state.number, name) for name in ("disk", "gaussian", "box", "bicubic, antialias")
@@ -100,7 +100,7 @@ def in_words(states: Sequence[State], report: SetReport) -> list[str]:
 
 
 def gaussian_in_words(states: Sequence[State], sets: Sequence[SetReport]) -> list[str]:
-    """Where the Gaussian is better than the disk, over all sets and states."""
+    """The cases in which the Gaussian is better than the disk, over all sets and states."""
     cases: dict[bool, list[str]] = {True: [], False: []}
     for report in sets:
         for state in states:
@@ -114,7 +114,7 @@ def gaussian_in_words(states: Sequence[State], sets: Sequence[SetReport]) -> lis
         "the disk and keeps no less of the passband."
     ]
     if cases[False]:
-        return [*lines, f"Not so in {'; '.join(cases[False])}."]
+        return [*lines, f"The exceptions: {'; '.join(cases[False])}."]
     return [*lines, "By these measures it is the better filter everywhere; the paper prefers the disk for its FID."]
 
 
@@ -133,7 +133,7 @@ def against(a: Reading, b: Reading) -> str:
 
 
 def inversion_in_words(states: Sequence[State], flaws: Sequence[FilterFlaws]) -> list[str]:
-    """Where the disk inverts contrast, and who does not."""
+    """Where the disk inverts contrast, and the filters that never do."""
     lines = []
     for state in states:
         q = next(row.flaws for row in flaws if (row.state, row.filter) == (state.number, "disk"))
@@ -141,8 +141,8 @@ def inversion_in_words(states: Sequence[State], flaws: Sequence[FilterFlaws]) ->
             continue
         where = "inside" if q.first_zero < 0.5 / state.s else "beyond"
         lines.append(
-            f"State {state.number}: the disk's first zero stands at {q.first_zero:.4f} cycles/pixel, {where} the passband "
-            f"({0.5 / state.s:g} along the axes); past it contrast is inverted, down to {q.inverted_anywhere:.3f}"
+            f"State {state.number}: the disk's first zero is at {q.first_zero:.4f} cycles/pixel, {where} the passband "
+            f"({0.5 / state.s:g} along the axes); beyond it contrast is inverted, down to {q.inverted_anywhere:.3f}"
             + (f" ({q.inverted_in_band:.3f} within the passband)." if q.inverted_in_band else ".")
         )
     calm = [
@@ -152,7 +152,7 @@ def inversion_in_words(states: Sequence[State], flaws: Sequence[FilterFlaws]) ->
 
 
 def wiener_lines(states: Sequence[State], curves: Sequence[WienerCurve]) -> list[str]:
-    """Eq. 12's gain at quarters of each new band."""
+    """The gain of eq. 12 at quarters of each new band."""
     shares = (0.25, 0.5, 0.75, 0.95)
     lines = [f"{'at this share of the new Nyquist':<36}" + "".join(f"{share:>8.2f}" for share in shares)]
     for state, curve in zip(states, curves, strict=True):
@@ -177,7 +177,7 @@ def shift_table(readings: Sequence[ShiftReading]) -> list[str]:
         row = {r.shift: r for r in readings if r.state == state}
         lines += [
             f"{f'state {state}: PSNR, dB':<34}" + "".join(f"{_number(row[t].psnr):>8}" for t in shifts),
-            f"{'  PSNR if it had not moved, dB':<34}" + "".join(f"{_number(row[t].unmoved):>8}" for t in shifts),
+            f"{'  PSNR without moving, dB':<34}" + "".join(f"{_number(row[t].unmoved):>8}" for t in shifts),
             f"{'  gain of moving, dB':<34}" + "".join(f"{_number(row[t].gain_dB):>8}" for t in shifts),
             f"{'  its tokens that changed':<34}" + "".join(f"{100 * row[t].tokens_changed:>7.0f}%" for t in shifts),
         ]
@@ -189,7 +189,7 @@ def _number(value: float | None) -> str:
 
 
 def shifts_in_words(runs: dict[str, list[ShiftReading]]) -> list[str]:
-    """Every run after the first beside the first, state by state, as means over the shifts."""
+    """Each further run against the first, state by state, as means over the shifts."""
     (first, theirs), *others = runs.items()
     lines = []
     for name, ours in others:
@@ -206,7 +206,7 @@ def shifts_in_words(runs: dict[str, list[ShiftReading]]) -> list[str]:
 
 def _who_follows(first: str, a: float, name: str, b: float) -> str:
     if abs(a - b) < 0.1:
-        return "no difference to speak of"
+        return "no notable difference"
     better, worse = (first, name) if a > b else (name, first)
     return f"{better} follows the shift better than {worse} by {abs(a - b):.1f} dB"
 
@@ -229,5 +229,5 @@ def sample_table(report: SampleReport) -> list[str]:
     return [
         *lines,
         "",
-        f"In the finest octave the samples hold {abs(finest):.1f} dB {more} energy than the data{guess}.",
+        f"In the finest octave the samples have {abs(finest):.1f} dB {more} energy than the data{guess}.",
     ]

@@ -24,12 +24,12 @@ from refocus_ext.images.photographs import find_photographs
 from refocus_ext.images.source import ImageSource
 from refocus_ext.optics.spectrum import radial_mean, spectrum
 
-BATCH = 64  # images read at once
+BATCH = 64  # images per read
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Square images of one size, (3, size, size) in [-1, 1], read one after the other."""
+    """Square images of one size, (3, size, size) in [-1, 1], read one by one."""
 
     name: str
     count: int
@@ -41,11 +41,11 @@ def open_images(word: str, at_most: int | None, size: int | None = None) -> Imag
     """An npz with arr_0 (N,H,H,3) uint8, or a folder of images.
 
     Args:
-        size: take a folder's images as training does (resized, centre crop) to this; without it they must be square and
-            equal already, as samples are.
+        size: resize and centre-crop a folder's images to this size, as training does; without it they must already be
+            square and equal, as samples are.
 
     Raises:
-        UsageError: it is neither, or the sizes do not fit.
+        UsageError: it is neither, or the sizes differ.
     """
     path = Path(word)
     if path.is_dir():
@@ -66,7 +66,7 @@ def _open_folder(word: str, at_most: int | None, size: int | None) -> ImageSet:
         width, height = size_of(images, index)
         if (width, height) != (side, side):
             raise UsageError(
-                f"{images.name(index)} is {width} x {height} pixels; samples must be square and all of one size."
+                f"{images.name(index)} is {width} x {height} pixels; samples must be square and all have the same size."
             )
     return ImageSet(word, len(images), side, _whole(images))
 
@@ -120,7 +120,7 @@ class SampleReport:
 
 
 def mean_power(images: Iterator[Tensor]) -> tuple[Tensor, Tensor, int]:
-    """Frequencies (R,), power per ring (R,) averaged over images and colours, and how many images there were."""
+    """Frequencies (R,), power per ring (R,) averaged over images and colours, and the number of images."""
     total, count = torch.zeros(()), 0
     f = torch.zeros(0)
     for image in images:

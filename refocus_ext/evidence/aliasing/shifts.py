@@ -1,12 +1,12 @@
-"""Part (b) of the alias benchmark: does a tokenizer say the same of an image that moved by less than a latent cell?
+"""Part (b) of the alias benchmark: does a tokenizer represent an image equally after a shift of less than a latent cell?
 
-A reconstruction free of aliasing moves with its image: R(S_t x) = S_t R(x) for a shift by t pixels, whole or not. What is
-measured is how far that fails, for the image of each focus state's prefix and for its tokens. x is cut out of a larger
-photograph, so that real content comes in at the borders; a border of one latent cell (at most a quarter of the image) is
-then left out.
+A reconstruction free of aliasing moves with its image: R(S_t x) = S_t R(x) for a shift by t pixels, whole or not. The
+benchmark measures the deviation from this, for the image of each focus state's prefix and for its tokens. x is cut out of
+a larger photograph, so that real content enters at the borders; a border of one latent cell (at most a quarter of the
+image) is then excluded.
 
-A reconstruction that is mostly blur passes this test for nothing: moving it changes little. So every figure stands beside the
-PSNR of a reconstruction that ignores the shift, and the gain over it in dB is what compares tokenizers.
+A reconstruction that is mostly blur passes this test trivially: moving it changes little. So every figure is given with the
+PSNR of a reconstruction that ignores the shift; compare tokenizers by the gain over it, in dB.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ import torch
 from torch import Tensor
 
 from patches import Focus
-from patches.faces import FocusedVQVAE
+from patches.protocols import FocusedVQVAE
 from patches.upstream import VAR_PATCH_NUMS
 from refocus_ext.errors import UsageError
 from refocus_ext.optics.pyramid import FocusPyramid
 from refocus_ext.sampling.student import load_vae
 from refocus_ext.tokens.trained_tokenizer import load_tokenizer
 
-SHIFTS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # pixels, right and down at once; VAR's stride is 16
-MARGIN = 8  # pixels around the image that the largest shift brings in
+SHIFTS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # pixels, both right and down; VAR's stride is 16
+MARGIN = 8  # pixels around the image that the largest shift moves in
 BATCH = 8
 
 
 class Prefixes(NamedTuple):
-    """Of a batch, for each measured state: the image (B,3,H,H) of all tokens up to it, and its own tokens (B,N)."""
+    """For a batch and each measured state: the image (B,3,H,H) of all tokens up to it, and its own tokens (B,N)."""
 
     image_K: list[Tensor]
     tokens_K: list[Tensor]
@@ -48,12 +48,12 @@ class Subject:
     size: int
     states: tuple[int, ...]
     look: Callable[[Tensor], Prefixes]
-    border: int = 16  # pixels left out on each side, at least MARGIN
+    border: int = 16  # pixels excluded on each side, at least MARGIN
 
 
 @dataclass(frozen=True)
 class ShiftReading:
-    """One state and shift (pixels), over all images. PSNRs in dB (peak 2), None where the two are equal to the bit.
+    """One state and shift (pixels), over all images. PSNRs in dB (peak 2), None if the two are bit-identical.
 
     `psnr` compares R(S_t x) with S_t R(x), `unmoved` R(x) with S_t R(x); `gain_dB` is their difference. `tokens_changed` is
     the share of the state's own tokens that differ between x and S_t x.
@@ -141,7 +141,7 @@ def open_subject(word: str, device: torch.device | str) -> Subject:
         tokenizer = load_tokenizer(path, device)
         return vae_subject(word, tokenizer.vae)
     if not path.is_file():
-        raise UsageError(f"{word} is neither a run folder nor a file of VQVAE weights; give one that is there.")
+        raise UsageError(f"{word} is neither a run folder nor a file of VQVAE weights; give an existing one.")
     return vae_subject(word, load_published(path, device))
 
 
@@ -149,7 +149,7 @@ def load_published(path: Path, device: torch.device | str) -> Any:
     """The VQVAE of a file in upstream's form, with its ten token maps up to 16 x 16 and no blur.
 
     Raises:
-        UsageError: not the weights of such a VQVAE.
+        UsageError: these are not the weights of such a VQVAE.
     """
     vae = load_vae(path, VAR_PATCH_NUMS, device)
     Focus(FocusPyramid(blur="none")).apply(vae)
@@ -157,14 +157,14 @@ def load_published(path: Path, device: torch.device | str) -> Any:
 
 
 def vae_subject(name: str, vae: FocusedVQVAE) -> Subject:
-    """A focus-patched VQVAE, looked at through the prefix of every state that serves a token scale.
+    """A focus-patched VQVAE, measured at the prefix of every state that serves a token scale.
 
     Raises:
         UsageError: its images are too small for borders of MARGIN pixels.
     """
     pyramid, sides = vae.focus_pyramid, vae.quantize.v_patch_nums
     if pyramid.image_size < 4 * MARGIN:
-        raise UsageError(f"{name} is for {pyramid.image_size} px; shifts need at least {4 * MARGIN}.")
+        raise UsageError(f"{name} is for {pyramid.image_size} px images; shifts need at least {4 * MARGIN} px.")
     of_scale = pyramid.states_of(sides)
     ends = [(k, end) for k, end in enumerate(pyramid.last_scale_of_state(sides)) if end is not None]
 

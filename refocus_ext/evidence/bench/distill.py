@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from patches import Upstream
-from patches.faces import VQVAE
+from patches.protocols import VQVAE
 from patches.upstream_trainer import upstream_train_step
 from refocus_ext.distill import recipe
 from refocus_ext.distill.objective import DistillObjective, DistillWeights, TokenEmbedding

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from patches import FastSampling, Upstream, patched
-from patches.faces import VAR, VQVAE
+from patches.protocols import VAR, VQVAE
 from refocus_ext.evidence.bench.clock import now
 
 

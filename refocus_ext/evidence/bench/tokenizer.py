@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from patches import Focus, patched
-from patches.faces import VQVAE
-from patches.parts import encoder_of
+from patches.model_parts import encoder_of
+from patches.protocols import VQVAE
 from refocus_ext.evidence.bench.clock import time_interleaved
 from refocus_ext.optics.psf import half_width
 from refocus_ext.optics.pyramid import FocusPyramid, alias_views

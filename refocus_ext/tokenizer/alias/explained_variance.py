@@ -10,14 +10,14 @@ from torch import Tensor
 
 from refocus_ext.tokenizer.alias.geometry import STRIDES
 
-WEAK = 0.10  # explained variance under which a state's tokens say too little to teach from
+WEAK = 0.10  # a state below this explained variance is warned of
 
 
 class ExplainedVariance:
-    """EV_k = 1 - sum (A_k - A_hat_k)^2 / sum (A_k - mean)^2 over a set that comes in batches; mean is the set's colour.
+    """EV_k = 1 - sum (A_k - A_hat_k)^2 / sum (A_k - mean)^2 over a set given in batches; mean is the mean colour of the set.
 
     1 is a perfect reconstruction, 0 the best single colour, below 0 worse than that; nan for a set without variance.
-    Sums are in float64 on the CPU; `sums` (K-1, 8) adds up over processes.
+    Sums are in float64 on the CPU; `sums` (K-1, 8) can be added over processes.
     """
 
     def __init__(self, alias_states: int) -> None:
@@ -35,7 +35,7 @@ class ExplainedVariance:
         """EV_k of all batches so far."""
         first, second, error, pixels = self.sums.split([3, 3, 1, 1], dim=1)
         variance_K = (second - first.square() / pixels.clamp_min(1)).sum(1)
-        # sums of squares cancel to about 1e-12 of themselves on a constant set
+        # on a constant set the sums cancel only to a relative error of about 1e-12
         empty = variance_K <= 1e-9 * second.sum(1)
         return (1 - error.squeeze(1) / variance_K).masked_fill(empty, math.nan).tolist()
 
@@ -50,10 +50,10 @@ def _variance(A_BCHW: Tensor) -> Tensor:
 
 def explained_warnings(explained_K: Sequence[float], stride: int) -> list[str]:
     """One sentence for each alias state that explains under a tenth of its variance; states count from 1."""
-    way_out = f"use --alias-stride {stride // 2}" if stride > min(STRIDES) else "use more alias codes"
+    remedy = f"use --alias-stride {stride // 2}" if stride > min(STRIDES) else "use more alias codes"
     return [
-        f"alias state {k + 1} explains {100 * explained:.0f}% of its variance, under {100 * WEAK:.0f}%: its tokens have "
-        f"little to teach; train longer or {way_out}"
+        f"alias state {k + 1} explains {100 * explained:.0f}% of its variance, under {100 * WEAK:.0f}%: its tokens "
+        f"carry little information for the teacher; train longer or {remedy}"
         for k, explained in enumerate(explained_K)
         if explained < WEAK
     ]

@@ -16,7 +16,7 @@ GROUPS = 8  # of the normalization
 
 @dataclass(frozen=True)
 class AliasGeometry:
-    """What fixes an alias tokenizer's shapes; it travels with the weights.
+    """The sizes that determine an alias tokenizer's shapes; stored with the weights.
 
     Args:
         image_size: H of the sharp image, pixels.
@@ -25,8 +25,8 @@ class AliasGeometry:
         codes: codebook size.
         code_dim: C, length of a code vector.
         width: channels at half the stride; twice as many at the stride.
-        codebook: "own", or "shared": the structure codebook, given from outside, quantizes both (codes and code_dim are
-            then that codebook's).
+        codebook: "own", or "shared": the structure codebook is used for both (codes and code_dim must then be those of
+            that codebook).
 
     Raises:
         ValueError: a value outside these limits, or a stride that leaves a state without a whole number of cells.
@@ -49,7 +49,7 @@ class AliasGeometry:
             if view % self.stride:
                 raise ValueError(
                     f"alias stride {self.stride} does not divide the {view:g} px alias view of focus state {k + 1} "
-                    f"(image_size {self.image_size}, {self.states} states); {self._way_out()}"
+                    f"(image_size {self.image_size}, {self.states} states); {self._remedy()}"
                 )
 
     def _check_numbers(self) -> None:
@@ -69,7 +69,7 @@ class AliasGeometry:
         if self.stride not in STRIDES:
             raise ValueError(f"alias stride {self.stride} is not one of {', '.join(map(str, STRIDES))}")
         if self.width % GROUPS:
-            raise ValueError(f"width {self.width} is no multiple of {GROUPS}, the groups of the normalization")
+            raise ValueError(f"width {self.width} is not a multiple of {GROUPS}, the groups of the normalization")
         if self.code_dim > self.patch_dim:
             raise ValueError(
                 f"code_dim {self.code_dim} is more than the {self.patch_dim} values of a {self.stride} x {self.stride} "
@@ -78,7 +78,7 @@ class AliasGeometry:
         if self.codebook not in CODEBOOKS:
             raise ValueError(f"unknown alias codebook {self.codebook!r}; choose one of {', '.join(CODEBOOKS)}")
 
-    def _way_out(self) -> str:
+    def _remedy(self) -> str:
         fitting = [str(s) for s in STRIDES if all(view % s == 0 for view in self.view_sizes)]
         return f"use stride {' or '.join(fitting)}" if fitting else "use fewer states or a larger image_size"
 
@@ -114,7 +114,7 @@ class AliasGeometry:
         return cls(image_size=pyramid.image_size, states=pyramid.states, **fields)
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as plain values, to travel with a checkpoint; `from_dict` takes them back."""
+        """The fields as plain values for a checkpoint; `from_dict` reads them."""
         return dataclasses.asdict(self)
 
     @classmethod
@@ -122,7 +122,7 @@ class AliasGeometry:
         """The geometry that `to_dict` described; absent fields take their defaults.
 
         Raises:
-            ValueError: a key that is no field, or a value outside its limits.
+            ValueError: an unknown key, or a value outside its limits.
         """
         known = [field.name for field in dataclasses.fields(cls)]
         if unknown := sorted(set(fields) - set(known)):

@@ -1,7 +1,7 @@
 """The alias tokenizer Q_A: a small convolutional VQ autoencoder on the alias residuals A_k of the focus pyramid.
 
-One network serves the alias states k = 0 .. K-2 (A_{K-1} is zero and never tokenized). Its tokens are what the teacher
-of stage 2 sees; its decoder is for training alone.
+One network serves the alias states k = 0 .. K-2 (A_{K-1} is zero and never tokenized). The teacher of stage 2 reads
+its tokens; its decoder is used in training only.
 
 Shapes: B images, C = code_dim, H_k = image_size / s_k pixels, h = w = H_k / stride cells, l_k = h * w tokens, N = any
 number of vectors. `_K` lists have K-1 entries. Alias views are in units of the image ([-1,1]).
@@ -19,23 +19,23 @@ from torch import Tensor, nn
 from torch import distributed as tdist
 from torch.nn import functional as F
 
-from patches.faces import VQVAE
+from patches.protocols import VQVAE
 from refocus_ext.tokenizer.alias.explained_variance import _variance
 from refocus_ext.tokenizer.alias.geometry import AliasGeometry
 from refocus_ext.tokenizer.alias.network import _decoder, _encoder
 from refocus_ext.vector_quantization import kmeans, nearest_code, straight_through
 
 SMALLEST_RMS = 1e-3  # of an alias view, image units: an eighth of the step between 8-bit grey levels
-MEMORY = 1000  # training steps that the running power remembers
-SAMPLE_BATCHES = 100  # of training, that the sample of `initialise` counts for in the running power
-INITIAL_POINTS = 8192  # patches of a state that the initialisation looks at
+MEMORY = 1000  # training steps that the running power averages over
+SAMPLE_BATCHES = 100  # training batches that the sample of `initialise` counts as in the running power
+INITIAL_POINTS = 8192  # patches per state that the initialisation uses
 
 
 # ------------------------------------------------------------------------------------------------ tokenizer
 
 
 class AliasQuantized(NamedTuple):
-    """`z_q_BChw` holds the code vectors in value and z in gradient; commitment reaches z only, codebook the codes only."""
+    """`z_q_BChw` has the value of the code vectors and the gradient of z; commitment trains z only, codebook the codes only."""
 
     z_q_BChw: Tensor
     idx_Bhw: Tensor
@@ -45,7 +45,7 @@ class AliasQuantized(NamedTuple):
 
 @dataclass
 class AliasOutput:
-    """One training pass: its loss and, detached, all that a loop looks at."""
+    """One training pass: its loss and, detached, everything the loop reads."""
 
     loss: Tensor
     terms: dict[str, Tensor]  # recon, commitment, codebook: means over the states
@@ -56,25 +56,25 @@ class AliasOutput:
 
 
 class AliasTokenizer(nn.Module):
-    """Q_A: alias views of K-1 focus states -> tokens of one codebook, and for training back again.
+    """Q_A: alias views of K-1 focus states -> tokens of one codebook, and, for training, back.
 
     A view is divided by its state's running RMS, so that the network sees unit variance. Encoder and decoder are each a
     linear map of stride x stride patches plus a convolutional correction that starts at zero: `initialise` makes the
-    linear part the patches' principal axes and the codebook their k-means, so that training starts from patch coding
-    rather than from noise.
+    linear part the patches' principal axes and the codebook their k-means, so that training starts from
+    patch coding, not from noise.
 
-    `codebook="shared"` keeps a reference to a codebook that belongs to someone else: it is neither in `parameters()` nor
+    `codebook="shared"` keeps a reference to a codebook owned by another module: it is neither in `parameters()` nor
     in `state_dict()` of this module; its owner's optimizer must step after this module's backward. A deep copy (an
     EMA, say) copies it too: give the copy its codebook with `share`.
 
     Args:
         geometry: shapes.
         codebook: the structure codebook (codes, code_dim), for geometry.codebook == "shared" and only then.
-        commitment: beta of the loss. Nine bits a patch leave four fifths of the variance, so that the straight-through
-            gradient is mostly noise; below 1 the latents run away from their codes.
+        commitment: beta of the loss. Below 1 the latents diverge from their codes, because nine bits per patch leave four fifths
+            of the variance and the straight-through gradient is mostly noise.
 
     Raises:
-        ValueError: a shared codebook missing, not asked for, or of another shape.
+        ValueError: a shared codebook is missing, not expected, or of another shape.
     """
 
     power_K: Tensor
@@ -97,7 +97,7 @@ class AliasTokenizer(nn.Module):
             self.share(codebook)
 
     def share(self, codebook: nn.Embedding | None) -> None:
-        """Sets the shared codebook; in a tuple, because `nn.Module` would register the bare attribute."""
+        """Sets the shared codebook; kept in a tuple, because `nn.Module` would register a plain attribute."""
         g = self.geometry
         if g.codebook != "shared":
             raise ValueError(
@@ -115,7 +115,7 @@ class AliasTokenizer(nn.Module):
 
     @property
     def embedding(self) -> nn.Embedding:
-        """The codebook in use, own or shared; with `vocab_size` this makes the module a quantizer to `CodeRevival`."""
+        """The codebook in use, own or shared; `CodeRevival` needs this and `vocab_size`."""
         return self._shared[0] if self.codebook is None else self.codebook
 
     @property
@@ -139,7 +139,7 @@ class AliasTokenizer(nn.Module):
         if A_BCHW.ndim != 4 or tuple(A_BCHW.shape[1:]) != (3, size, size):
             raise ValueError(
                 f"the alias view of focus state {state + 1} is (B, 3, {size}, {size}), got {tuple(A_BCHW.shape)}; "
-                "pass it as the pyramid makes it"
+                "pass the view as the pyramid returns it"
             )
         unit = A_BCHW / self.rms(state)
         return self.patch(unit) + self.encoder(unit, state)
@@ -154,7 +154,7 @@ class AliasTokenizer(nn.Module):
             return AliasQuantized(straight_through(e, z), idx_Bhw, F.mse_loss(z, e.detach()), F.mse_loss(e, z.detach()))
 
     def decode(self, z_q_BChw: Tensor, state: int) -> Tensor:
-        """The alias view (B, 3, H_k, H_k) that code vectors (B, C, h, w) stand for, fp32, image units.
+        """The alias view (B, 3, H_k, H_k) decoded from code vectors (B, C, h, w), fp32, image units.
 
         Raises:
             ValueError: an unknown state.
@@ -180,7 +180,7 @@ class AliasTokenizer(nn.Module):
 
     @torch.no_grad()
     def reconstruct(self, idx_K: Sequence[Tensor]) -> list[Tensor]:
-        """K-1 token maps (B, l_k) -> the alias views they stand for (B, 3, H_k, H_k), image units."""
+        """K-1 token maps (B, l_k) -> the decoded alias views (B, 3, H_k, H_k), image units."""
         self._check_count(idx_K)
         z_K = [
             self.codebook_vectors(idx).unflatten(1, (grid, grid)).permute(0, 3, 1, 2)
@@ -204,9 +204,8 @@ class AliasTokenizer(nn.Module):
     def forward(self, alias_K: Sequence[Tensor]) -> AliasOutput:
         """Codes and decodes K-1 noise-free alias views; in train mode it first updates the running power.
 
-        recon is the squared error divided by the state's running power: 1 - EV of the state, so that states count alike
-        however weak their residual and however few their tokens. Running, not batch or image power: a batch of
-        strong contrast keeps its weight, and the minimum is that of the explained variance that is reported.
+        recon is the squared error divided by the state's running power: 1 - EV of the state, so that all states count
+        equally. The power is a running mean so that the minimum is that of the reported explained variance.
         """
         self._check_count(alias_K)
         if self.training:
@@ -219,7 +218,7 @@ class AliasTokenizer(nn.Module):
         return out
 
     def _code_state(self, A: Tensor, state: int, out: AliasOutput) -> Tensor:
-        """(recon, commitment, codebook) of one state, (3,); what the loop looks at is appended to `out`."""
+        """(recon, commitment, codebook) of one state, (3,); what the loop reads is appended to `out`."""
         z = self.encode(A, state)
         q = self.quantize(z)
         A_hat = self.decode(q.z_q_BChw, state)
@@ -232,7 +231,7 @@ class AliasTokenizer(nn.Module):
 
     @torch.no_grad()
     def _update_power(self, alias_K: Sequence[Tensor]) -> None:
-        """A mean over the first batches that becomes a moving average; equal on all processes, blind to NaN and inf."""
+        """A mean over the first batches, then a moving average; equal on all processes, ignores NaN and inf."""
         power_K = torch.stack([A.float().square().mean() for A in alias_K])
         if tdist.is_available() and tdist.is_initialized():
             tdist.all_reduce(power_K)
@@ -249,16 +248,16 @@ class AliasTokenizer(nn.Module):
         """Power, linear maps and own codebook from a sample: patch coding by k-means on the principal axes.
 
         A shared codebook stays as it is (initialise it before): the axes are scaled to its spread, and the linear
-        decoder is fitted to the codes that the patches get. Several processes need the same sample and generator state.
+        decoder is fitted to the codes of the patches. Several processes need the same sample and generator state.
 
         Args:
-            alias_K: alias views of a sample of images, K-1 times (N, 3, H_k, H_k); some hundreds of images serve well.
+            alias_K: alias views of a sample of images, K-1 times (N, 3, H_k, H_k); a few hundred images are enough.
         """
         self._check_count(alias_K)
         self.power_K.copy_(torch.stack([A.float().square().mean() for A in alias_K]))
         self.seen.fill_(SAMPLE_BATCHES)
         patches_NP = torch.cat([self._patches(A / self.rms(k), generator) for k, A in enumerate(alias_K)])
-        # unit gain per pixel: commitment in the latent then weighs about what recon does in the image
+        # unit gain per pixel, so that commitment in the latent has about the weight of recon in the image
         gain = math.sqrt(self.geometry.code_dim / self.geometry.patch_dim)
         map_CP = gain * _principal_axes(patches_NP)[: self.geometry.code_dim]
         table_VC = self.embedding.weight.detach()
@@ -289,12 +288,12 @@ def _points(z_BChw: Tensor) -> Tensor:
 
 
 def _principal_axes(points_NC: Tensor) -> Tensor:
-    """Orthonormal rows (C, C), of the largest second moment first."""
+    """Orthonormal rows (C, C), largest second moment first."""
     return torch.linalg.eigh(points_NC.T @ points_NC).eigenvectors.flip(1).T
 
 
 def _least_squares(inputs_NC: Tensor, targets_NP: Tensor) -> Tensor:
-    """The matrix M (C, P) of least |inputs M - targets|^2, with a ridge against axes that the inputs leave empty."""
+    """The matrix M (C, P) of least |inputs M - targets|^2, with a ridge for axes on which the inputs are zero."""
     gram = inputs_NC.T @ inputs_NC
     ridge = (1e-3 * gram.diagonal().mean()).clamp_min(1e-12) * torch.eye(len(gram), device=gram.device)
     return torch.linalg.solve(gram + ridge, inputs_NC.T @ targets_NP)

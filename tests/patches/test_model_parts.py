@@ -8,8 +8,8 @@ import torch
 from conftest import inside, small_vae
 
 from patches import Upstream
-from patches.faces import as_module, device_of
-from patches.parts import blocks_of, decoder_of, encoder_of, last_decoder_weight
+from patches.model_parts import blocks_of, decoder_of, encoder_of, last_decoder_weight
+from patches.protocols import as_module, device_of
 from patches.vae_init import RESIDUAL_OUTPUTS, init_vae_weights
 
 

@@ -1,7 +1,7 @@
-"""What the rest of the project may use of upstream's models, by upstream's names; mypy refuses any other.
+"""The parts of upstream's models that the rest of the project may use, by upstream's names; mypy rejects others.
 
-Upstream's classes, the stand-in's and the patched ones all have these faces. Whatever needs more of a model (its blocks,
-its layers) is a function of `patches`.
+Upstream's classes, the stand-in's and the patched ones all have these interfaces. Code that needs more of a model (its blocks,
+its layers) is a function in `patches`.
 
 Shapes: B batch, L tokens of all scales, S scales, C width, Cvae latent channels, V codes, n latent cells a side.
 """
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Network(Protocol):
-    """What every model has as an `nn.Module`."""
+    """The interface of every model as an `nn.Module`."""
 
     training: bool
 
@@ -35,7 +35,7 @@ class Network(Protocol):
 
 
 def as_module(network: Network) -> nn.Module:
-    """The model as the `nn.Module` that it is, for functions that take any module."""
+    """The model typed as `nn.Module`, for functions that take any module."""
     return cast(nn.Module, network)
 
 
@@ -116,7 +116,7 @@ class FocusedVQVAE(VQVAE, Protocol):
 class VAR(Network, Protocol):
     """VAR."""
 
-    cond_drop_rate: float  # of labels, in eval mode as well
+    cond_drop_rate: float  # share of labels dropped, in eval mode too
 
     @property
     def patch_nums(self) -> tuple[int, ...]: ...
@@ -142,7 +142,7 @@ class VAR(Network, Protocol):
     def num_classes(self) -> int: ...
     @property
     def prog_si(self) -> int:
-        """Scale of progressive training; below 0 without it."""
+        """Scale of progressive training; negative without it."""
         ...
 
     def __call__(self, label_B: Tensor, x_BLCv_wo_first_l: Tensor) -> Tensor:
@@ -155,5 +155,5 @@ class VAR(Network, Protocol):
 
 
 def device_of(network: Network) -> torch.device:
-    """Where its weights are."""
+    """The device of its weights."""
     return next(network.parameters()).device

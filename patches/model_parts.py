@@ -1,6 +1,6 @@
-"""Parts of upstream's models that the rest of the project needs as a whole: what to compile, to count, to shard.
+"""Parts of upstream's models that the rest of the project compiles, counts or shards.
 
-Shapes: B batch, Cvae latent channels, n latent cells a side.
+Shapes: B batch, Cvae latent channels, n latent cells per side.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from patches.faces import VAR, VQVAE
+from patches.protocols import VAR, VQVAE
 
 
 def encoder_of(vae: VQVAE) -> nn.Module:
@@ -38,7 +38,7 @@ def compile_autoencoder(vae: VQVAE) -> None:
 
 
 def compile_for_sampling(var: VAR, vae: VQVAE) -> None:
-    """torch.compile, in place, of what has one shape in all sampling steps but for its length: FFNs and the decoder."""
+    """torch.compile, in place, of the parts whose shapes differ only in length between sampling steps: FFNs and the decoder."""
     model, autoencoder = _any(var), _any(vae)
     for network in (*(block.ffn for block in model.blocks), autoencoder.decoder):
         network.compile(dynamic=True)
