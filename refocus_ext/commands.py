@@ -26,7 +26,7 @@ class Command(NamedTuple):
 
     Attributes:
         summary: what it does, in a clause.
-        options: 'module:Class' of its options, which also say whether it is worth several processes.
+        options: 'module:Class' of its options; its `several_processes` says whether run.sh starts several.
         module: has the `main` that runs it on its options, and may have a `preflight` that raises before any work.
     """
 

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from refocus_ext.errors import UsageError
 from refocus_ext.evaluation.inception import InceptionFeatures, load_inception
-from refocus_ext.evaluation.options import EvalOptions
 from refocus_ext.tokenizer.perceptual import load_lpips
 from refocus_ext.tokenizer.prefixes import psnr
 from refocus_ext.tokens.trained_tokenizer import Tokenizer
@@ -40,18 +39,22 @@ class Instruments:
     not_measured: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
-def open_instruments(options: EvalOptions, tokenizer: Tokenizer, device: torch.device) -> Instruments:
+def open_instruments(
+    tokenizer: Tokenizer, device: torch.device, *, lpips_weights: str = "", inception_weights: str = ""
+) -> Instruments:
     """PSNR and SSIM always; LPIPS, rFID and the alias tokenizer if their files are available.
+
+    Args:
+        lpips_weights, inception_weights: files; empty looks in torch's hub folder.
 
     Raises:
         UsageError: a file given by the user is missing or of the wrong kind.
     """
     tools = Instruments({"psnr": psnr, "ssim": ssim})
-    lpips = _if_there(tools, "lpips", options.lpips_weights, lambda: load_lpips(options.lpips_weights, device))
+    lpips = _if_there(tools, "lpips", lpips_weights, lambda: load_lpips(lpips_weights, device))
     if lpips is not None:
         tools.measures["lpips"] = lpips
-    path = options.inception_weights
-    tools.inception = _if_there(tools, "rfid", path, lambda: load_inception(path, device))
+    tools.inception = _if_there(tools, "rfid", inception_weights, lambda: load_inception(inception_weights, device))
     tools.alias = tokenizer.alias
     if tools.alias is None:
         tools.not_measured["alias"] = f"{tokenizer.path} trained no alias tokenizer."

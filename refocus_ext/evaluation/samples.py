@@ -40,7 +40,7 @@ def main(options: EvalOptions) -> int:
             print("\n" + "\n".join(table(report, options.depth)))
             if options.json:
                 with named("--json"):
-                    write_json(Path(options.json), options, report)
+                    write_json(Path(options.json), options.samples, options.reference, report)
     return 0
 
 

@@ -6,7 +6,6 @@ import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from refocus_ext.evaluation.options import EvalOptions
 from refocus_ext.storage.results import write_numbers
 
 # ------------------------------------------------------------------------------------------------ measuring
@@ -78,10 +77,10 @@ def _row(name: str, values: dict[str, float | None] | dict[str, float]) -> str:
     return f"{name:<22}" + "".join(f"{'-':>11}" if value is None else f"{value:>11{form}}" for value, form in cells)
 
 
-def write_json(path: Path, options: EvalOptions, report: SampleReport) -> None:
+def write_json(path: Path, samples: str, reference: str, report: SampleReport) -> None:
     """Writes the report and its inputs as JSON.
 
     Raises:
         RunFailed: the file cannot be written.
     """
-    write_numbers(path, {"samples": options.samples, "reference": options.reference} | dataclasses.asdict(report))
+    write_numbers(path, {"samples": samples, "reference": reference} | dataclasses.asdict(report))

@@ -49,7 +49,9 @@ def main(options: EvalOptions) -> int:
         print(f"note: {unfinished}")
     with named("--data"):
         images, source = val_images(tokenizer, options.data)
-    tools = open_instruments(options, tokenizer, device)
+    tools = open_instruments(
+        tokenizer, device, lpips_weights=options.lpips_weights, inception_weights=options.inception_weights
+    )
     chosen = spread(range(len(images)), options.images or len(images))
     size = tokenizer.pyramid.image_size
     print(f"measuring {tokenizer.path} on {len(chosen)} images of {source}, centre crops of {size} px, on {device}")

@@ -22,7 +22,6 @@ from refocus_ext.errors import UsageError
 from refocus_ext.evaluation.frechet import FeatureStatistics, frechet_distance
 from refocus_ext.evaluation.inception import InceptionFeatures, load_inception, to_uint8
 from refocus_ext.evaluation.scores import inception_score
-from refocus_ext.evidence.ablation.options import AblateOptions
 from refocus_ext.images.order import SampleKey, spread
 from refocus_ext.images.sources import find_images
 from refocus_ext.images.views import ViewCrops, ViewPlan
@@ -35,6 +34,24 @@ THUMBNAIL = 8  # pixels per side
 FILE = "ablate-measured.json"
 
 
+def inception_if_there(weights: str, device: torch.device) -> InceptionFeatures | None:
+    """Inception, or None, with a line that says why, if its weights are not available.
+
+    Args:
+        weights: a file; empty looks in torch's hub folder.
+
+    Raises:
+        UsageError: the given file is not Inception's.
+    """
+    try:
+        return load_inception(weights, device)
+    except UsageError as missing:
+        if weights:
+            raise
+        print(f"FID and IS are not measured: {missing}")
+        return None
+
+
 @dataclass(frozen=True)
 class Measure:
     """The number and source of the images to measure, and Inception if available."""
@@ -44,22 +61,6 @@ class Measure:
     images: int
     batch: int
     device: torch.device
-
-    @classmethod
-    def of(cls, options: AblateOptions, device: torch.device) -> Measure:
-        """With Inception if its weights are available.
-
-        Raises:
-            UsageError: --inception-weights is not an Inception file.
-        """
-        inception = None
-        try:
-            inception = load_inception(options.inception_weights, device)
-        except UsageError as missing:
-            if options.inception_weights:
-                raise
-            print(f"FID and IS are not measured: {missing}")
-        return cls(inception, options.data, options.images, options.batch_size, device)
 
     @property
     def numbers(self) -> Sequence[str]:
