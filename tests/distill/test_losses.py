@@ -206,7 +206,7 @@ def test_from_hidden_without_a_teacher() -> None:
     hidden, head = logits(0, shape=(B, L, C)), nn.Linear(C, V)
     total, terms = distillation_loss(hidden, None, codes(), BEGIN_ENDS, student_head=head)
     assert "kl" not in terms and torch.allclose(total, terms["ce_student"])
-    with pytest.raises(ValueError, match="come together"):
+    with pytest.raises(ValueError, match="give both teacher_BLC and teacher_head, or neither"):
         distillation_loss(hidden, hidden, codes(), BEGIN_ENDS, student_head=head)
 
 
