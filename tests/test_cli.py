@@ -79,13 +79,13 @@ def test_wrong_usage(argv: list[str], words: str, capsys: pytest.CaptureFixture[
     [
         (["--data", "/nowhere"], "/nowhere is not a folder"),
         (["--focus-states", "4"], "4 focus states would decimate"),
-        (["--image-size", "70"], "image_size 70 is no multiple of"),
+        (["--image-size", "70"], "image_size 70 is not a multiple of"),
         (["--rho-max", "400"], "reaches 400 px to each side"),
         (["--batch-size", "1000"], "--batch-size 1000 is larger than the data set of"),
         (["--patch-nums", "1,2,4,3"], "must rise and end at image size / 16 = 4; give --patch-nums"),
-        (["--ch", "40"], "--ch 40 is no multiple of 32"),
+        (["--ch", "40"], "--ch 40 is not a multiple of 32"),
         (["--steps", "10", "--warm-autoencoder", "10"], "leaves no step of --steps 10 with quantization"),
-        (["--resume", "nothing.pt"], "neither auto nor never nor a checkpoint file"),
+        (["--resume", "nothing.pt"], "--resume nothing.pt is not a checkpoint file; it takes auto, never"),
         (["--device", "cuda:77"], "--device cuda:77 is not available"),
         (["--noise-min", "0.5"], "noise_min <= noise_max"),
     ],
@@ -112,7 +112,7 @@ def test_bad_folders_before_any_work(image_tree: Path, tmp_path: Path, capsys: p
     shutil.rmtree(image_tree / "val" / "dog")
     (image_tree / "val" / "bird").mkdir()
     write_images(image_tree / "val" / "bird", 1)
-    assert "val/ has the class bird, which train/ has not" in attempt()
+    assert "val/ has the class bird, which train/ does not have" in attempt()
     shutil.rmtree(image_tree / "val")
     assert "has no val/ folder" in attempt()
     shutil.rmtree(image_tree / "train")
@@ -182,16 +182,16 @@ def test_commands_say_whether_they_start_several_processes(
         ("tokenizer --data /nowhere", "/nowhere is not a folder"),
         ("tokenizer --device cuda:77", "--device cuda:77 is not available"),
         ("tokenizer --batch-size 9", "--batch-size: a batch size of 9 does not divide over 2 processes"),
-        ("tokenizer --lpips 1 --lpips-weights nowhere.pth", "but nowhere.pth is no file"),
-        ("tokenizer --init nowhere.pth", "--init nowhere.pth is no file"),
+        ("tokenizer --lpips 1 --lpips-weights nowhere.pth", "but nowhere.pth is not a file"),
+        ("tokenizer --init nowhere.pth", "--init nowhere.pth is not a file"),
         ("tokenizer --out full", "--out full holds files but no run"),
-        ("distill --tokenizer /nowhere", "--tokenizer: /nowhere is no folder"),
+        ("distill --tokenizer /nowhere", "--tokenizer: /nowhere is not a folder"),
         ("distill --crops 0", "--crops 0 draws a new crop every epoch"),
-        ("tokens --tokenizer /nowhere", "--tokenizer: /nowhere is no folder"),
+        ("tokens --tokenizer /nowhere", "--tokenizer: /nowhere is not a folder"),
         ("tokens --precision tf32 --device cpu", "--precision: tf32 is CUDA's"),
         ("sample --npz a.npz --folder b", "--npz and --folder are two jobs"),
         ("sample --npz a.npz --student /nowhere", "/nowhere"),
-        ("sample --npz a.npz", "there is no runs/distill-* here"),
+        ("sample --npz a.npz", "this folder has no runs/distill-*"),
         ("eval --samples a", "--samples needs --reference"),
         ("eval --samples /nowhere --reference b", "--samples: /nowhere is neither a file nor a folder"),
     ],

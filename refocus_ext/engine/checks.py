@@ -13,7 +13,9 @@ from refocus_ext.images.source import ImageSource
 def check_run_options(options: Any, images: ImageSource) -> None:
     """Raises UsageError where the options that `Training` reads do not fit each other or the data."""
     if options.resume not in ("auto", "never") and not Path(options.resume).is_file():
-        raise UsageError(f"--resume {options.resume} is neither auto nor never nor a checkpoint file.")
+        raise UsageError(
+            f"--resume {options.resume} is not a checkpoint file; it takes auto, never, or a file of a run's checkpoints/."
+        )
     if options.batch_size % options.accumulate:
         raise UsageError(
             f"--accumulate {options.accumulate} does not divide --batch-size {options.batch_size}; choose one that does."

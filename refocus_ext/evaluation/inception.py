@@ -108,7 +108,7 @@ def load_inception(weights: str, device: torch.device | str = "cpu") -> Inceptio
     """
     path = find_weights(weights, *INCEPTION_FILES)
     if path is None:
-        where = f"but {weights} is no file" if weights else "which is not in torch.hub's folder"
+        where = f"but {weights} is not a file" if weights else "which is not in torch.hub's folder"
         raise UsageError(f"FID needs Inception's {INCEPTION_FILES[0]}, {where}; {HOW_TO_GET}.")
     # The extractor would unpickle the file; give it tensors that have been read safely instead.
     plain = io.BytesIO()

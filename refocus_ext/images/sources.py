@@ -72,5 +72,5 @@ def find_images(data: str) -> tuple[ImageSource, ImageSource]:
     """
     train, val = find_split(data, "train"), find_split(data, "val")
     if missing := sorted(set(val.classes) - set(train.classes)):
-        raise UsageError(f"{data}: val/ has the class {missing[0]}, which train/ has not; the two must agree.")
+        raise UsageError(f"{data}: val/ has the class {missing[0]}, which train/ does not have; the two must agree.")
     return train, val

@@ -80,7 +80,7 @@ class FocusPyramid:
             below = self.image_size // self.stride * self.stride
             near = f"{below} or {below + self.stride}" if below else f"{self.stride}"
             raise ValueError(
-                f"image_size {self.image_size} is no multiple of the encoder stride {self.stride}; use {near}"
+                f"image_size {self.image_size} is not a multiple of the encoder stride {self.stride}; use {near}"
             )
         largest = self.latent_size.bit_length()  # n / 2^(K-1) >= 1
         if self.states > largest:

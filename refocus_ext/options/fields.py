@@ -128,7 +128,7 @@ class Options(TypedArgs):
     """Base of every command's options; they do not change once they are made. The docstring is the command's --help.
 
     Raises:
-        TypeError: a keyword that is no option.
+        TypeError: a keyword that is not an option.
     """
 
     stage = ""  # under which the presets hold values of this command; "" for none

@@ -113,7 +113,7 @@ def newest_run(say: Callable[[str], None] = lambda line: None) -> str:
     found = sorted(Path("runs").glob("distill-*/config.json"), key=lambda file: (file.stat().st_mtime, str(file)))
     if not found:
         raise UsageError(
-            "there is no runs/distill-* here; train a student with `bash run.sh distill`, or give --student RUN, or a "
+            "this folder has no runs/distill-*; train a student with `bash run.sh distill`, or give --student RUN, or a "
             "folder with upstream's var_d16.pth and vae_ch160v4096z32.pth."
         )
     if len(found) > 1:

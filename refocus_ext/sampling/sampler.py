@@ -15,7 +15,7 @@ from patches.sampling import Exchange, Guidance, Noise, Watch, sample, to_unit
 from refocus_ext.sampling.student import Student
 from refocus_ext.seeds import image_seed
 
-FOR_FID = Guidance(cfg=1.5, top_p=0.96)  # DESIGN 6
+FOR_FID = Guidance(cfg=1.5, top_p=0.96)  # as VAR's published FID
 
 
 # ------------------------------------------------------------------------------------------------ whole images

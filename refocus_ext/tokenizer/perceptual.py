@@ -86,4 +86,4 @@ def _backbone_state(network: nn.Module, vgg16: dict[str, Tensor]) -> dict[str, T
 
 def _where(given: str, name: str) -> str:
     """Where `find_weights` found nothing, for a message."""
-    return f"but {given} is no file" if given else f"which is not in {Path(torch.hub.get_dir()) / 'checkpoints'}"
+    return f"but {given} is not a file" if given else f"which is not in {Path(torch.hub.get_dir()) / 'checkpoints'}"

@@ -52,10 +52,10 @@ def check_plan(options: TokenizerOptions, pyramid: FocusPyramid, images: ImageSo
     if len(options.patch_nums) < 2:
         raise UsageError("--patch-nums needs at least two token maps.")
     if options.ch % 32:
-        raise UsageError(f"--ch {options.ch} is no multiple of 32, the groups of the VQVAE's normalization.")
+        raise UsageError(f"--ch {options.ch} is not a multiple of 32, the groups of the VQVAE's normalization.")
     check_run_options(options, images)
     if options.init and not Path(options.init).is_file():
-        raise UsageError(f"--init {options.init} is no file; it takes VQVAE weights such as vae_ch160v4096z32.pth.")
+        raise UsageError(f"--init {options.init} is not a file; it takes VQVAE weights such as vae_ch160v4096z32.pth.")
     if options.warm_autoencoder >= options.steps:
         raise UsageError(
             f"--warm-autoencoder {options.warm_autoencoder} leaves no step of --steps {options.steps} with quantization; lower it."

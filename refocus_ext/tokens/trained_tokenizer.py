@@ -94,7 +94,7 @@ def read_config(run: Path) -> dict[str, Any]:
     """
     if not run.is_dir():
         raise UsageError(
-            f"{run} is no folder; a tokenizer is the run folder of `bash run.sh tokenizer`, which comes first."
+            f"{run} is not a folder; a tokenizer is the run folder of `bash run.sh tokenizer`, which comes first."
         )
     file = run / "config.json"
     if not file.is_file():

@@ -118,8 +118,8 @@ def edit_config(run: Path, **changes: Any) -> None:
 
 
 def test_not_a_run(tmp_path: Path, run: Path) -> None:
-    assert "is no folder" in refusal(tmp_path / "nowhere")
-    assert "is no folder" in refusal(run / "vae.pth")
+    assert "is not a folder" in refusal(tmp_path / "nowhere")
+    assert "is not a folder" in refusal(run / "vae.pth")
     (tmp_path / "empty").mkdir()
     assert "has no config.json" in refusal(tmp_path / "empty")
     edit_config(run, command="distill")
@@ -212,14 +212,14 @@ def test_a_named_file_that_is_missing_is_an_error(trained: Path) -> None:
         options.replace(lpips_weights="nowhere.pth"),
         options.replace(inception_weights="nowhere.pth"),
     ):
-        with pytest.raises(UsageError, match=r"nowhere\.pth is no file"):
+        with pytest.raises(UsageError, match=r"nowhere\.pth is not a file"):
             main(named)
 
 
 def test_usage_errors(trained: Path, run: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="eval needs --tokenizer RUN"):
         main(EvalOptions(tokenizer=""))
-    with pytest.raises(UsageError, match="nowhere is no folder; a tokenizer is the run folder of"):
+    with pytest.raises(UsageError, match="nowhere is not a folder; a tokenizer is the run folder of"):
         main(EvalOptions(tokenizer=str(tmp_path / "nowhere")))
     with pytest.raises(UsageError, match="has no val/ folder"):
         main(EvalOptions(tokenizer=str(run), data=str(run), device="cpu"))

@@ -383,7 +383,7 @@ def test_two_tokenizers_side_by_side(
     [
         (["--data", "nowhere"], "--data: nowhere is neither a folder nor an image"),
         (["--focus-states", "1"], "--focus-states 1 decimates nothing"),
-        (["--image-size", "100"], "100 is no multiple of the encoder stride 16"),
+        (["--image-size", "100"], "100 is not a multiple of the encoder stride 16"),
         (["--image-size", "48", "--focus-states", "2", "--rho-max", "3"], "at least 64 pixels, got 48"),
         (["--samples", "a.npz"], "--samples needs --reference; give both or neither"),
         (["--tokenizer", "nowhere"], "--tokenizer: nowhere is neither a run folder nor a file"),

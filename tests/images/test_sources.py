@@ -150,5 +150,5 @@ def test_validation_cannot_have_a_class_of_its_own(image_tree: Path) -> None:
     (image_tree / "val" / "wolf").mkdir()
     source = next((image_tree / "val").rglob("*.jpg"))
     (image_tree / "val" / "wolf" / "a.jpg").write_bytes(source.read_bytes())
-    with pytest.raises(UsageError, match=r"val/ has the class wolf, which train/ has not; the two must agree"):
+    with pytest.raises(UsageError, match=r"val/ has the class wolf, which train/ does not have; the two must agree"):
         find_images(str(image_tree))

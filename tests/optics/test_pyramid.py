@@ -88,7 +88,7 @@ def test_patch_nums_must_rise_to_the_latent_size(patch_nums: tuple[int, ...]) ->
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"image_size": 250}, "image_size 250 is no multiple of the encoder stride 16; use 240 or 256"),
+        ({"image_size": 250}, "image_size 250 is not a multiple of the encoder stride 16; use 240 or 256"),
         ({"image_size": 8, "states": 1}, "image_size 8 .* use 16"),
         ({"image_size": 0}, "image_size must be a whole number of at least 1, got 0"),
         ({"image_size": 256.0}, "image_size must be a whole number"),

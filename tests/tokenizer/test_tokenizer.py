@@ -444,7 +444,7 @@ def test_resume_never_starts_afresh_and_keeps_the_old_run(image_tree: Path, tmp_
 
 
 def test_short_training_orders_the_prefixes(tmp_path: Path) -> None:
-    """DESIGN 2: each prefix is nearer to its focus state than to the image, and nearer to it the sharper its state."""
+    """Each prefix is nearer to its focus state than to the image, and nearer to it the sharper its state."""
     options = [
         "--steps",
         "110",
