@@ -82,7 +82,7 @@ def test_signs_are_said_in_words() -> None:
         (["text.txt"], "text.txt is not an image that can be read"),
         (["a.jpg", "--chart", "text"], "are both given"),
         (["--chart", "moire"], "invalid choice: 'moire'"),
-        (["--image-size", "100"], "no multiple of the encoder stride 16"),
+        (["--image-size", "100"], "not a multiple of the encoder stride 16"),
         (["--focus-states", "9"], "use at most 5 states"),
         (["a.jpg", "b.jpg"], "'b.jpg' was not expected here"),
         (["--out", "."], "--out: . is a folder"),
