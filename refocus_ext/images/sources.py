@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from refocus_ext.errors import UsageError
+from refocus_ext.images.archives import holds_imagenet, holds_shards, imagenet_tars, webdataset
 from refocus_ext.images.folder import ImageList, image_folder
 from refocus_ext.images.source import ImageSource
 
@@ -48,6 +49,8 @@ class Kind(NamedTuple):
 # The first match is used. Add a new kind before the folder, which matches every word.
 KINDS = (
     Kind(lambda data: not data, lambda data, split: demo_photographs()),
+    Kind(holds_imagenet, imagenet_tars),
+    Kind(holds_shards, webdataset),
     Kind(lambda data: True, image_folder),
 )
 
