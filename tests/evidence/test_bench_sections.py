@@ -61,4 +61,4 @@ def test_loaders_read_the_same_images(monkeypatch: pytest.MonkeyPatch) -> None:
     assert report["images"] == 76 and report["per_second"] == {"torchvision": 19.0, "folder": 38.0, "tar": 76.0}
     assert report["over_torchvision"] == {"torchvision": 1.0, "folder": 2.0, "tar": 4.0}
     lines = data.table(report)
-    assert "2.00x" in lines[2] and f"{74 / 38:.1f} such cores for each" in lines[-1]
+    assert "2.00x" in lines[2] and f"{74 / 38:.1f} such cores" in lines[-1]
