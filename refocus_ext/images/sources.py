@@ -9,6 +9,7 @@ from typing import NamedTuple
 from refocus_ext.errors import UsageError
 from refocus_ext.images.archives import holds_imagenet, holds_shards, imagenet_tars, webdataset
 from refocus_ext.images.folder import ImageList, image_folder
+from refocus_ext.images.parquet import holds_parquet, parquet_images
 from refocus_ext.images.source import ImageSource
 
 # The photographs in scikit-image's wheel (no download), without drawings, charts and icons.
@@ -51,6 +52,7 @@ KINDS = (
     Kind(lambda data: not data, lambda data, split: demo_photographs()),
     Kind(holds_imagenet, imagenet_tars),
     Kind(holds_shards, webdataset),
+    Kind(holds_parquet, parquet_images),
     Kind(lambda data: True, image_folder),
 )
 
