@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from refocus_ext.errors import UsageError
+from refocus_ext.images.archives import holds_imagenet, holds_shards, imagenet_tars, webdataset
 from refocus_ext.images.folder import ImageList, image_folder
+from refocus_ext.images.parquet import holds_parquet, parquet_images
 from refocus_ext.images.source import ImageSource
 
 # The photographs in scikit-image's wheel (no download), without drawings, charts and icons.
@@ -48,6 +50,9 @@ class Kind(NamedTuple):
 # The first match is used. Add a new kind before the folder, which matches every word.
 KINDS = (
     Kind(lambda data: not data, lambda data, split: demo_photographs()),
+    Kind(holds_imagenet, imagenet_tars),
+    Kind(holds_shards, webdataset),
+    Kind(holds_parquet, parquet_images),
     Kind(lambda data: True, image_folder),
 )
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 import torch
 
 from patches import Upstream
-from refocus_ext.evidence.bench import distill, sampling
+from refocus_ext.evidence.bench import data, distill, sampling
 
 SECONDS = {"upstream": 2.0, "student": 1.0, "distillation": 3.0}
 REPORT = {"depth": 2, "batch": 4, "seconds": SECONDS, "peak_bytes": dict.fromkeys(SECONDS, 2**30)}
@@ -38,3 +41,24 @@ def test_fast_sampling_draws_the_same_images(upstream: Upstream) -> None:
     lines = sampling.table(report)
     assert "sampling 2 images with a d2 student" in lines[0] and "the same images" in lines[1]
     assert "images differ in the last bits" in sampling.table(report | {"same_images": False})[1]
+
+
+def test_loaders_read_the_same_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each part loads every JPEG once; of given times the rates are worked out by hand."""
+    sizes: dict[str, set[tuple[int, ...]]] = {}
+
+    def timed(parts: dict[str, Any], *_: object) -> dict[str, float]:
+        loaded = {name: part() for name, part in parts.items()}
+        sizes.update({name: {tuple(sample[0].shape) for sample in samples} for name, samples in loaded.items()})
+        assert len({len(samples) for samples in loaded.values()}) == 1
+        folder, tar = (torch.stack([sample.image for sample in loaded[name]]) for name in ("folder", "tar"))
+        assert torch.equal(folder, tar)
+        return {"torchvision": 4.0, "folder": 2.0, "tar": 1.0}
+
+    monkeypatch.setattr(data, "time_interleaved", timed)
+    report = data.measure(32, 1)
+    assert sizes == {name: {(3, 32, 32)} for name in ("torchvision", "folder", "tar")}
+    assert report["images"] == 76 and report["per_second"] == {"torchvision": 19.0, "folder": 38.0, "tar": 76.0}
+    assert report["over_torchvision"] == {"torchvision": 1.0, "folder": 2.0, "tar": 4.0}
+    lines = data.table(report)
+    assert "2.00x" in lines[2] and f"{74 / 38:.1f} such cores" in lines[-1]

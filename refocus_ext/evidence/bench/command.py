@@ -10,7 +10,7 @@ import torch
 from patches import Upstream, load_upstream
 from refocus_ext.engine.devices import pick_device
 from refocus_ext.errors import UsageError, named
-from refocus_ext.evidence.bench import distill, sampling, startup
+from refocus_ext.evidence.bench import data, distill, sampling, startup
 from refocus_ext.evidence.bench.options import BenchOptions
 from refocus_ext.evidence.bench.tokenizer import measure, table
 from refocus_ext.optics.pyramid import FocusPyramid
@@ -95,6 +95,12 @@ def _sampling(
     return report, sampling.table(report)
 
 
+def _data(options: BenchOptions, *_: object) -> tuple[dict[str, Any], list[str]]:
+    """Loading images beside torchvision."""
+    report = data.measure(options.image_size, options.repeats)
+    return report, data.table(report)
+
+
 def _startup(options: BenchOptions, *_: object) -> tuple[dict[str, Any], list[str]]:
     """The start of commands beside the import of torch."""
     report = startup.measure(options.repeats)
@@ -105,5 +111,6 @@ SECTIONS: dict[str, Callable[..., tuple[dict[str, Any], list[str]]]] = {
     "tokenizer": _tokenizer,
     "distill": _distill,
     "sampling": _sampling,
+    "data": _data,
     "startup": _startup,
 }

@@ -13,9 +13,9 @@ MEASURE = Heading("measurement")
 
 class BenchOptions(Options):
     """
-    Times the focus pyramid and tokenization, a step of distillation and sampling beside upstream's own, in one process,
-    and what it takes to start a command; prints the ratios. At its defaults, those of the paper and d16, it takes some
-    ten minutes on two CPU cores.
+    Times the focus pyramid and tokenization, a step of distillation and sampling beside upstream's own, in one process;
+    also loading images, and starting a command. Prints the ratios. At its defaults, those of the paper and d16, it takes
+    some ten minutes on two CPU cores.
     """
 
     image_size: int = GEOMETRY(256, "a multiple of 16", positive(int), unit="pixels")
@@ -28,8 +28,9 @@ class BenchOptions(Options):
     section: str = MEASURE(
         "all",
         "tokenizer: the pyramid beside the encoder; distill: a training step beside upstream's; sampling: the sampler "
-        "beside upstream's; startup: the start of commands beside `import torch`; all: all of them",
-        choices=("all", "tokenizer", "distill", "sampling", "startup"),
+        "beside upstream's; data: loading images beside torchvision; startup: the start of commands beside `import torch`; "
+        "all: all of them",
+        choices=("all", "tokenizer", "distill", "sampling", "data", "startup"),
     )
     batch_size: int = MEASURE(1, "batch", positive(int), unit="images")
     repeats: int = MEASURE(3, "timed rounds, after one that is not", positive(int))
