@@ -6,6 +6,7 @@ focus states and token scales are counted from 1 in what is printed or written, 
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ from refocus_ext.evaluation.tokenizer_report import ScaleHealth, StateQuality, T
 from refocus_ext.images.checks import check_images
 from refocus_ext.images.crops import Crops
 from refocus_ext.images.order import spread
+from refocus_ext.images.parts import numbered_as
 from refocus_ext.images.source import ImageSource
 from refocus_ext.images.sources import find_split
 from refocus_ext.tokenizer.alias.explained_variance import ExplainedVariance
@@ -81,11 +83,14 @@ def val_images(tokenizer: Tokenizer, data: str) -> tuple[ImageSource, str]:
     Raises:
         UsageError: they are missing, or smaller than the crop and the run refused that.
     """
-    data = data or tokenizer.trained_with.data
-    images = find_split(data, "val")
+    own, data = not data, data or tokenizer.trained_with.data
+    images = find_split(data, "val", tokenizer.trained_with.val_share)
+    classes = tokenizer.path / "classes.json"
+    if own and classes.is_file():
+        images = numbered_as(images, json.loads(classes.read_text(encoding="utf-8")))
     note = check_images(images, tokenizer.pyramid.image_size, tokenizer.trained_with.small_images)
-    if note:
-        print(f"note: {note}")
+    for line in images.notes() + ((note,) if note else ()):
+        print(f"note: {line}")
     return images, f"{data}/val" if data else "the demo photographs (which the demo also trains on)"
 
 

@@ -36,6 +36,24 @@ def read_class_names(path: Path) -> tuple[str, ...]:
     return tuple(name.strip() for name in names)
 
 
+def check_class_map(file: Path, classes: Sequence[str]) -> None:
+    """Raises UsageError if the run that wrote `file` numbered its classes otherwise: its labels would change their meaning."""
+    if not file.is_file():
+        return
+    try:
+        theirs = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise UsageError(f"{file} cannot be read as class names; restore it, or start a new run.") from None
+    if list(classes) == theirs:
+        return
+    changed = sorted(set(classes) ^ set(theirs)) if isinstance(theirs, list) else []
+    what = f"{'without' if changed[0] in classes else 'with'} the class {changed[0]}" if changed else "in another order"
+    raise UsageError(
+        f"{file.parent} was begun on {len(theirs)} classes, {what}, and the data now has {len(classes)}: labels would change "
+        "their meaning; restore the data, or start a new run."
+    )
+
+
 def choose_class_names(given: Path | None, beside: Path, num_classes: int) -> tuple[str, ...]:
     """The names of a student's classes, empty if there are none. There may be fewer names than classes.
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from refocus_ext.errors import UsageError
-from refocus_ext.images.folder import ImageList, image_folder
+from refocus_ext.images.folder import ImageList, NoValidation, image_folder
+from refocus_ext.images.parts import hold_out, numbered_as
 from refocus_ext.images.source import ImageSource
 
 # The photographs in scikit-image's wheel (no download), without drawings, charts and icons.
@@ -52,25 +53,41 @@ KINDS = (
 )
 
 
-def find_split(data: str, split: str) -> ImageSource:
+def find_split(data: str, split: str, val_share: float = 0.0) -> ImageSource:
     """The images of one split, "train" or "val".
 
     Args:
         data: the user's --data; "" for the demo photographs, which have no splits: both are all of them.
+        val_share: share of the training images that is held out for validation where the data has no images of its own for
+            it; 0 holds none out.
 
     Raises:
         UsageError: they are missing.
     """
-    return next(kind.open(data, split) for kind in KINDS if kind.matches(data))
+    if not val_share:
+        return _open(data, split)
+    try:
+        val = _open(data, "val")
+        return val if split == "val" else _open(data, split)
+    except NoValidation:
+        divided = hold_out(_open(data, "train"), val_share)
+        return divided.val if split == "val" else divided.train
 
 
-def find_images(data: str) -> tuple[ImageSource, ImageSource]:
+def find_images(data: str, val_share: float = 0.0) -> tuple[ImageSource, ImageSource]:
     """Training and validation images; the demo validates on centre crops of its photographs.
+
+    A class has the number that training gives it, whether or not validation has all classes. `val_share` as of `find_split`.
 
     Raises:
         UsageError: they are missing, or validation has a class that training has not.
     """
-    train, val = find_split(data, "train"), find_split(data, "val")
-    if missing := sorted(set(val.classes) - set(train.classes)):
-        raise UsageError(f"{data}: val/ has the class {missing[0]}, which train/ has not; the two must agree.")
-    return train, val
+    train, val = find_split(data, "train", val_share), find_split(data, "val", val_share)
+    try:
+        return train, numbered_as(val, train.classes)
+    except UsageError as error:
+        raise UsageError(f"{data}: {error}") from None
+
+
+def _open(data: str, split: str) -> ImageSource:
+    return next(kind.open(data, split) for kind in KINDS if kind.matches(data))

@@ -37,8 +37,8 @@ def preflight(options: TokensOptions, processes: int) -> None:
         read_index(cache_folder(options, source), source.identity())
 
 
-def prepare(options: TokensOptions, device: torch.device, precision: str) -> tuple[CacheSource, str, str | None]:
-    """What the cache is made from, the name of its images, and a note on them.
+def prepare(options: TokensOptions, device: torch.device, precision: str) -> tuple[CacheSource, str, tuple[str, ...]]:
+    """What the cache is made from, the name of its images, and notes on them.
 
     Raises:
         UsageError: the tokenizer or the images are missing, or do not fit.
@@ -49,8 +49,9 @@ def prepare(options: TokensOptions, device: torch.device, precision: str) -> tup
     with named("--data"):
         images, name = train_images(tokenizer, options.data)
         note = check_images(images, tokenizer.pyramid.image_size, small)
+    notes = images.notes() + ((note,) if note else ())
     plan = ViewPlan(options.crops, options.hflip, options.seed)
-    return CacheSource(tokenizer, images, plan, options.crop_scale, precision), name, note
+    return CacheSource(tokenizer, images, plan, options.crop_scale, precision), name, notes
 
 
 def cache_folder(options: TokensOptions, source: CacheSource) -> Path:
@@ -61,8 +62,8 @@ def _run(options: TokensOptions, world: World) -> int:
     world.say(load_upstream().describe())
     with named("--precision"):
         precision = pick_precision(options.precision, world.device)
-    source, name, note = prepare(options, world.device, precision)
-    if note:
+    source, name, notes = prepare(options, world.device, precision)
+    for note in notes:
         world.say(f"note: {note}")
     layout, folder, theirs = source.layout(), cache_folder(options, source), source.tokenizer.trained_with
     for line in plan_lines(source.tokenizer, name, source.plan, layout):
@@ -93,7 +94,8 @@ def train_images(tokenizer: Tokenizer, data: str) -> tuple[ImageSource, str]:
         UsageError: they are missing.
     """
     data = data or tokenizer.trained_with.data
-    return find_split(data, "train"), f"{data}/train" if data else "the demo photographs"
+    images = find_split(data, "train", tokenizer.trained_with.val_share)
+    return images, f"{data}/train" if data else "the demo photographs"
 
 
 def plan_lines(tokenizer: Tokenizer, name: str, plan: ViewPlan, layout: Layout) -> list[str]:
