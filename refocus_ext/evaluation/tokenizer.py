@@ -83,15 +83,19 @@ def val_images(tokenizer: Tokenizer, data: str) -> tuple[ImageSource, str]:
     Raises:
         UsageError: they are missing, or smaller than the crop and the run refused that.
     """
-    own, data = not data, data or tokenizer.trained_with.data
-    images = find_split(data, "val", tokenizer.trained_with.val_share)
-    classes = tokenizer.path / "classes.json"
-    if own and classes.is_file():
-        images = numbered_as(images, json.loads(classes.read_text(encoding="utf-8")))
+    data = data or tokenizer.trained_with.data
+    images = numbered_as_run(tokenizer.path, find_split(data, "val", tokenizer.trained_with.val_share))
     note = check_images(images, tokenizer.pyramid.image_size, tokenizer.trained_with.small_images)
     for line in images.notes() + ((note,) if note else ()):
         print(f"note: {line}")
     return images, f"{data}/val" if data else "the demo photographs (which the demo also trains on)"
+
+
+def numbered_as_run(run: Path, images: ImageSource) -> ImageSource:
+    """The images with the labels of the run's classes, unless they have others: no measure of a tokenizer uses labels."""
+    file = run / "classes.json"
+    classes = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
+    return numbered_as(images, classes) if set(images.classes) <= set(classes) else images
 
 
 def loader(tokenizer: Tokenizer, images: ImageSource, chosen: Sequence[int], options: EvalOptions) -> DataLoader[Any]:
