@@ -95,6 +95,7 @@ def prepare_run(upstream: Upstream, options: DistillOptions, device: torch.devic
     geometry = teacher_geometry(options, tokenizer)
     with named("--data"):
         note = check_images(train, tokenizer.trained_with.image_size, options.small_images)
+        check_images(val, tokenizer.trained_with.image_size, "upsample")
     size = sizes(upstream, options, geometry, tokenizer, classes)
     notes = tuple(dict.fromkeys(train.notes() + val.notes())) + ((note,) if note else ())
     return Prepared(tokenizer, train, val, classes, geometry, size, notes)

@@ -31,7 +31,7 @@ from refocus_ext.images.crops import Crops
 from refocus_ext.images.order import spread
 from refocus_ext.images.parts import numbered_as
 from refocus_ext.images.source import ImageSource
-from refocus_ext.images.sources import find_split
+from refocus_ext.images.sources import find_split, split_name
 from refocus_ext.tokenizer.alias.explained_variance import ExplainedVariance
 from refocus_ext.tokens.trained_tokenizer import Tokenizer, load_tokenizer
 from refocus_ext.vector_quantization import codebook_use
@@ -84,11 +84,12 @@ def val_images(tokenizer: Tokenizer, data: str) -> tuple[ImageSource, str]:
         UsageError: they are missing, or smaller than the crop and the run refused that.
     """
     data = data or tokenizer.trained_with.data
-    images = numbered_as_run(tokenizer.path, find_split(data, "val", tokenizer.trained_with.val_share))
+    found = find_split(data, "val", tokenizer.trained_with.val_share)
+    images = numbered_as_run(tokenizer.path, found)
     note = check_images(images, tokenizer.pyramid.image_size, tokenizer.trained_with.small_images)
     for line in images.notes() + ((note,) if note else ()):
         print(f"note: {line}")
-    return images, f"{data}/val" if data else "the demo photographs (which the demo also trains on)"
+    return images, split_name(data, "val", found) + ("" if data else " (which the demo also trains on)")
 
 
 def numbered_as_run(run: Path, images: ImageSource) -> ImageSource:

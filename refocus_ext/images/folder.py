@@ -154,10 +154,13 @@ def _without_splits(contents: _Contents, base: Path) -> ImageList:
     """The images of a folder without train/ and val/: in class folders, or all of one class."""
     filled = {name: found for name, found in contents.classes.items() if found.pictures}
     if contents.loose.pictures:
-        how, images = "one class", _one_class([contents.loose, *filled.values()], contents.left_out(), base, base)
+        how, images = (
+            "all its images are one class",
+            _one_class([contents.loose, *filled.values()], contents.left_out(), base, base),
+        )
     else:
         how, images = "its folders are the classes", _in_classes(filled, contents.left_out(), base)
-    first = f"{base} has neither train/ nor val/: all its images are for training ({how})"
+    first = f"{base} has neither train/ nor val/: {how}"
     return replace(images, remarks=(first, *images.remarks))
 
 

@@ -147,7 +147,7 @@ def hold_out(images: ImageSource, share: float) -> Divided:
         f"trained on (share {share:g})"
     )
     train = Part(images, tuple(i for i in order if i not in held), f"all but a share of {share:g}", (note,))
-    return Divided(train, Part(images, tuple(i for i in order if i in held), f"a share of {share:g}"))
+    return Divided(train, Part(images, tuple(i for i in order if i in held), f"a share of {share:g}", (note,)))
 
 
 def _rank(key: str) -> float:

@@ -72,3 +72,8 @@ def identity_of(
     for size in sizes:
         digest.update(f"{size}\n".encode())
     return {"images": images, "classes": len(classes), "digest": digest.hexdigest()}
+
+
+def classes_in_words(images: ImageSource) -> str:
+    """'1 class', '10 classes'."""
+    return f"{len(images.classes)} class{'es' * (len(images.classes) != 1)}"

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from refocus_ext.errors import UsageError
 from refocus_ext.images.folder import ImageList, NoValidation, image_folder
-from refocus_ext.images.parts import hold_out, numbered_as
+from refocus_ext.images.parts import Part, hold_out, numbered_as
 from refocus_ext.images.source import ImageSource
 
 # The photographs in scikit-image's wheel (no download), without drawings, charts and icons.
@@ -87,6 +87,16 @@ def find_images(data: str, val_share: float = 0.0) -> tuple[ImageSource, ImageSo
         return train, numbered_as(val, train.classes)
     except UsageError as error:
         raise UsageError(f"{data}: {error}") from None
+
+
+def split_name(data: str, split: str, images: ImageSource) -> str:
+    """What a message calls the images of a split that `find_split` found."""
+    if not data:
+        return "the demo photographs"
+    if isinstance(images, Part):
+        return f"{data} ({images.what})"
+    whole = isinstance(images, ImageList) and images.root == str(Path(data))
+    return data if whole else f"{data}/{split}"
 
 
 def _open(data: str, split: str) -> ImageSource:

@@ -90,6 +90,7 @@ def prepare(upstream: Upstream, options: TokenizerOptions, device: torch.device)
     check_plan(options, pyramid, train)
     with named("--data"):
         note = check_images(train, options.image_size, options.small_images)
+        check_images(val, options.image_size, "upsample")
     notes = [*dict.fromkeys(train.notes() + val.notes()), note, *pyramid.rayleigh_warnings()]
     geometry = alias_geometry(options, pyramid)
     torch.manual_seed(stream_seed(options.seed, Stream.WEIGHTS))

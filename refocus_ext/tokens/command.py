@@ -12,7 +12,7 @@ from refocus_ext.engine.interruption import Interruption
 from refocus_ext.errors import named
 from refocus_ext.images.checks import check_images
 from refocus_ext.images.source import ImageSource
-from refocus_ext.images.sources import find_split
+from refocus_ext.images.sources import find_split, split_name
 from refocus_ext.images.views import ViewPlan
 from refocus_ext.tokens.cache import CacheSource, build_cache, default_folder, summary
 from refocus_ext.tokens.index import read_index, size_text
@@ -95,7 +95,7 @@ def train_images(tokenizer: Tokenizer, data: str) -> tuple[ImageSource, str]:
     """
     data = data or tokenizer.trained_with.data
     images = find_split(data, "train", tokenizer.trained_with.val_share)
-    return images, f"{data}/train" if data else "the demo photographs"
+    return images, split_name(data, "train", images)
 
 
 def plan_lines(tokenizer: Tokenizer, name: str, plan: ViewPlan, layout: Layout) -> list[str]:
