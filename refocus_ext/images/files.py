@@ -51,7 +51,8 @@ LEFTOVERS = {
     "system volume information", "icon\r", "__pycache__",
 }  # fmt: skip
 HIDDEN, LEFTOVER = "hidden", "left by tools"
-LINK, TWICE, SPECIAL, BARE = "dangling links", "links to folders already read", "special files", "without extension"
+LINK, TWICE, SPECIAL = "linked to nothing", "linked to a folder already read", "not regular"
+BARE, BESIDE = "without extension", "beside the class folders"
 
 
 def shown(name: str) -> str:
@@ -72,7 +73,7 @@ def in_words(left_out: Counter[str]) -> str:
     """'3 .txt, 1 .mov, 2 hidden'; '' if nothing was left out."""
     kinds = left_out.most_common(6)
     more = left_out.total() - sum(count for _, count in kinds)
-    words = ", ".join([f"{count} {kind}" for kind, count in kinds] + ([f"{more} others"] if more else []))
+    words = ", ".join([f"{count} {kind}" for kind, count in kinds] + ([f"{more} more"] if more else []))
     phone = any(kind in left_out for kind in (".heic", ".heif"))
     return words + ("; convert the HEIC pictures to JPEG to use them" if phone else "")
 
@@ -109,10 +110,12 @@ def left_out_kind(entry: os.DirEntry[str]) -> str:
         return LEFTOVER
     if entry.name.startswith("."):
         return LEFTOVER if entry.name == ".DS_Store" or entry.name.startswith("._") else HIDDEN
+    if entry.is_symlink() and not _exists(entry.path):
+        return LINK
     if entry.is_dir():
         return ""
     if not entry.is_file():
-        return LINK if entry.is_symlink() and not _exists(entry.path) else SPECIAL
+        return SPECIAL
     extension = os.path.splitext(entry.name)[1]
     return "" if extension.lower() in EXTENSIONS else shown(extension.lower()) or BARE
 

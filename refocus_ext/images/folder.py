@@ -11,7 +11,17 @@ from typing import Any, BinaryIO
 
 from refocus_ext.errors import UsageError
 from refocus_ext.images.checks import SMALL_DATA_SET
-from refocus_ext.images.files import EXTENSIONS, TWICE, Found, entries, find_pictures, in_words, left_out_kind, shown
+from refocus_ext.images.files import (
+    BESIDE,
+    EXTENSIONS,
+    TWICE,
+    Found,
+    entries,
+    find_pictures,
+    in_words,
+    left_out_kind,
+    shown,
+)
 from refocus_ext.images.order import spread
 from refocus_ext.images.source import ImageSource, identity_of
 
@@ -146,7 +156,7 @@ def _in_split(folder: Path, contents: _Contents, base: Path) -> ImageList:
         )
     left_out = contents.left_out()
     if contents.loose.pictures:
-        left_out["images beside the class folders"] = len(contents.loose.pictures)
+        left_out[BESIDE] = len(contents.loose.pictures)
     return _in_classes(contents.classes, left_out, folder)
 
 

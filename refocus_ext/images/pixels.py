@@ -97,7 +97,7 @@ def _scaling(image: Image.Image) -> Callable[[np.ndarray], np.ndarray]:
     low, high = _range(image)
     if _tiff(image, PHOTOMETRIC) == MIN_IS_WHITE:
         low, high = high, low
-    return lambda values: np.nan_to_num((values - low) * (255 / ((high - low) or 1)), nan=0)
+    return lambda values: np.nan_to_num((values - low) * 255 / ((high - low) or 1), nan=0)
 
 
 def _range(image: Image.Image) -> tuple[float, float]:

@@ -66,12 +66,8 @@ def find_split(data: str, split: str, val_share: float = 0.0) -> ImageSource:
     """
     if not val_share:
         return _open(data, split)
-    try:
-        val = _open(data, "val")
-        return val if split == "val" else _open(data, split)
-    except NoValidation:
-        divided = hold_out(_open(data, "train"), val_share)
-        return divided.val if split == "val" else divided.train
+    train, val = _divided(data, val_share)
+    return val if split == "val" else train
 
 
 def find_images(data: str, val_share: float = 0.0) -> tuple[ImageSource, ImageSource]:
@@ -82,7 +78,7 @@ def find_images(data: str, val_share: float = 0.0) -> tuple[ImageSource, ImageSo
     Raises:
         UsageError: they are missing, or validation has a class that training has not.
     """
-    train, val = find_split(data, "train", val_share), find_split(data, "val", val_share)
+    train, val = _divided(data, val_share)
     try:
         return train, numbered_as(val, train.classes)
     except UsageError as error:
@@ -97,6 +93,18 @@ def split_name(data: str, split: str, images: ImageSource) -> str:
         return f"{data} ({images.what})"
     whole = isinstance(images, ImageList) and images.root == str(Path(data))
     return data if whole else f"{data}/{split}"
+
+
+def _divided(data: str, val_share: float) -> tuple[ImageSource, ImageSource]:
+    """Training and validation images, with a share of the former as the latter where the data has none of its own."""
+    try:
+        val = _open(data, "val")
+    except NoValidation:
+        if not val_share:
+            raise
+        divided = hold_out(_open(data, "train"), val_share)
+        return divided.train, divided.val
+    return _open(data, "train"), val
 
 
 def _open(data: str, split: str) -> ImageSource:
