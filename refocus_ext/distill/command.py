@@ -32,6 +32,7 @@ from refocus_ext.engine.run_folder import RunFolder, check_run_folder
 from refocus_ext.engine.training import RunPlan, TrainingData
 from refocus_ext.errors import named
 from refocus_ext.images.checks import check_images
+from refocus_ext.images.class_names import check_class_map
 from refocus_ext.images.source import ImageSource
 from refocus_ext.images.sources import find_images
 from refocus_ext.images.views import ViewPlan
@@ -52,7 +53,7 @@ class Prepared(NamedTuple):
     classes: int
     geometry: TeacherGeometry | None
     size: Sizes
-    note: str | None
+    notes: tuple[str, ...]
 
 
 def main(options: DistillOptions) -> int:
@@ -76,6 +77,7 @@ def preflight(options: DistillOptions, processes: int) -> None:
             read_index(cache_folder(options, prepared.tokenizer), source.identity())
     if options.resume != "never":
         check_run_folder(Path(options.out), run_identity(options, prepared.tokenizer))
+        check_class_map(Path(options.out) / "classes.json", prepared.train.classes)
 
 
 def prepare_run(upstream: Upstream, options: DistillOptions, device: torch.device) -> Prepared:
@@ -88,13 +90,15 @@ def prepare_run(upstream: Upstream, options: DistillOptions, device: torch.devic
     with named("--tokenizer"):
         tokenizer = load_tokenizer(Path(options.tokenizer), device)
     with named("--data"):
-        train, val = find_images(options.data or tokenizer.trained_with.data)
+        train, val = find_images(options.data or tokenizer.trained_with.data, tokenizer.trained_with.val_share)
     classes = check_data(options, train, val)
     geometry = teacher_geometry(options, tokenizer)
     with named("--data"):
         note = check_images(train, tokenizer.trained_with.image_size, options.small_images)
+        check_images(val, tokenizer.trained_with.image_size, "upsample")
     size = sizes(upstream, options, geometry, tokenizer, classes)
-    return Prepared(tokenizer, train, val, classes, geometry, size, note)
+    notes = tuple(dict.fromkeys(train.notes() + val.notes())) + ((note,) if note else ())
+    return Prepared(tokenizer, train, val, classes, geometry, size, notes)
 
 
 def _run(options: DistillOptions, world: World) -> int:
@@ -102,10 +106,10 @@ def _run(options: DistillOptions, world: World) -> int:
     world.say(upstream.describe())
     with named("--tokens-precision"):
         pick_precision(options.tokens_precision, world.device)
-    tokenizer, train, val, classes, geometry, size, note = prepare_run(upstream, options, world.device)
+    tokenizer, train, val, classes, geometry, size, notes = prepare_run(upstream, options, world.device)
     prepare(tokenizer)
     world.say(why_preset(options, tokenizer))
-    if note:
+    for note in notes:
         world.say(f"note: {note}")
     if world.main:
         print_plan(options, tokenizer, geometry, train, classes, size, world.device)
@@ -210,6 +214,7 @@ def open_run(
     run = RunFolder(Path(options.out), config, fresh=options.resume == "never", keep=options.keep)
     if run.moved_to:
         print(f"the run that was in {options.out} is now in {run.moved_to}")
+    check_class_map(run.path / "classes.json", images.classes)
     save_json(run.path / "classes.json", list(images.classes))
     copy_file(tokenizer.path / "vae.pth", run.path / "vae.pth")
     run.record_weights("vae.pth")

@@ -17,7 +17,7 @@ from refocus_ext.distill.teacher.kinds import teacher_class
 from refocus_ext.engine.checks import check_run_options
 from refocus_ext.engine.devices import kind_of
 from refocus_ext.errors import UsageError
-from refocus_ext.images.source import ImageSource
+from refocus_ext.images.source import ImageSource, classes_in_words
 from refocus_ext.storage.weights import state_bytes
 from refocus_ext.tokens.trained_tokenizer import Tokenizer
 
@@ -65,9 +65,10 @@ def check_data(options: DistillOptions, images: ImageSource, val: ImageSource) -
         raise UsageError(
             f"the data has {len(images.classes)} classes, more than --num-classes {options.num_classes}; raise it, or set it to 0."
         )
-    if min(len(val), options.val_images) < 2:
+    if (checked := min(len(val), options.val_images)) < 2:
         raise UsageError(
-            "validation needs at least two images, because one control uses the alias tokens of another image."
+            f"validation has {checked} image, but needs at least two images, because one control uses the alias tokens of "
+            "another image; give more validation images."
         )
     return options.num_classes or len(images.classes)
 
@@ -165,7 +166,7 @@ def print_plan(
     count = sum(pn * pn for pn in patch_nums)
     views = f"{options.crops}" if options.crops else "an unlimited number of"
     print(
-        f"images: {len(images)} in {len(images.classes)} classes, {views} crops of {tokenizer.trained_with.image_size} px per image"
+        f"images: {len(images)} in {classes_in_words(images)}, {views} crops of {tokenizer.trained_with.image_size} px per image"
         + (", mirrored as well" if options.hflip else "")
     )
     print(

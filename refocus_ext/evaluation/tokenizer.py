@@ -6,6 +6,7 @@ focus states and token scales are counted from 1 in what is printed or written, 
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,8 +29,9 @@ from refocus_ext.evaluation.tokenizer_report import ScaleHealth, StateQuality, T
 from refocus_ext.images.checks import check_images
 from refocus_ext.images.crops import Crops
 from refocus_ext.images.order import spread
+from refocus_ext.images.parts import numbered_as
 from refocus_ext.images.source import ImageSource
-from refocus_ext.images.sources import find_split
+from refocus_ext.images.sources import find_split, split_name
 from refocus_ext.tokenizer.alias.explained_variance import ExplainedVariance
 from refocus_ext.tokens.trained_tokenizer import Tokenizer, load_tokenizer
 from refocus_ext.vector_quantization import codebook_use
@@ -82,11 +84,19 @@ def val_images(tokenizer: Tokenizer, data: str) -> tuple[ImageSource, str]:
         UsageError: they are missing, or smaller than the crop and the run refused that.
     """
     data = data or tokenizer.trained_with.data
-    images = find_split(data, "val")
+    found = find_split(data, "val", tokenizer.trained_with.val_share)
+    images = numbered_as_run(tokenizer.path, found)
     note = check_images(images, tokenizer.pyramid.image_size, tokenizer.trained_with.small_images)
-    if note:
-        print(f"note: {note}")
-    return images, f"{data}/val" if data else "the demo photographs (which the demo also trains on)"
+    for line in images.notes() + ((note,) if note else ()):
+        print(f"note: {line}")
+    return images, split_name(data, "val", found) + ("" if data else " (which the demo also trains on)")
+
+
+def numbered_as_run(run: Path, images: ImageSource) -> ImageSource:
+    """The images with the labels of the run's classes, unless they have others: no measure of a tokenizer uses labels."""
+    file = run / "classes.json"
+    classes = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
+    return numbered_as(images, classes) if set(images.classes) <= set(classes) else images
 
 
 def loader(tokenizer: Tokenizer, images: ImageSource, chosen: Sequence[int], options: EvalOptions) -> DataLoader[Any]:

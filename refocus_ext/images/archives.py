@@ -23,7 +23,8 @@ from tqdm import tqdm
 
 from refocus_ext.errors import UsageError
 from refocus_ext.images.checks import SMALL_DATA_SET
-from refocus_ext.images.folder import EXTENSIONS
+from refocus_ext.images.files import EXTENSIONS
+from refocus_ext.images.folder import NoValidation
 from refocus_ext.images.order import spread
 from refocus_ext.images.source import ImageSource, identity_of
 from refocus_ext.storage.atomic import written_beside
@@ -127,7 +128,7 @@ def _validation_tar(folder: Path) -> TarImages:
     path, devkit = folder / VAL_TAR, folder / DEVKIT
     for file in (path, devkit):
         if not file.is_file():
-            raise UsageError(
+            raise NoValidation(
                 f"{folder} has {TRAIN_TAR} but not {file.name}; validation needs both {VAL_TAR} and {DEVKIT} (labels)."
             )
     wnids = _validation_wnids(devkit)
@@ -182,7 +183,7 @@ def webdataset(data: str, split: str) -> TarImages:
     folder = Path(data)
     paths = _shards(folder, split)
     if not paths:
-        raise UsageError(f"{folder} has shards for training but none for {split} (such as {split}-0000.tar).")
+        raise NoValidation(f"{folder} has shards for training but none for {split} (such as {split}-0000.tar).")
     index = _cached(paths, lambda: _index_shards(paths))
     count = int(index.label_N.max()) + 1 if len(index.label_N) else 0
     if not count:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from PIL import Image
-
 from refocus_ext.errors import UsageError
+from refocus_ext.images.decode import BrokenImage, Header, read_header
 from refocus_ext.images.source import ImageSource
 
 SMALL_DATA_SET = (
@@ -23,13 +22,13 @@ def check_images(images: ImageSource, crop: int, small_images: str) -> str | Non
         A line for the user if small images will be upsampled.
 
     Raises:
-        UsageError: a file is not an image, or is smaller than the crop and small images are refused.
+        UsageError: a file cannot or must not be decoded, or is smaller than the crop and small images are refused.
     """
     checked = range(0, len(images), max(1, len(images) // SMALL_DATA_SET))
     refuse = small_images == "refuse" or (small_images == "auto" and len(images) <= SMALL_DATA_SET)
     small = 0
     for index in checked:
-        width, height = size_of(images, index)
+        width, height, _ = header_of(images, index, crop)
         if min(width, height) >= crop:
             continue
         if refuse:
@@ -43,17 +42,28 @@ def check_images(images: ImageSource, crop: int, small_images: str) -> str | Non
     return f"{small} of {len(checked)} images checked are smaller than {crop} px and are upsampled, as VAR does"
 
 
+def header_of(images: ImageSource, index: int, shorter: int | None = None) -> Header:
+    """The header of an image; `shorter` as of `decode.read_header`.
+
+    Raises:
+        UsageError: it cannot or must not be decoded.
+    """
+    try:
+        with images.open(index) as file:
+            return read_header(file, shorter)
+    except BrokenImage as error:
+        raise UsageError(f"{images.name(index)} {error}; remove it or replace it.") from None
+    except OSError as error:
+        raise UsageError(f"{images.name(index)} cannot be read ({error.strerror}); remove it or replace it.") from None
+
+
 def size_of(images: ImageSource, index: int) -> tuple[int, int]:
-    """Width and height in pixels, from the header.
+    """Width and height in pixels of the upright image, from the header.
 
     Raises:
         UsageError: it is not an image.
     """
-    try:
-        with images.open(index) as file, Image.open(file) as image:
-            return image.size
-    except OSError:
-        raise UsageError(f"{images.name(index)} is not an image that can be opened; remove it or replace it.") from None
+    return header_of(images, index)[:2]
 
 
 def broken_limit(images: ImageSource) -> int:

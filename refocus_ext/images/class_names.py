@@ -36,6 +36,24 @@ def read_class_names(path: Path) -> tuple[str, ...]:
     return tuple(name.strip() for name in names)
 
 
+def check_class_map(file: Path, classes: Sequence[str]) -> None:
+    """Raises UsageError if the run that wrote `file` numbered its classes otherwise: its labels would change their meaning."""
+    if not file.is_file():
+        return
+    try:
+        theirs = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise UsageError(f"{file} cannot be read as class names; restore it, or start a new run.") from None
+    if list(classes) == theirs:
+        return
+    changed = sorted(set(classes) ^ set(theirs)) if isinstance(theirs, list) else []
+    what = f"{'without' if changed[0] in classes else 'with'} the class {changed[0]}" if changed else "in another order"
+    raise UsageError(
+        f"{file.parent} was begun on {len(theirs)} classes, {what}, and the data now has {len(classes)}: labels would change "
+        "their meaning; restore the data, or start a new run."
+    )
+
+
 def choose_class_names(given: Path | None, beside: Path, num_classes: int) -> tuple[str, ...]:
     """The names of a student's classes, empty if there are none. There may be fewer names than classes.
 
@@ -64,7 +82,7 @@ def label_of(word: str, names: Sequence[str], num_classes: int) -> int:
     Raises:
         UsageError: there is no such class; the closest names are suggested.
     """
-    word = word.strip().strip("\"'")
+    word = _tidy(word)
     if word.lower() == "none":
         return num_classes
     # ImageNet has a Cardigan (the dog) and a cardigan: an exact match of the case comes first.
@@ -96,15 +114,29 @@ def _suggestion(word: str, names: Sequence[str]) -> str:
 
 
 def labels_of(words: str, names: Sequence[str], num_classes: int) -> list[int]:
-    """Labels of a comma-separated list such as '207,golden retriever'.
+    """Labels of a comma-separated list such as '207,golden retriever'. A name may contain commas: the longest name that the
+    list has at a place is meant.
 
     Raises:
         UsageError: an entry is not a class, or the list is empty.
     """
-    parts = [part for part in words.split(",") if part.strip()]
-    if not parts:
+    parts = words.split(",")
+    if not any(part.strip() for part in parts):
         raise UsageError("no classes are given; give numbers or names, separated by commas.")
-    return [label_of(part, names, num_classes) for part in parts]
+    with_commas = {name.lower() for name in names if "," in name}
+    most = max((name.count(",") for name in with_commas), default=0)
+    labels, first = [], 0
+    while first < len(parts):
+        ends = range(min(len(parts), first + most + 1), first + 1, -1)
+        end = next((end for end in ends if _tidy(",".join(parts[first:end])).lower() in with_commas), first + 1)
+        word, first = ",".join(parts[first:end]), end
+        if word.strip():
+            labels.append(label_of(word, names, num_classes))
+    return labels
+
+
+def _tidy(word: str) -> str:
+    return word.strip().strip("\"'")
 
 
 def name_of(label: int, names: Sequence[str], num_classes: int) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,13 +13,10 @@ from torch.utils.data import Dataset
 
 from refocus_ext.errors import RunFailed
 from refocus_ext.images.checks import broken_limit
+from refocus_ext.images.decode import BrokenImage, load_resized
 from refocus_ext.images.order import SampleKey
 from refocus_ext.images.source import ImageSource
 from refocus_ext.seeds import Stream, stream_seed
-
-
-class BrokenImage(Exception):
-    """A file whose header may be fine but whose pixels cannot be read."""
 
 
 class Sample(NamedTuple):
@@ -100,23 +97,8 @@ class Crops(Dataset[Sample]):
         try:
             with self.images.open(index) as file:
                 return load_resized(file, self.shorter, self.images.square)
-        except (OSError, SyntaxError, ValueError) as error:
-            raise BrokenImage(self.images.name(index)) from error
-
-
-def load_resized(file: BinaryIO, shorter: int, square: bool = False) -> Image.Image:
-    """RGB image whose shorter side is `shorter` pixels (Lanczos, as VAR), or of its central square."""
-    with Image.open(file) as opened:
-        image = opened.convert("RGB")
-    if square:
-        side = min(image.size)
-        left, top = (image.width - side) // 2, (image.height - side) // 2
-        image = image.crop((left, top, left + side, top + side))
-    width, height = image.size
-    scale = shorter / min(width, height)
-    return image.resize(
-        (max(shorter, round(width * scale)), max(shorter, round(height * scale))), Image.Resampling.LANCZOS
-    )
+        except (BrokenImage, OSError) as error:
+            raise BrokenImage(f"{self.images.name(index)} {error}") from error
 
 
 def to_tensor(image: Image.Image) -> Tensor:

@@ -1,41 +1,68 @@
-"""Image files on the disk as a source, and the ImageFolder layout: split/CLASS/*.jpg."""
+"""Image files on the disk as a source: the ImageFolder layout split/CLASS/*.jpg, and simpler ones."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from refocus_ext.errors import UsageError
 from refocus_ext.images.checks import SMALL_DATA_SET
+from refocus_ext.images.files import (
+    BESIDE,
+    EXTENSIONS,
+    TWICE,
+    Found,
+    entries,
+    find_pictures,
+    in_words,
+    left_out_kind,
+    shown,
+)
 from refocus_ext.images.order import spread
 from refocus_ext.images.source import ImageSource, identity_of
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".webp")
+
+class NoValidation(UsageError):
+    """Data without images of its own for validation."""
 
 
 @dataclass(frozen=True)
 class ImageList(ImageSource):
-    """Files with labels; see `ImageSource`. `classes[label]` is the folder, or the photograph of the demo."""
+    """Files with labels; see `ImageSource`. `classes[label]` is the folder, or the photograph of the demo.
+
+    `root` is the folder that all paths begin with, if it is known; `remarks` are sentences for the user.
+    """
 
     paths: tuple[str, ...]
     labels: tuple[int, ...]
     classes: tuple[str, ...]
     square: bool = False
+    root: str = field(default="", compare=False)
+    remarks: tuple[str, ...] = field(default=(), compare=False)
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def name(self, index: int) -> str:
-        """The path of the image."""
-        return self.paths[index]
+        """The path of the image, as it can be printed."""
+        return shown(self.paths[index])
+
+    def key(self, index: int) -> str:
+        """The path within `root`."""
+        return self.paths[index][len(self.root) :] if self.root else self.paths[index]
 
     def label(self, index: int) -> int:
         return self.labels[index]
 
     def open(self, index: int) -> BinaryIO:
         return open(self.paths[index], "rb")
+
+    def notes(self) -> tuple[str, ...]:
+        return self.remarks
 
     def identity(self) -> dict[str, Any]:
         """From names relative to the common folder of all files, and the sizes of a sample of them."""
@@ -46,38 +73,129 @@ class ImageList(ImageSource):
 
 
 def image_folder(root: str, split: str) -> ImageList:
-    """`root/split/CLASS/*.jpg` as VAR expects ImageNet.
+    """The images of one split, "train" or "val".
+
+    `root/split/CLASS/*.jpg` as VAR expects ImageNet; images at any depth below CLASS belong to it. Where there are no class
+    folders, `root/split/*.jpg`: one class, which is named after `root`. Where there is neither train/ nor val/, the training
+    images are those of `root` itself, in the same two ways; images that lie beside folders then make all one class.
 
     Raises:
+        NoValidation: there is no val/, but there are training images.
         UsageError: a folder is missing or empty, or a class has no images.
     """
     base = Path(root)
     if not base.is_dir():
         raise UsageError(f"{root} is not a folder; give a folder that holds train/CLASS/*.JPEG and val/CLASS/*.JPEG.")
-    folder = base / split
-    if not folder.is_dir():
-        inside = ", ".join(sorted(entry.name for entry in os.scandir(base))[:5]) or "nothing"
-        raise UsageError(f"{root} has no {split}/ folder (it holds {inside}); images belong in {split}/CLASS/*.JPEG.")
-    classes = _subfolders(folder)
-    if not classes:
+    if folder := _split_folder(base, split):
+        return _in_split(folder, _Contents.of(folder), base)
+    other = _split_folder(base, "train" if split == "val" else "val")
+    contents = None if other else _Contents.of(base)
+    if split == "val" and (other or (contents and contents.holds_pictures())):
+        raise NoValidation(
+            f"{root} has no val/ folder for validation (it holds {_inside(base)}); put images in val/CLASS/*.JPEG, or hold "
+            "out a share of the training images."
+        )
+    if contents is None or not contents.holds_pictures():
+        raise UsageError(
+            f"{root} has no {split}/ folder (it holds {_inside(base)}); images belong in {split}/CLASS/*.JPEG."
+        )
+    return _without_splits(contents, base)
+
+
+def _inside(base: Path) -> str:
+    names = [shown(entry.name) for entry in entries(str(base)) if not left_out_kind(entry)]
+    return ", ".join(names[:5]) or "nothing"
+
+
+def _split_folder(base: Path, split: str) -> Path | None:
+    """`base/split`, or its only twin in other letter case."""
+    if (base / split).is_dir():
+        return base / split
+    twins = [entry.path for entry in entries(str(base)) if entry.name.lower() == split and entry.is_dir()]
+    return Path(twins[0]) if len(twins) == 1 else None
+
+
+@dataclass(frozen=True)
+class _Contents:
+    """The images that lie in a folder itself, and those of each of its folders."""
+
+    loose: Found
+    classes: dict[str, Found]
+
+    @classmethod
+    def of(cls, folder: Path) -> _Contents:
+        above = {os.path.realpath(path) for path in (folder, *folder.resolve().parents)}
+        loose, classes = find_pictures(folder, deep=False), dict[str, Found]()
+        for entry in entries(str(folder)):
+            if left_out_kind(entry) or not entry.is_dir():
+                continue
+            if entry.is_symlink() and os.path.realpath(entry.path) in above:
+                loose.left_out[TWICE] += 1
+                continue
+            classes[entry.name] = find_pictures(entry.path)
+        return cls(loose, classes)
+
+    def holds_pictures(self) -> bool:
+        return bool(self.loose.pictures) or any(found.pictures for found in self.classes.values())
+
+    def left_out(self) -> Counter[str]:
+        return sum((found.left_out for found in self.classes.values()), Counter(self.loose.left_out))
+
+
+def _in_split(folder: Path, contents: _Contents, base: Path) -> ImageList:
+    """The images of a split folder: in class folders, or all of one class."""
+    empty = [name for name, found in contents.classes.items() if not found.pictures]
+    if contents.loose.pictures and len(empty) == len(contents.classes):
+        return _one_class([contents.loose], contents.left_out(), folder, base)
+    if not contents.classes:
         raise UsageError(f"{folder} has no class folders; images belong in {folder}/CLASS/*.JPEG.")
-    per_class = [_images(path) for path in classes]
-    for path, images in zip(classes, per_class, strict=True):
-        if not images:
-            raise UsageError(
-                f"the class folder {path} holds no images ({', '.join(EXTENSIONS)}); fill it or remove it."
-            )
+    if empty:
+        raise UsageError(
+            f"the class folder {shown(str(folder / empty[0]))} holds no images ({', '.join(EXTENSIONS)}); fill it or "
+            "remove it."
+        )
+    left_out = contents.left_out()
+    if contents.loose.pictures:
+        left_out[BESIDE] = len(contents.loose.pictures)
+    return _in_classes(contents.classes, left_out, folder)
+
+
+def _without_splits(contents: _Contents, base: Path) -> ImageList:
+    """The images of a folder without train/ and val/: in class folders, or all of one class."""
+    filled = {name: found for name, found in contents.classes.items() if found.pictures}
+    if contents.loose.pictures:
+        how, images = (
+            "all its images are one class",
+            _one_class([contents.loose, *filled.values()], contents.left_out(), base, base),
+        )
+    else:
+        how, images = "its folders are the classes", _in_classes(filled, contents.left_out(), base)
+    first = f"{base} has neither train/ nor val/: {how}"
+    return replace(images, remarks=(first, *images.remarks))
+
+
+def _in_classes(classes: dict[str, Found], left_out: Counter[str], folder: Path) -> ImageList:
+    per_class = [_paths([found]) for found in classes.values()]
     return ImageList(
-        paths=tuple(image for images in per_class for image in images),
-        labels=tuple(label for label, images in enumerate(per_class) for _ in images),
-        classes=tuple(path.name for path in classes),
+        paths=tuple(path for paths in per_class for path in paths),
+        labels=tuple(label for label, paths in enumerate(per_class) for _ in paths),
+        classes=tuple(shown(name) for name in classes),
+        root=str(folder),
+        remarks=_left_out_of(folder, left_out),
     )
 
 
-def _subfolders(folder: Path) -> list[Path]:
-    return sorted(Path(entry.path) for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+def _one_class(found: Sequence[Found], left_out: Counter[str], folder: Path, base: Path) -> ImageList:
+    paths = tuple(_paths(found))
+    name = shown(base.resolve().name) or "images"
+    return ImageList(paths, (0,) * len(paths), (name,), root=str(folder), remarks=_left_out_of(folder, left_out))
 
 
-def _images(folder: Path) -> list[str]:
-    found = (Path(root) / name for root, _, names in sorted(os.walk(folder)) for name in sorted(names))
-    return [str(path) for path in found if path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")]
+def _paths(found: Sequence[Found]) -> list[str]:
+    """By folder, then by name, as os.walk would list them."""
+    return [os.path.join(*picture) for picture in sorted(picture for some in found for picture in some.pictures)]
+
+
+def _left_out_of(folder: Path, left_out: Counter[str]) -> tuple[str, ...]:
+    words = in_words(left_out)
+    return (f"left out of {shown(str(folder))}: {words}",) if words else ()

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from refocus_ext.errors import UsageError
+from refocus_ext.images.folder import NoValidation
 from refocus_ext.images.source import ImageSource, identity_of
 
 FILE = re.compile(r"^(train|val|validation)[-_.].*\.parquet$|^(train|val|validation)\.parquet$")
@@ -118,7 +119,9 @@ def parquet_images(data: str, split: str) -> ParquetImages:
         raise UsageError(f"{data} holds parquet files, and {INSTALL}.") from None
     paths = _files(Path(data), split)
     if not paths:
-        raise UsageError(f"{data} has parquet files for training but none for {split} (such as {split}-00000.parquet).")
+        raise NoValidation(
+            f"{data} has parquet files for training but none for {split} (such as {split}-00000.parquet)."
+        )
     try:
         return _index(paths)
     except (OSError, arrow.ArrowException) as error:

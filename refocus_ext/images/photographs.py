@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from torch import Tensor
 
 from refocus_ext.errors import UsageError
-from refocus_ext.images.crops import load_resized, to_tensor
-from refocus_ext.images.folder import EXTENSIONS, ImageList
+from refocus_ext.images.crops import to_tensor
+from refocus_ext.images.decode import BrokenImage, load_resized
+from refocus_ext.images.files import EXTENSIONS, find_pictures, shown
+from refocus_ext.images.folder import ImageList
 from refocus_ext.images.order import spread
 
 
@@ -30,8 +31,7 @@ def _images_of(word: Path) -> list[str]:
         return [str(word)]
     if not word.is_dir():
         raise UsageError(f"{word} is neither a folder nor an image; give an existing one.")
-    found = [Path(root) / name for root, _, names in os.walk(word) for name in names]
-    images = [str(path) for path in sorted(found) if path.suffix.lower() in EXTENSIONS and path.name[0] != "."]
+    images = [str(path) for path in sorted(Path(*picture) for picture in find_pictures(word).pictures)]
     if not images:
         raise UsageError(f"{word} holds no images ({', '.join(EXTENSIONS)}); give a folder with images.")
     return images
@@ -48,5 +48,7 @@ def load_square(path: str, size: int) -> Tensor:
     try:
         with open(path, "rb") as file:
             return to_tensor(load_resized(file, size, square=True))
-    except (OSError, SyntaxError, ValueError):
-        raise UsageError(f"{path} is not an image that can be read; give another one.") from None
+    except BrokenImage as error:
+        raise UsageError(f"{shown(str(path))} {error}; give another one.") from None
+    except OSError as error:
+        raise UsageError(f"{shown(str(path))} cannot be read ({error.strerror}); give another one.") from None

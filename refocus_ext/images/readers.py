@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,7 +11,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from refocus_ext.errors import RunFailed, UsageError
-from refocus_ext.images.folder import EXTENSIONS
+from refocus_ext.images.decode import BrokenImage, decode, read_header
+from refocus_ext.images.files import EXTENSIONS, find_pictures, shown
 from refocus_ext.images.npz import NpzImages, has_array
 
 
@@ -58,8 +58,7 @@ class FolderImages:
     """
 
     def __init__(self, folder: Path, size: tuple[int, int] | None, threads: int) -> None:
-        found = (Path(root) / name for root, _, names in os.walk(folder) for name in names)
-        self.paths = sorted(path for path in found if path.suffix.lower() in EXTENSIONS and path.name[0] != ".")
+        self.paths = sorted(Path(*picture) for picture in find_pictures(folder).pictures)
         if not self.paths:
             raise UsageError(f"{folder} holds no images ({', '.join(EXTENSIONS)}); give another folder, or an npz.")
         self.count, self.threads = len(self.paths), max(1, threads)
@@ -90,19 +89,24 @@ class FolderImages:
     def _load(self, path: Path) -> np.ndarray:
         height, width = self.size
         try:
-            with Image.open(path) as file:
-                image = file.convert("RGB")
-        except (OSError, SyntaxError, ValueError) as error:
-            raise RunFailed(f"{path} cannot be decoded; replace or remove it.") from error
+            with open(path, "rb") as file:
+                image = decode(file)
+        except BrokenImage as error:
+            raise RunFailed(f"{shown(str(path))} {error}; replace or remove it.") from error
+        except OSError as error:
+            raise RunFailed(f"{shown(str(path))} cannot be read ({error.strerror}); replace or remove it.") from error
         if image.size != (width, height):
             image = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
         return np.asarray(image)
 
 
 def _size_of(path: Path) -> tuple[int, int]:
-    """(H,W)."""
+    """(H,W) of the upright image."""
     try:
-        with Image.open(path) as image:
-            return image.height, image.width
-    except OSError:
-        raise UsageError(f"{path} is not an image that can be opened; remove it or replace it.") from None
+        with open(path, "rb") as file:
+            header = read_header(file)
+    except BrokenImage as error:
+        raise UsageError(f"{shown(str(path))} {error}; remove it or replace it.") from None
+    except OSError as error:
+        raise UsageError(f"{shown(str(path))} cannot be read ({error.strerror}); remove it or replace it.") from None
+    return header.height, header.width

@@ -28,6 +28,14 @@ class ImageSource(ABC):
     def name(self, index: int) -> str:
         """The name of an image in messages: a path, or something like archive.tar/member."""
 
+    def key(self, index: int) -> str:
+        """A name of an image that does not change when the data set moves; by default `name`."""
+        return self.name(index)
+
+    def notes(self) -> tuple[str, ...]:
+        """Sentences about the whole for the user: what was left out of it, how it was divided."""
+        return ()
+
     @abstractmethod
     def label(self, index: int) -> int: ...
 
@@ -59,8 +67,13 @@ def identity_of(
     digest = hashlib.sha256(json.dumps([classes, square]).encode())
     images = 0
     for name, label in names:
-        digest.update(f"{name}\n{label}\n".encode())
+        digest.update(f"{name}\n{label}\n".encode("utf-8", "surrogateescape"))
         images += 1
     for size in sizes:
         digest.update(f"{size}\n".encode())
     return {"images": images, "classes": len(classes), "digest": digest.hexdigest()}
+
+
+def classes_in_words(images: ImageSource) -> str:
+    """'1 class', '10 classes'."""
+    return f"{len(images.classes)} class{'es' * (len(images.classes) != 1)}"

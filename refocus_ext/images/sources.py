@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 from refocus_ext.errors import UsageError
 from refocus_ext.images.archives import holds_imagenet, holds_shards, imagenet_tars, webdataset
-from refocus_ext.images.folder import ImageList, image_folder
+from refocus_ext.images.folder import ImageList, NoValidation, image_folder
 from refocus_ext.images.parquet import holds_parquet, parquet_images
+from refocus_ext.images.parts import Part, hold_out, numbered_as
 from refocus_ext.images.source import ImageSource
 
 # The photographs in scikit-image's wheel (no download), without drawings, charts and icons.
@@ -57,25 +58,59 @@ KINDS = (
 )
 
 
-def find_split(data: str, split: str) -> ImageSource:
+def find_split(data: str, split: str, val_share: float = 0.0) -> ImageSource:
     """The images of one split, "train" or "val".
 
     Args:
         data: the user's --data; "" for the demo photographs, which have no splits: both are all of them.
+        val_share: share of the training images that is held out for validation where the data has no images of its own for
+            it; 0 holds none out.
 
     Raises:
         UsageError: they are missing.
     """
-    return next(kind.open(data, split) for kind in KINDS if kind.matches(data))
+    if not val_share:
+        return _open(data, split)
+    train, val = _divided(data, val_share)
+    return val if split == "val" else train
 
 
-def find_images(data: str) -> tuple[ImageSource, ImageSource]:
+def find_images(data: str, val_share: float = 0.0) -> tuple[ImageSource, ImageSource]:
     """Training and validation images; the demo validates on centre crops of its photographs.
+
+    A class has the number that training gives it, whether or not validation has all classes. `val_share` as of `find_split`.
 
     Raises:
         UsageError: they are missing, or validation has a class that training has not.
     """
-    train, val = find_split(data, "train"), find_split(data, "val")
-    if missing := sorted(set(val.classes) - set(train.classes)):
-        raise UsageError(f"{data}: val/ has the class {missing[0]}, which train/ does not have; the two must agree.")
-    return train, val
+    train, val = _divided(data, val_share)
+    try:
+        return train, numbered_as(val, train.classes)
+    except UsageError as error:
+        raise UsageError(f"{data}: {error}") from None
+
+
+def split_name(data: str, split: str, images: ImageSource) -> str:
+    """What a message calls the images of a split that `find_split` found."""
+    if not data:
+        return "the demo photographs"
+    if isinstance(images, Part):
+        return f"{data} ({images.what})"
+    whole = isinstance(images, ImageList) and images.root == str(Path(data))
+    return data if whole else f"{data}/{split}"
+
+
+def _divided(data: str, val_share: float) -> tuple[ImageSource, ImageSource]:
+    """Training and validation images, with a share of the former as the latter where the data has none of its own."""
+    try:
+        val = _open(data, "val")
+    except NoValidation:
+        if not val_share:
+            raise
+        divided = hold_out(_open(data, "train"), val_share)
+        return divided.train, divided.val
+    return _open(data, "train"), val
+
+
+def _open(data: str, split: str) -> ImageSource:
+    return next(kind.open(data, split) for kind in KINDS if kind.matches(data))

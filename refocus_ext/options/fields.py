@@ -36,6 +36,8 @@ class Option(Arg):
         heading: of its group in --help.
         unit: of its value, for --help.
         identity: whether it is part of what makes two runs the same run (resume refuses a change).
+        added: whether it came after runs had been made: config.json and its identity then hold it only where it is not the
+            default, so that those runs stay the same runs.
         follows: the option in proportion to which a preset's value is scaled, where this one is not given.
         shown: what --help shows in the place of its value, or of each of its words.
     """
@@ -43,6 +45,7 @@ class Option(Arg):
     heading: str
     unit: str
     identity: bool
+    added: bool
     follows: str
     shown: str | tuple[str, ...] | None
 
@@ -79,6 +82,7 @@ class Heading:
         metavar: str | tuple[str, ...] | None = None,
         nargs: NArgs | None = None,
         identity: bool = True,
+        added: bool = False,
         positional: bool = False,
     ) -> T: ...
 
@@ -93,6 +97,7 @@ class Heading:
         metavar: str | tuple[str, ...] | None = None,
         nargs: NArgs | None = None,
         identity: bool = True,
+        added: bool = False,
         positional: bool = False,
         follows: str = "",
     ) -> object:
@@ -120,7 +125,7 @@ class Heading:
             auto_default_help=False,
         )
         option.heading, option.unit, option.identity, option.follows = self.title, unit, identity, follows
-        option.shown = metavar
+        option.shown, option.added = metavar, added
         return option
 
 
@@ -182,11 +187,16 @@ class Options(TypedArgs):
 
     def to_dict(self) -> dict[str, object]:
         """All values by name, as JSON holds them."""
-        return {name: _plain(getattr(self, name)) for name in self.fields()}
+        return self._values(self.fields())
 
     def identity(self) -> dict[str, object]:
         """Those that make two runs the same run, as JSON holds them."""
-        return {name: _plain(getattr(self, name)) for name, option in self.fields().items() if option.identity}
+        return self._values({name: option for name, option in self.fields().items() if option.identity})
+
+    def _values(self, options: Mapping[str, Option]) -> dict[str, object]:
+        """Values by name, but for options that were added later and have their default."""
+        values = {name: getattr(self, name) for name in options}
+        return {name: _plain(v) for name, v in values.items() if not options[name].added or v != options[name].default}
 
 
 def _plain(value: object) -> object:

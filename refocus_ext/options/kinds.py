@@ -15,6 +15,17 @@ def int_list(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.split(r"[,_\- ]+", text.strip()))
 
 
+def share(text: str) -> float:
+    """A share of a whole: at least 0, less than 1."""
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no share; give at least 0 and less than 1, such as 0.05")
+    return value
+
+
+share.__name__ = "float"
+
+
 def positive(kind: type[N]) -> Callable[[str], N]:
     """A parser of numbers > 0."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,9 +17,11 @@ from refocus_ext.engine.distributed import World, join_world, preflight_device
 from refocus_ext.engine.interruption import Interruption
 from refocus_ext.engine.run_folder import RunFolder, check_run_folder
 from refocus_ext.engine.training import RunPlan
-from refocus_ext.errors import named
+from refocus_ext.errors import UsageError, named
 from refocus_ext.images.checks import check_images
+from refocus_ext.images.class_names import check_class_map
 from refocus_ext.images.crops import Crops
+from refocus_ext.images.folder import NoValidation
 from refocus_ext.images.source import ImageSource
 from refocus_ext.images.sources import find_images
 from refocus_ext.optics.pyramid import FocusPyramid
@@ -69,6 +73,7 @@ def preflight(options: TokenizerOptions, processes: int) -> None:
     check_share(options, prepared.train, processes)
     if options.resume != "never":
         check_run_folder(Path(options.out), prepared.options.identity())
+        check_class_map(Path(options.out) / "classes.json", prepared.train.classes)
 
 
 def prepare(upstream: Upstream, options: TokenizerOptions, device: torch.device) -> Prepared:
@@ -80,16 +85,26 @@ def prepare(upstream: Upstream, options: TokenizerOptions, device: torch.device)
     if options.init:  # published weights have a trained codebook: quantize from the first step
         options = options.replace(warm_autoencoder=0)
     pyramid = make_pyramid(options)
-    with named("--data"):
-        train, val = find_images(options.data)
+    with named("--data"), hinting_at_share():
+        train, val = find_images(options.data, options.val_share)
     check_plan(options, pyramid, train)
     with named("--data"):
         note = check_images(train, options.image_size, options.small_images)
-    notes = [note, *pyramid.rayleigh_warnings()]
+        check_images(val, options.image_size, "upsample")
+    notes = [*dict.fromkeys(train.notes() + val.notes()), note, *pyramid.rayleigh_warnings()]
     geometry = alias_geometry(options, pyramid)
     torch.manual_seed(stream_seed(options.seed, Stream.WEIGHTS))
     vae = build_vae(upstream, options, pyramid, device)
     return Prepared(options, pyramid, train, val, geometry, vae, [note for note in notes if note])
+
+
+@contextlib.contextmanager
+def hinting_at_share() -> Iterator[None]:
+    """Adds to the error on data without validation images the option that takes them from the training images."""
+    try:
+        yield
+    except NoValidation as error:
+        raise UsageError(f"{str(error).removesuffix('.')} (--val-share 0.05).") from None
 
 
 def _run(options: TokenizerOptions, world: World) -> int:
@@ -171,5 +186,6 @@ def open_run(
     run = RunFolder(Path(options.out), config, fresh=options.resume == "never")
     if run.moved_to:
         print(f"the run that was in {options.out} is now in {run.moved_to}")
+    check_class_map(run.path / "classes.json", images.classes)
     save_json(run.path / "classes.json", list(images.classes))
     return run

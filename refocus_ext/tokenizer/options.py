@@ -9,7 +9,7 @@ from pathlib import Path
 from refocus_ext.optics.names import BLURS
 from refocus_ext.options import shared
 from refocus_ext.options.fields import Heading, Options
-from refocus_ext.options.kinds import int_list, non_negative, positive
+from refocus_ext.options.kinds import int_list, non_negative, positive, share
 from refocus_ext.options.presets import Stage
 
 DATA = Heading("what to train on")
@@ -33,7 +33,17 @@ class TokenizerOptions(Options):
 
     preset: str = shared.preset(DATA, "where all other defaults come from; demo without --data, paper with it")
     data: str = DATA(
-        "", "ImageFolder with train/CLASS/*.JPEG and val/CLASS/*.JPEG; without it the demo photographs", metavar="DIR"
+        "",
+        "ImageFolder with train/CLASS/*.JPEG and val/CLASS/*.JPEG, or (with --val-share) CLASS/*.JPEG, or one folder of "
+        "images without classes; without it the demo photographs",
+        metavar="DIR",
+    )
+    val_share: float = DATA(
+        0.0,
+        "where the data has no val/: share of the images, chosen by their names, that is held out for validation; later "
+        "commands leave out the same ones",
+        share,
+        added=True,
     )
     small_images: str = shared.small_images(DATA)
     crop_scale: float = shared.crop_scale(DATA)

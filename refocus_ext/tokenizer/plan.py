@@ -12,7 +12,7 @@ from patches.protocols import VQVAE, as_module
 from patches.vae_init import init_vae_weights
 from refocus_ext.engine.checks import check_run_options
 from refocus_ext.errors import UsageError
-from refocus_ext.images.source import ImageSource
+from refocus_ext.images.source import ImageSource, classes_in_words
 from refocus_ext.optics.pyramid import FocusPyramid
 from refocus_ext.storage.upstream_weights import vae_state_dict
 from refocus_ext.storage.weights import load_strictly
@@ -110,7 +110,7 @@ def print_plan(
     states = ", ".join(
         f"{k + 1}: {radius:g} px -> maps {_maps(options, pyramid, k)}" for k, radius in enumerate(pyramid.radii)
     )
-    print(f"images: {len(images)} in {len(images.classes)} classes, crops of {options.image_size} px")
+    print(f"images: {len(images)} in {classes_in_words(images)}, crops of {options.image_size} px")
     print(
         f"tokenizer: {parameters / 1e6:.1f}M parameters, {options.codebook_size} codes of {options.latent_channels}, "
         f"{sum(pn * pn for pn in options.patch_nums)} tokens per image"

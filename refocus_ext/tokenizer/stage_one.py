@@ -25,6 +25,7 @@ class StageOne:
     latent_channels: int
     ch: int
     commitment: float
+    val_share: float = 0.0
 
     @classmethod
     def read(cls, options: Mapping[str, Any]) -> StageOne:
@@ -47,4 +48,5 @@ class StageOne:
             latent_channels=int(options["latent_channels"]),
             ch=int(options["ch"]),
             commitment=float(options["commitment"]),
+            val_share=float(options.get("val_share", defaults.val_share)),
         )

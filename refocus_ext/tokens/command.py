@@ -12,7 +12,7 @@ from refocus_ext.engine.interruption import Interruption
 from refocus_ext.errors import named
 from refocus_ext.images.checks import check_images
 from refocus_ext.images.source import ImageSource
-from refocus_ext.images.sources import find_split
+from refocus_ext.images.sources import find_split, split_name
 from refocus_ext.images.views import ViewPlan
 from refocus_ext.tokens.cache import CacheSource, build_cache, default_folder, summary
 from refocus_ext.tokens.index import read_index, size_text
@@ -37,8 +37,8 @@ def preflight(options: TokensOptions, processes: int) -> None:
         read_index(cache_folder(options, source), source.identity())
 
 
-def prepare(options: TokensOptions, device: torch.device, precision: str) -> tuple[CacheSource, str, str | None]:
-    """What the cache is made from, the name of its images, and a note on them.
+def prepare(options: TokensOptions, device: torch.device, precision: str) -> tuple[CacheSource, str, tuple[str, ...]]:
+    """What the cache is made from, the name of its images, and notes on them.
 
     Raises:
         UsageError: the tokenizer or the images are missing, or do not fit.
@@ -49,8 +49,9 @@ def prepare(options: TokensOptions, device: torch.device, precision: str) -> tup
     with named("--data"):
         images, name = train_images(tokenizer, options.data)
         note = check_images(images, tokenizer.pyramid.image_size, small)
+    notes = images.notes() + ((note,) if note else ())
     plan = ViewPlan(options.crops, options.hflip, options.seed)
-    return CacheSource(tokenizer, images, plan, options.crop_scale, precision), name, note
+    return CacheSource(tokenizer, images, plan, options.crop_scale, precision), name, notes
 
 
 def cache_folder(options: TokensOptions, source: CacheSource) -> Path:
@@ -61,8 +62,8 @@ def _run(options: TokensOptions, world: World) -> int:
     world.say(load_upstream().describe())
     with named("--precision"):
         precision = pick_precision(options.precision, world.device)
-    source, name, note = prepare(options, world.device, precision)
-    if note:
+    source, name, notes = prepare(options, world.device, precision)
+    for note in notes:
         world.say(f"note: {note}")
     layout, folder, theirs = source.layout(), cache_folder(options, source), source.tokenizer.trained_with
     for line in plan_lines(source.tokenizer, name, source.plan, layout):
@@ -93,7 +94,8 @@ def train_images(tokenizer: Tokenizer, data: str) -> tuple[ImageSource, str]:
         UsageError: they are missing.
     """
     data = data or tokenizer.trained_with.data
-    return find_split(data, "train"), f"{data}/train" if data else "the demo photographs"
+    images = find_split(data, "train", tokenizer.trained_with.val_share)
+    return images, split_name(data, "train", images)
 
 
 def plan_lines(tokenizer: Tokenizer, name: str, plan: ViewPlan, layout: Layout) -> list[str]:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from refocus_ext.errors import UsageError
+from refocus_ext.images.checks import SMALL_DATA_SET, header_of
 from refocus_ext.images.source import ImageSource
 from refocus_ext.images.views import ViewPlan
 from refocus_ext.tokens.trained_tokenizer import Tokenizer
+
+_DECODED = {"decoded": "as viewed"}
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,7 @@ class CacheIdentity:
             hflip=plan.hflip,
             seed=plan.seed,
             precision=precision,
-            data=images.identity(),
+            data=images.identity() | _decoding(images),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -67,6 +72,16 @@ class CacheIdentity:
         return found
 
 
+def _decoding(images: ImageSource) -> dict[str, Any]:
+    """Empty if the pixels are those that are stored in the files, as all caches had them before orientation, transparency
+    and wide ranges were respected; otherwise a word that makes those caches differ. Reads the headers of a sample."""
+    for index in range(0, len(images), max(1, len(images) // SMALL_DATA_SET)):
+        with contextlib.suppress(UsageError):
+            if not header_of(images, index, shorter=1).plain:
+                return _DECODED
+    return {}
+
+
 def _differing(ours: Any, theirs: Any, name: str = "") -> dict[str, tuple[Any, Any]]:
     """Fields with unequal values, ours and theirs; mappings are compared entry by entry."""
     if not (isinstance(ours, dict) and isinstance(theirs, dict)):
@@ -85,6 +100,8 @@ def _named(weights: Mapping[str, tuple[Any, Any]]) -> str:
 
 
 def _data_difference(ours: Mapping[str, Any], theirs: Any) -> str:
+    if isinstance(theirs, dict) and ours == theirs | _DECODED:
+        return "the same images, before rotation, transparency and wide ranges of pixels were respected"
     if not isinstance(theirs, dict) or all(ours[name] == theirs.get(name) for name in ("images", "classes")):
         return "the same number of images, but other files, names or labels"
     return (

@@ -79,7 +79,7 @@ def test_signs_are_said_in_words() -> None:
     ("argv", "words"),
     [
         (["nowhere.jpg"], "there is no image nowhere.jpg"),
-        (["text.txt"], "text.txt is not an image that can be read"),
+        (["text.txt"], "text.txt is not an image that can be opened"),
         (["a.jpg", "--chart", "text"], "are both given"),
         (["--chart", "moire"], "invalid choice: 'moire'"),
         (["--image-size", "100"], "not a multiple of the encoder stride 16"),

@@ -48,7 +48,7 @@ def test_the_central_square_in_its_range(tmp_path: Path) -> None:
 
 def test_a_file_that_is_no_image_is_named(tmp_path: Path) -> None:
     (tmp_path / "text.jpg").write_text("no image")
-    with pytest.raises(UsageError, match=r"text\.jpg is not an image that can be read"):
+    with pytest.raises(UsageError, match=r"text\.jpg is not an image that can be opened"):
         load_square(str(tmp_path / "text.jpg"), 32)
     with pytest.raises(UsageError, match=r"there is no image .*nowhere"):
         load_square(str(tmp_path / "nowhere.jpg"), 32)

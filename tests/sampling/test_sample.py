@@ -359,7 +359,7 @@ def test_edit_writes_pictures(here: Path, capsys: pytest.CaptureFixture[str]) ->
     assert main([*words, "--outside"]) == 0
     assert "keeps pixels" in capsys.readouterr().out
     (here / "broken.jpg").write_text("no image")
-    with pytest.raises(UsageError, match=r"broken\.jpg is not an image that can be read"):
+    with pytest.raises(UsageError, match=r"broken\.jpg is not an image that can be opened"):
         load_square(str(here / "broken.jpg"), 64)
 
 

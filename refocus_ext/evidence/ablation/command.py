@@ -20,6 +20,8 @@ from refocus_ext.evidence.ablation.rows import TABLE, Stage1
 from refocus_ext.options.presets import preset
 from refocus_ext.storage.atomic import save_json
 from refocus_ext.storage.results import results_file, write_numbers
+from refocus_ext.tokenizer.stage_one import StageOne
+from refocus_ext.tokens.trained_tokenizer import read_config
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -46,7 +48,7 @@ def main(options: AblateOptions) -> int:
             raise RunFailed(f"`bash run.sh {shlex.join(words)}` ended with exit code {code}; its output is above.")
     print("\nmeasuring", flush=True)
     inception = inception_if_there(options.inception_weights, device)
-    measure = Measure(inception, options.data, options.images, options.batch_size, device)
+    measure = Measure(inception, options.data, options.images, options.batch_size, device, val_share(options))
     results = {
         name: [measure_run(measure, folder(options, name, seed)) for seed in options.seeds] for name in options.rows
     }
@@ -56,6 +58,12 @@ def main(options: AblateOptions) -> int:
         with named("--json"):
             write_numbers(json_file, {"rows": summary, "runs": results, "seeds": list(options.seeds)})
     return 0
+
+
+def val_share(options: AblateOptions) -> float:
+    """The share of the images that the tokenizers' runs held out."""
+    first = tokenizer_folder(options, TABLE[options.rows[0]].tokenizer, options.seeds[0])
+    return StageOne.read(read_config(first)["options"]).val_share
 
 
 def commands(options: AblateOptions) -> list[list[str]]:

@@ -61,6 +61,7 @@ class Measure:
     images: int
     batch: int
     device: torch.device
+    val_share: float = 0.0
 
     @property
     def numbers(self) -> Sequence[str]:
@@ -153,7 +154,7 @@ def samples(measure: Measure, student: Student) -> Iterator[Tensor]:
 
 def reference_images(measure: Measure, size: int) -> Iterator[Tensor]:
     """Crops of the validation images: centre crops of a data set, random crops of the demo's few photographs."""
-    _, val = find_images(measure.data)
+    _, val = find_images(measure.data, measure.val_share)
     crops = ViewCrops(val, size, plan=ViewPlan(0, False, stream_seed(0, Stream.REFERENCE_CROPS)))
     rounds = 1 if measure.data else -(-measure.images // len(val))
     keys = [SampleKey(epoch, index) for epoch in range(rounds) for index in range(len(val))]

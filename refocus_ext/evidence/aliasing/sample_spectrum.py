@@ -15,9 +15,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from refocus_ext.errors import UsageError
+from refocus_ext.errors import RunFailed, UsageError
 from refocus_ext.images.checks import check_images, size_of
 from refocus_ext.images.crops import Crops, to_tensor
+from refocus_ext.images.decode import BrokenImage, decode
 from refocus_ext.images.npz import NpzImages, has_array
 from refocus_ext.images.order import spread
 from refocus_ext.images.photographs import find_photographs
@@ -73,8 +74,11 @@ def _open_folder(word: str, at_most: int | None, size: int | None) -> ImageSet:
 
 def _whole(images: ImageSource) -> Iterator[Tensor]:
     for index in range(len(images)):
-        with images.open(index) as file, Image.open(file) as image:
-            yield to_tensor(image.convert("RGB"))
+        try:
+            with images.open(index) as file:
+                yield to_tensor(decode(file))
+        except BrokenImage as error:
+            raise RunFailed(f"{images.name(index)} {error}; replace or remove it.") from error
 
 
 def _open_npz(path: Path, at_most: int | None, size: int | None) -> ImageSet:
