@@ -35,12 +35,13 @@ from refocus_ext.images.checks import check_images
 from refocus_ext.images.source import ImageSource
 from refocus_ext.images.sources import find_images
 from refocus_ext.images.views import ViewPlan
-from refocus_ext.storage.atomic import copy_file, save_json
+from refocus_ext.storage.atomic import save_json
+from refocus_ext.tokens.bare_tokenizer import Assumed, open_tokenizer
 from refocus_ext.tokens.cache import CacheSource, build_cache, default_folder, open_cache
 from refocus_ext.tokens.cache import summary as cache_summary
 from refocus_ext.tokens.index import FILE, read_index
 from refocus_ext.tokens.tokenize import pick_precision, prepare
-from refocus_ext.tokens.trained_tokenizer import Tokenizer, load_tokenizer
+from refocus_ext.tokens.trained_tokenizer import Tokenizer
 
 
 class Prepared(NamedTuple):
@@ -86,9 +87,10 @@ def prepare_run(upstream: Upstream, options: DistillOptions, device: torch.devic
     """
     check_options(options)
     with named("--tokenizer"):
-        tokenizer = load_tokenizer(Path(options.tokenizer), device)
+        assumed = Assumed(options.patch_nums, options.blur or None, options.focus_states, options.rho_max)
+        tokenizer = open_tokenizer(Path(options.tokenizer), device, assumed)
     with named("--data"):
-        train, val = find_images(options.data or tokenizer.trained_with.data)
+        train, val = find_images(tokenizer.data(options.data))
     classes = check_data(options, train, val)
     geometry = teacher_geometry(options, tokenizer)
     with named("--data"):
@@ -211,7 +213,7 @@ def open_run(
     if run.moved_to:
         print(f"the run that was in {options.out} is now in {run.moved_to}")
     save_json(run.path / "classes.json", list(images.classes))
-    copy_file(tokenizer.path / "vae.pth", run.path / "vae.pth")
+    tokenizer.write_vae(run.path / "vae.pth")
     run.record_weights("vae.pth")
     return run
 

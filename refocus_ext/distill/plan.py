@@ -80,6 +80,11 @@ def teacher_geometry(options: DistillOptions, tokenizer: Tokenizer) -> TeacherGe
     """
     if options.teacher == "off":
         return None
+    if tokenizer.bare:
+        raise UsageError(
+            f"--tokenizer {tokenizer.path} is a bare file without alias tokens, which the teacher reads; add --teacher off, or "
+            f"train them first: `bash run.sh tokenizer --init {tokenizer.path} --only alias`."
+        )
     if tokenizer.alias is None:
         raise UsageError(
             f"--tokenizer {tokenizer.path} was trained without alias tokens (--alias off), which the teacher reads; give another "
@@ -172,6 +177,8 @@ def print_plan(
         f"student: VAR-d{options.depth}, {size.cost.var_parameters / 1e6:.0f}M parameters, {classes} classes, {count} tokens per "
         f"image in {len(patch_nums)} scales, {tokenizer.trained_with.codebook_size} codes"
     )
+    for note in tokenizer.notes:
+        print(f"tokenizer: {tokenizer.path}: {note}")
     kind = teacher_class(options.teacher)
     if geometry and kind:
         print(

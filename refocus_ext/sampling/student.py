@@ -23,7 +23,6 @@ from refocus_ext.storage.upstream_weights import (
     read_vae,
     read_var,
     vae_geometry,
-    vae_state_dict,
     var_geometry,
 )
 from refocus_ext.storage.weights import load_strictly
@@ -144,15 +143,6 @@ def load_student(
     load_strictly(var, var_state, f"{files.var} is not an upstream VAR ({{reason}}).")
     notes = tuple(f"{read.path}: {note}" for read in (var_read, vae_read) for note in read.notes)
     return Student(var.requires_grad_(False).eval(), vae_net, shape, classes, pyramid, files, notes)
-
-
-def load_vae(path: Path, patch_nums: Sequence[int], device: torch.device | str = "cpu") -> Any:
-    """The VQVAE of a file in upstream's form, unpatched, frozen and in eval mode; its widths are read from the file.
-
-    Raises:
-        UsageError: the file is missing, or holds no upstream VQVAE.
-    """
-    return _build_vae(path, vae_state_dict(path), patch_nums, device)
 
 
 def _build_vae(path: Path, state: dict[str, Tensor], patch_nums: Sequence[int], device: torch.device | str) -> Any:

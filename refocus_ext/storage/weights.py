@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from refocus_ext.errors import UsageError
 from refocus_ext.storage.reading import open_weights, refuse_folder
 
-
 __all__ = ["find_weights", "load_strictly", "read_state_dict", "refuse_folder", "state_bytes"]
 
 

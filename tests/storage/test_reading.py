@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,17 +44,17 @@ def compiled_blocks(state: State) -> State:
     return dict(zip(names, state.values(), strict=True))
 
 
+def wrapped(word: str, state: State) -> dict[str, State]:
+    return {word: state}
+
+
+WORDS = ("state_dict", "model", "ema", "model_ema", "vae", "net", "module")
+PREFIXES = ("module.", "_orig_mod.", "model.", "vae.", "var.", "module._orig_mod.", "_orig_mod.module.", "a.b.")
 LAYOUTS: dict[str, Callable[[State], Any]] = {
     "plain": lambda state: state,
-    **{
-        f"wrapped in {word}": lambda state, word=word: {word: state}
-        for word in ("state_dict", "model", "ema", "model_ema", "vae", "net", "module")
-    },
+    **{f"wrapped in {word}": partial(wrapped, word) for word in WORDS},
     "nested": lambda state: {"checkpoint": {"model": {"state_dict": state}}, "epoch": 3, "optimizer": {"state": {}}},
-    **{
-        f"prefix {prefix}": lambda state, prefix=prefix: prefixed(state, prefix)
-        for prefix in ("module.", "_orig_mod.", "model.", "vae.", "var.", "module._orig_mod.", "_orig_mod.module.", "a.b.")
-    },
+    **{f"prefix {prefix}": partial(prefixed, prefix=prefix) for prefix in PREFIXES},
     "compiled blocks": compiled_blocks,
     "fsdp": lambda state: prefixed(state, "_fsdp_wrapped_module."),
     "prefix in a dict": lambda state: {"model": prefixed(compiled_blocks(state), "module."), "step": 7},
@@ -106,7 +107,9 @@ def test_an_old_file_of_torch(states: dict[str, State], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_other_precisions_become_fp32_and_are_told(dtype: torch.dtype, states: dict[str, State], tmp_path: Path) -> None:
+def test_other_precisions_become_fp32_and_are_told(
+    dtype: torch.dtype, states: dict[str, State], tmp_path: Path
+) -> None:
     half = {name: t.to(dtype) if t.is_floating_point() else t for name, t in states["VAR"].items()}
     torch.save(half, tmp_path / "half.pth")
     read = read_network(tmp_path / "half.pth", VAR)
@@ -131,7 +134,9 @@ def test_a_folder_with_one_file(states: dict[str, State], tmp_path: Path) -> Non
     assert read.path.name == "ar-ckpt-best.pth" and "read from ar-ckpt-best.pth" in read.notes
     assert same(read_network(tmp_path, VQVAE).state, states["VQVAE"])
     (tmp_path / "hub").mkdir()
-    save_file({key: tensor.contiguous() for key, tensor in states["VAR"].items()}, tmp_path / "hub" / "model.safetensors")
+    save_file(
+        {key: tensor.contiguous() for key, tensor in states["VAR"].items()}, tmp_path / "hub" / "model.safetensors"
+    )
     assert same(read_network(tmp_path / "hub", VAR).state, states["VAR"])
     for depth in (2, 3):
         torch.save(states["VAR"], tmp_path / f"var_d{depth}.pth")
@@ -141,7 +146,12 @@ def test_a_folder_with_one_file(states: dict[str, State], tmp_path: Path) -> Non
 def test_a_file_is_memory_mapped(states: dict[str, State], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
     load = torch.load
-    monkeypatch.setattr(torch, "load", lambda *a, **k: seen.append((k["mmap"], k["weights_only"])) or load(*a, **k))
+
+    def watched(*words: Any, **named: Any) -> Any:
+        seen.append((named["mmap"], named["weights_only"]))
+        return load(*words, **named)
+
+    monkeypatch.setattr(torch, "load", watched)
     torch.save(states["VAR"], tmp_path / "var.pth")
     read_network(tmp_path / "var.pth", VAR)
     assert seen == [(True, True)]
