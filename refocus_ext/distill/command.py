@@ -15,6 +15,7 @@ from refocus_ext.distill.plan import (
     check_data,
     check_options,
     complete,
+    numbers_note,
     print_cost,
     print_plan,
     require_memory,
@@ -23,6 +24,7 @@ from refocus_ext.distill.plan import (
     why_preset,
 )
 from refocus_ext.distill.recipe import DistillRecipe, DistillWeights
+from refocus_ext.distill.start import Start, Wanted, plan_start, read_start
 from refocus_ext.distill.teacher.geometry import TeacherGeometry
 from refocus_ext.distill.training import DistillTraining
 from refocus_ext.engine.checks import check_share
@@ -32,6 +34,7 @@ from refocus_ext.engine.run_folder import RunFolder, check_run_folder
 from refocus_ext.engine.training import RunPlan, TrainingData
 from refocus_ext.errors import named
 from refocus_ext.images.checks import check_images
+from refocus_ext.images.class_numbers import class_list, renumbered
 from refocus_ext.images.source import ImageSource
 from refocus_ext.images.sources import find_images
 from refocus_ext.images.views import ViewPlan
@@ -53,7 +56,8 @@ class Prepared(NamedTuple):
     classes: int
     geometry: TeacherGeometry | None
     size: Sizes
-    note: str | None
+    start: Start | None
+    notes: list[str]
 
 
 def main(options: DistillOptions) -> int:
@@ -91,12 +95,36 @@ def prepare_run(upstream: Upstream, options: DistillOptions, device: torch.devic
         tokenizer = open_tokenizer(Path(options.tokenizer), device, assumed)
     with named("--data"):
         train, val = find_images(tokenizer.data(options.data))
+    own = train.classes
+    if options.class_numbers:
+        with named("--class-numbers"):
+            numbers = class_list(options.class_numbers)
+            train, val = renumbered(train, numbers), renumbered(val, numbers)
     classes = check_data(options, train, val)
+    start = starting_weights(options, tokenizer, classes, len(train.classes))
     geometry = teacher_geometry(options, tokenizer)
     with named("--data"):
         note = check_images(train, tokenizer.trained_with.image_size, options.small_images)
     size = sizes(upstream, options, geometry, tokenizer, classes)
-    return Prepared(tokenizer, train, val, classes, geometry, size, note)
+    notes = [note, numbers_note(options, own, train, classes)]
+    return Prepared(tokenizer, train, val, classes, geometry, size, start, [note for note in notes if note])
+
+
+def starting_weights(options: DistillOptions, tokenizer: Tokenizer, classes: int, of_data: int) -> Start | None:
+    """What the options say about the weights to start from.
+
+    Raises:
+        UsageError: they do not fit.
+    """
+    if not options.init:
+        return None
+    theirs = tokenizer.trained_with
+    shared_aln = options.shared_aln == "on"
+    wanted = Wanted(options.depth, shared_aln, theirs.patch_nums, theirs.codebook_size, theirs.latent_channels)
+    with named("--init"):
+        read, of_file = read_start(Path(options.init), wanted)
+    with named("--init-classes"):
+        return plan_start(read, of_file, classes, options.init_classes, of_data)
 
 
 def _run(options: DistillOptions, world: World) -> int:
@@ -104,13 +132,13 @@ def _run(options: DistillOptions, world: World) -> int:
     world.say(upstream.describe())
     with named("--tokens-precision"):
         pick_precision(options.tokens_precision, world.device)
-    tokenizer, train, val, classes, geometry, size, note = prepare_run(upstream, options, world.device)
+    tokenizer, train, val, classes, geometry, size, start, notes = prepare_run(upstream, options, world.device)
     prepare(tokenizer)
     world.say(why_preset(options, tokenizer))
-    if note:
+    for note in notes:
         world.say(f"note: {note}")
     if world.main:
-        print_plan(options, tokenizer, geometry, train, classes, size, world.device)
+        print_plan(options, tokenizer, geometry, train, classes, size, world.device, start)
     if options.dry_run:
         if world.main:
             print_cost(size, options, world.size)
@@ -128,7 +156,7 @@ def _run(options: DistillOptions, world: World) -> int:
         data = training_data(options, tokenizer, train, world, interruption)
         if data is None:
             return interruption.agreed(world)
-        networks = build_networks(network_plan(options, classes), upstream, tokenizer, geometry, world.device)
+        networks = build_networks(network_plan(options, classes, start), upstream, tokenizer, geometry, world.device)
         recipe = recipe_of(options, held_out=val != train)
         training = DistillTraining(RunPlan.of(options), recipe, world, run, tokenizer, networks, data, val)
         return training.fit(interruption)
@@ -153,7 +181,7 @@ def recipe_of(options: DistillOptions, held_out: bool) -> DistillRecipe:
     )
 
 
-def network_plan(options: DistillOptions, classes: int) -> NetworkPlan:
+def network_plan(options: DistillOptions, classes: int, start: Start | None = None) -> NetworkPlan:
     """What the options say about the networks."""
     return NetworkPlan(
         depth=options.depth,
@@ -163,7 +191,7 @@ def network_plan(options: DistillOptions, classes: int) -> NetworkPlan:
         attention=options.attention,
         grad_checkpoint=options.grad_checkpoint,
         compile=options.compile,
-        init=Path(options.init) if options.init else None,
+        start=start,
         seed=options.seed,
     )
 

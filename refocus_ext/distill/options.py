@@ -65,8 +65,20 @@ class DistillOptions(Options):
         metavar="DIR|off",
         identity=False,
     )
+    class_numbers: str = DATA(
+        "",
+        "labels of the class folders: those of ImageNet's 1000 wnids, or of the list of all folder names in a file; without it "
+        "the data's own, from 0",
+        metavar="imagenet|FILE",
+    )
     init: str = DATA(
         "", "VAR weights to start from, as upstream publishes them (var_d20.pth fits preset vanilla)", metavar="FILE"
+    )
+    init_classes: str = DATA(
+        "",
+        "classes of --init, by number or name, from whose embeddings the data's classes start, one for each in the order of "
+        "the labels; without it they start afresh where the numbers of classes differ",
+        metavar="LIST",
     )
 
     depth: int = STUDENT(None, "D, blocks of the VAR; its width is 64 D", positive(int))
