@@ -89,10 +89,10 @@ def vae_geometry(state: dict[str, Tensor]) -> VAEGeometry:
         KeyError: a tensor is missing.
     """
     codes = state["quantize.embedding.weight"]
-    return VAEGeometry(codes.shape[0], codes.shape[1], state["encoder.conv_in.weight"].shape[0], _phis(state))
+    return VAEGeometry(codes.shape[0], codes.shape[1], state["encoder.conv_in.weight"].shape[0], phis_of(state))
 
 
-def _phis(state: dict[str, Tensor]) -> int:
+def phis_of(state: dict[str, Tensor]) -> int:
     """`share_quant_resi` of the builder: phis in a list, 1 for one phi of all scales, 0 for one of each scale's own."""
     parts = {tuple(name.split(".")[2:4]) for name in state if name.startswith("quantize.quant_resi.")}
     listed = [part for part in parts if part[0] == "qresi_ls"]

@@ -14,6 +14,7 @@ from patches.protocols import FocusedVQVAE
 from refocus_ext.errors import UsageError
 from refocus_ext.optics.pyramid import FocusPyramid
 from refocus_ext.storage.atomic import copy_file, save_tensors, sha256
+from refocus_ext.storage.upstream_weights import phis_of
 from refocus_ext.storage.weights import load_strictly, read_state_dict, refuse_folder
 from refocus_ext.tokenizer.alias.geometry import AliasGeometry
 from refocus_ext.tokenizer.alias.tokenizer import AliasTokenizer, build_alias
@@ -74,8 +75,8 @@ def load_tokenizer(run: Path, device: torch.device | str = "cpu") -> Tokenizer:
     if not weights.is_file():
         raise UsageError(f"{run} has no vae.pth yet: its training is not finished; rerun its command to resume.")
     check_weights(run, config, weights.name)
-    pyramid, vae, trained_with = _build(run, config, device)
     state = read_state_dict(weights, "copy the file again, or train the run again")
+    pyramid, vae, trained_with = _build(run, config, phis_of(state), device)
     load_strictly(vae, state, f"{weights} does not fit the geometry in {run / 'config.json'} ({{reason}}).")
     Focus(pyramid).apply(vae)
     vae.requires_grad_(False).eval()
@@ -140,7 +141,9 @@ def check_weights(run: Path, config: dict[str, Any], name: str) -> None:
         )
 
 
-def _build(run: Path, config: dict[str, Any], device: torch.device | str) -> tuple[FocusPyramid, Any, StageOne]:
+def _build(
+    run: Path, config: dict[str, Any], phis: int, device: torch.device | str
+) -> tuple[FocusPyramid, Any, StageOne]:
     """The pyramid, an unpatched VQVAE of the configured geometry, and how it was trained."""
     try:
         trained_with = StageOne.read(config["options"])
@@ -151,6 +154,7 @@ def _build(run: Path, config: dict[str, Any], device: torch.device | str) -> tup
             ch=trained_with.ch,
             patch_nums=trained_with.patch_nums,
             beta=trained_with.commitment,
+            share_quant_resi=phis,
             device=device,
         )
         pyramid.states_of(trained_with.patch_nums)
