@@ -57,8 +57,8 @@ def test_a_run_is_resumed_to_the_bit(vae_file: Path, image_tree: Path, tmp_path:
     words = ("tokenizer", *TINY, "--init", str(vae_file), "--data", str(image_tree), "--ema", "0.9")
     for name in ("whole", "parts"):
         assert run_main(*words, "--out", str(tmp_path / name)) == 0
-    for file in sorted((tmp_path / "parts" / "checkpoints").glob("step-*"))[1:]:
-        file.unlink()
+    for checkpoint in sorted((tmp_path / "parts" / "checkpoints").glob("step-*"))[1:]:
+        checkpoint.unlink()
     assert run_main(*words, "--out", str(tmp_path / "parts")) == 0
     for file in ("vae.pth", "alias.pth"):
         assert bits(weights(tmp_path / "whole", file)) == bits(weights(tmp_path / "parts", file))
