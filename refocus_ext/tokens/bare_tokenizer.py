@@ -99,11 +99,13 @@ def load_bare(path: Path, device: torch.device | str, assumed: Assumed) -> Token
     geometry = _geometry(read)
     sides = tuple(recorded["patch_nums"]) if recorded else assumed.patch_nums or VAR_PATCH_NUMS
     pyramid = _pyramid(file, recorded, assumed, sides)
-    _check_scales(read, sides)
+    other = _other_scales(read, sides)
+    if other and not assumed.patch_nums:
+        raise UsageError(f"{file} {other}; give the patch_nums that it was trained with.")
     vae = _build(read, geometry, sides, device)
     Focus(pyramid).apply(vae)
     config = {"weights": {"vae.pth": digest_of(read.state)}}
-    notes = (_description(geometry, pyramid, sides), *read.notes)
+    notes = (_description(geometry, pyramid, sides), *read.notes, *([f"it {other}"] if other else []))
     return Tokenizer(vae, None, pyramid, config, _untold(geometry, sides), file, notes, bare=True)
 
 
@@ -127,13 +129,12 @@ def _geometry(read: Reading) -> VAEGeometry:
         raise UsageError(f"{read.path} is not an upstream VQVAE (it lacks {error}); give another file.") from None
 
 
-def _check_scales(read: Reading, sides: Sequence[int]) -> None:
+def _other_scales(read: Reading, sides: Sequence[int]) -> str:
+    """A clause where the file shows another number of token maps; the VQVAE works with any, but was trained with those."""
     scales = scales_of_vae(read.state)
-    if scales is not None and scales != len(sides):
-        raise UsageError(
-            f"{read.path} was trained with {scales} token maps, but {len(sides)} are assumed ({','.join(map(str, sides))}); "
-            "give the patch_nums that it was trained with."
-        )
+    if scales is None or scales == len(sides):
+        return ""
+    return f"was trained with {scales} token maps, but {len(sides)} are assumed ({','.join(map(str, sides))})"
 
 
 def _build(read: Reading, geometry: VAEGeometry, sides: Sequence[int], device: torch.device | str) -> Any:

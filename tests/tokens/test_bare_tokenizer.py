@@ -77,6 +77,8 @@ def test_the_weights_have_one_checksum_in_every_layout(vae_file: Path, tmp_path:
 
 def test_what_does_not_fit_is_a_sentence(vae_file: Path, tmp_path: Path) -> None:
     assert "was trained with 4 token maps, but 10 are assumed" in complaint(vae_file, Assumed())
+    other = open_tokenizer(vae_file, assumed=Assumed((1, 2, 4)))  # upstream takes any number too, but it is said
+    assert "it was trained with 4 token maps, but 3 are assumed (1,2,4)" in other.notes
     assert "patch_nums must rise to 4 = image_size 64" in complaint(vae_file, Assumed((1, 2, 4, 3)))
     assert "focus states would decimate" in complaint(vae_file, Assumed(PATCH_NUMS, "disk", 9))
     torch.save({"w": torch.zeros(1)}, tmp_path / "w.pth")
