@@ -34,7 +34,7 @@ from refocus_ext.engine.run_folder import RunFolder, check_run_folder
 from refocus_ext.engine.training import RunPlan, TrainingData
 from refocus_ext.errors import named
 from refocus_ext.images.checks import check_images
-from refocus_ext.images.class_numbers import class_list, renumbered
+from refocus_ext.images.class_numbers import class_list, digest_of, renumbered
 from refocus_ext.images.source import ImageSource
 from refocus_ext.images.sources import find_images
 from refocus_ext.images.views import ViewPlan
@@ -198,7 +198,10 @@ def network_plan(options: DistillOptions, classes: int, start: Start | None = No
 
 def run_identity(options: DistillOptions, tokenizer: Tokenizer) -> dict[str, object]:
     """What identifies a run: its options and the weights of the tokenizer."""
-    return options.identity() | {"tokenizer": tokenizer.checksums()}
+    identity = options.identity() | {"tokenizer": tokenizer.checksums()}
+    if options.class_numbers:  # by its content: the file may be at another place
+        identity["class_numbers"] = digest_of(class_list(options.class_numbers))
+    return identity
 
 
 def open_run(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import re
@@ -64,6 +65,16 @@ def renumbered(source: ImageSource, classes: Sequence[str]) -> Renumbered:
             f"{len(source.classes)}, such as '{missing[0]}'; name the folders as the list does, or use the data's own numbers."
         )
     return Renumbered(source, tuple(classes), tuple(number[name] for name in source.classes))
+
+
+def numbers_in_use(images: ImageSource) -> list[int]:
+    """The labels of the data's own class folders."""
+    return sorted(images.numbers) if isinstance(images, Renumbered) else list(range(len(images.classes)))
+
+
+def digest_of(classes: Sequence[str]) -> str:
+    """sha256 of a list of classes, in their order."""
+    return hashlib.sha256(json.dumps(list(classes)).encode()).hexdigest()
 
 
 def class_list(word: str) -> tuple[str, ...]:

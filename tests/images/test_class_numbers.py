@@ -12,7 +12,7 @@ from conftest import write_images
 
 from refocus_ext.errors import UsageError
 from refocus_ext.images.class_names import choose_class_names, imagenet_names
-from refocus_ext.images.class_numbers import are_wnids, class_list, imagenet_wnids, renumbered
+from refocus_ext.images.class_numbers import are_wnids, class_list, imagenet_wnids, numbers_in_use, renumbered
 from refocus_ext.images.folder import image_folder
 
 GOLDEN, CAT = "n02099601", "n02123045"  # 207 and 281
@@ -34,6 +34,7 @@ def test_an_imagenet_subset_keeps_imagenets_numbers(subset: Path) -> None:
     kept = renumbered(images, class_list("imagenet"))
     assert are_wnids(images.classes) and list(images.labels) == [0, 0, 1, 1]
     assert [kept.label(i) for i in range(len(kept))] == [207, 207, 281, 281]
+    assert numbers_in_use(kept) == [207, 281] and numbers_in_use(images) == [0, 1]
     assert kept.identity() == images.identity() and [kept.name(i) for i in range(4)] == list(images.paths)
     again = pickle.loads(pickle.dumps(kept))
     assert again == kept != renumbered(image_folder(str(subset), "val"), class_list("imagenet"))

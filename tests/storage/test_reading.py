@@ -63,6 +63,7 @@ LAYOUTS: dict[str, Callable[[State], Any]] = {
         "model_ema": state,
     },
     "with its teacher": lambda state: {"student": state, "teacher": {name: t * 0 for name, t in state.items()}},
+    "own checkpoint": lambda state: {"var": state, "var_optimizer": {"state": {}}, "step": 3},
     "options": lambda state: {"model": state, "args": argparse.Namespace(lr=1e-4)},
     "entries beside tensors": lambda state: {**state, "epoch": 3},
     "critic": lambda state: {**state, "loss.discriminator.weight": torch.zeros(3)},
