@@ -28,9 +28,14 @@ def test_python_blocks_run_as_they_stand(tmp_path: Path, monkeypatch: pytest.Mon
     vae = load_upstream().build_vae(vocab_size=512, ch=32, patch_nums=(1, 2, 3, 4))
     (tmp_path / "runs" / "tokenizer").mkdir()
     torch.save(vae.state_dict(), tmp_path / "runs" / "tokenizer" / "vae.pth")
-    student, tokens = blocks("python")
+    student, interface, tokens = blocks("python")
     exec(student, {})
     assert Image.open("chelsea.png").size == (64, 64)
+    made: dict[str, torch.Tensor] = {}
+    exec(interface, made)
+    assert (
+        made["restored"].shape == (2, 3, 64, 64) and made["hidden"].shape == (2, 30, 128) and made["nats"].shape == (2,)
+    )
     names: dict[str, list[torch.Tensor]] = {}
     exec(tokens, names)
     assert [tuple(idx.shape) for idx in names["tokens"]] == [(1, 1), (1, 4), (1, 9), (1, 16)]

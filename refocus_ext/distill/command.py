@@ -15,6 +15,7 @@ from refocus_ext.distill.plan import (
     check_data,
     check_options,
     complete,
+    numbers_note,
     print_cost,
     print_plan,
     require_memory,
@@ -23,6 +24,7 @@ from refocus_ext.distill.plan import (
     why_preset,
 )
 from refocus_ext.distill.recipe import DistillRecipe, DistillWeights
+from refocus_ext.distill.start import Start, Wanted, plan_start, read_start
 from refocus_ext.distill.teacher.geometry import TeacherGeometry
 from refocus_ext.distill.training import DistillTraining
 from refocus_ext.engine.checks import check_share
@@ -33,15 +35,17 @@ from refocus_ext.engine.training import RunPlan, TrainingData
 from refocus_ext.errors import named
 from refocus_ext.images.checks import check_images
 from refocus_ext.images.class_names import check_class_map
+from refocus_ext.images.class_numbers import class_list, digest_of, renumbered
 from refocus_ext.images.source import ImageSource
 from refocus_ext.images.sources import find_images
 from refocus_ext.images.views import ViewPlan
-from refocus_ext.storage.atomic import copy_file, save_json
+from refocus_ext.storage.atomic import save_json
+from refocus_ext.tokens.bare_tokenizer import Assumed, open_tokenizer
 from refocus_ext.tokens.cache import CacheSource, build_cache, default_folder, open_cache
 from refocus_ext.tokens.cache import summary as cache_summary
 from refocus_ext.tokens.index import FILE, read_index
 from refocus_ext.tokens.tokenize import pick_precision, prepare
-from refocus_ext.tokens.trained_tokenizer import Tokenizer, load_tokenizer
+from refocus_ext.tokens.trained_tokenizer import Tokenizer
 
 
 class Prepared(NamedTuple):
@@ -53,6 +57,7 @@ class Prepared(NamedTuple):
     classes: int
     geometry: TeacherGeometry | None
     size: Sizes
+    start: Start | None
     notes: tuple[str, ...]
 
 
@@ -88,17 +93,42 @@ def prepare_run(upstream: Upstream, options: DistillOptions, device: torch.devic
     """
     check_options(options)
     with named("--tokenizer"):
-        tokenizer = load_tokenizer(Path(options.tokenizer), device)
+        assumed = Assumed(options.patch_nums, options.blur or None, options.focus_states, options.rho_max)
+        tokenizer = open_tokenizer(Path(options.tokenizer), device, assumed)
     with named("--data"):
-        train, val = find_images(options.data or tokenizer.trained_with.data, tokenizer.trained_with.val_share)
+        train, val = find_images(tokenizer.data(options.data), tokenizer.trained_with.val_share)
+    own = train.classes
+    if options.class_numbers:
+        with named("--class-numbers"):
+            numbers = class_list(options.class_numbers)
+            train, val = renumbered(train, numbers), renumbered(val, numbers)
     classes = check_data(options, train, val)
+    start = starting_weights(options, tokenizer, classes, len(train.classes))
     geometry = teacher_geometry(options, tokenizer)
     with named("--data"):
         note = check_images(train, tokenizer.trained_with.image_size, options.small_images)
         check_images(val, tokenizer.trained_with.image_size, "upsample")
     size = sizes(upstream, options, geometry, tokenizer, classes)
-    notes = tuple(dict.fromkeys(train.notes() + val.notes())) + ((note,) if note else ())
-    return Prepared(tokenizer, train, val, classes, geometry, size, notes)
+    found = (note, numbers_note(options, own, train, classes))
+    notes = tuple(dict.fromkeys(train.notes() + val.notes())) + tuple(line for line in found if line)
+    return Prepared(tokenizer, train, val, classes, geometry, size, start, notes)
+
+
+def starting_weights(options: DistillOptions, tokenizer: Tokenizer, classes: int, of_data: int) -> Start | None:
+    """What the options say about the weights to start from.
+
+    Raises:
+        UsageError: they do not fit.
+    """
+    if not options.init:
+        return None
+    theirs = tokenizer.trained_with
+    shared_aln = options.shared_aln == "on"
+    wanted = Wanted(options.depth, shared_aln, theirs.patch_nums, theirs.codebook_size, theirs.latent_channels)
+    with named("--init"):
+        read, of_file = read_start(Path(options.init), wanted)
+    with named("--init-classes"):
+        return plan_start(read, of_file, classes, options.init_classes, of_data)
 
 
 def _run(options: DistillOptions, world: World) -> int:
@@ -106,13 +136,13 @@ def _run(options: DistillOptions, world: World) -> int:
     world.say(upstream.describe())
     with named("--tokens-precision"):
         pick_precision(options.tokens_precision, world.device)
-    tokenizer, train, val, classes, geometry, size, notes = prepare_run(upstream, options, world.device)
+    tokenizer, train, val, classes, geometry, size, start, notes = prepare_run(upstream, options, world.device)
     prepare(tokenizer)
     world.say(why_preset(options, tokenizer))
     for note in notes:
         world.say(f"note: {note}")
     if world.main:
-        print_plan(options, tokenizer, geometry, train, classes, size, world.device)
+        print_plan(options, tokenizer, geometry, train, classes, size, world.device, start)
     if options.dry_run:
         if world.main:
             print_cost(size, options, world.size)
@@ -130,7 +160,7 @@ def _run(options: DistillOptions, world: World) -> int:
         data = training_data(options, tokenizer, train, world, interruption)
         if data is None:
             return interruption.agreed(world)
-        networks = build_networks(network_plan(options, classes), upstream, tokenizer, geometry, world.device)
+        networks = build_networks(network_plan(options, classes, start), upstream, tokenizer, geometry, world.device)
         recipe = recipe_of(options, held_out=val != train)
         training = DistillTraining(RunPlan.of(options), recipe, world, run, tokenizer, networks, data, val)
         return training.fit(interruption)
@@ -155,7 +185,7 @@ def recipe_of(options: DistillOptions, held_out: bool) -> DistillRecipe:
     )
 
 
-def network_plan(options: DistillOptions, classes: int) -> NetworkPlan:
+def network_plan(options: DistillOptions, classes: int, start: Start | None = None) -> NetworkPlan:
     """What the options say about the networks."""
     return NetworkPlan(
         depth=options.depth,
@@ -165,14 +195,17 @@ def network_plan(options: DistillOptions, classes: int) -> NetworkPlan:
         attention=options.attention,
         grad_checkpoint=options.grad_checkpoint,
         compile=options.compile,
-        init=Path(options.init) if options.init else None,
+        start=start,
         seed=options.seed,
     )
 
 
 def run_identity(options: DistillOptions, tokenizer: Tokenizer) -> dict[str, object]:
     """What identifies a run: its options and the weights of the tokenizer."""
-    return options.identity() | {"tokenizer": tokenizer.checksums()}
+    identity = options.identity() | {"tokenizer": tokenizer.checksums()}
+    if options.class_numbers:  # by its content: the file may be at another place
+        identity["class_numbers"] = digest_of(class_list(options.class_numbers))
+    return identity
 
 
 def open_run(
@@ -216,7 +249,7 @@ def open_run(
         print(f"the run that was in {options.out} is now in {run.moved_to}")
     check_class_map(run.path / "classes.json", images.classes)
     save_json(run.path / "classes.json", list(images.classes))
-    copy_file(tokenizer.path / "vae.pth", run.path / "vae.pth")
+    tokenizer.write_vae(run.path / "vae.pth")
     run.record_weights("vae.pth")
     return run
 

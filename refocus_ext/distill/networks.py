@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +16,7 @@ from patches.model_parts import blocks_of
 from patches.protocols import VAR, as_module
 from patches.teacher_block import Recording
 from refocus_ext.distill import recipe
+from refocus_ext.distill.start import TABLE, Start, with_rows
 from refocus_ext.distill.teacher.geometry import TeacherGeometry
 from refocus_ext.distill.teacher.interface import AliasTeacher
 from refocus_ext.distill.teacher.kinds import teacher_class
@@ -38,7 +38,7 @@ class NetworkPlan:
         attention: of the training pass: "dense", "grouped" or "per-scale".
         grad_checkpoint: recompute activations in the backward pass.
         compile: torch.compile the blocks that run once.
-        init: VAR weights to start from.
+        start: weights to start from.
         seed: of the weights.
     """
 
@@ -49,7 +49,7 @@ class NetworkPlan:
     attention: str = "dense"
     grad_checkpoint: bool = False
     compile: bool = False
-    init: Path | None = None
+    start: Start | None = None
     seed: int = 0
 
 
@@ -74,8 +74,8 @@ def build_networks(
         var = upstream.build_var(
             tokenizer.vae, depth=plan.depth, num_classes=plan.classes, shared_aln=plan.shared_aln, device=device
         )
-        if plan.init:
-            load_init(var, plan.init)
+        if plan.start:
+            load_start(var, plan.start)
         return _patched(var, plan, recorded, geometry.blocks if geometry else 0)
 
     var, teacher, kind = build(geometry.blocks if geometry else 0), None, teacher_class(plan.teacher)
@@ -101,18 +101,16 @@ def _patched(var: VAR, plan: NetworkPlan, recorded: int, doubled: int) -> VAR:
     return var
 
 
-def load_init(var: VAR, path: Path) -> None:
-    """Loads VAR weights strictly.
+def load_start(var: VAR, start: Start) -> None:
+    """Loads VAR weights strictly, with the class embedding that is planned for them.
 
     Raises:
         UsageError: the file has no VAR weights, or a VAR of another geometry.
     """
-    load_strictly(
-        as_module(var),
-        var_state_dict(path),
-        f"--init {path} does not fit this student ({{reason}}); the published var_dN.pth need --depth N, 1000 "
-        "classes and a tokenizer of preset vanilla.",
-    )
+    state = var_state_dict(start.path)
+    if start.rows is not None:
+        state = with_rows(state, start.rows, var.state_dict()[TABLE])
+    load_strictly(as_module(var), state, f"{start.path} does not fit this student ({{reason}}); give another file.")
 
 
 def adamw(module: nn.Module, teacher_lr: float = 1.0) -> torch.optim.AdamW:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from refocus_ext.distill.teacher.kinds import KINDS, OFF
 from refocus_ext.errors import UsageError
+from refocus_ext.optics.names import BLURS
 from refocus_ext.options import shared
 from refocus_ext.options.fields import Heading, Options
 from refocus_ext.options.kinds import non_negative, positive
@@ -25,7 +26,7 @@ class DistillOptions(Options):
     """
     Trains the student of stage 2, a vanilla VAR on focus tokens, together with its teacher: the same weights plus
     alias-gate cross-attention, which looks at the alias tokens and passes on what it learns from them. Needs a
-    finished `bash run.sh tokenizer`. Run the same command again to resume an interrupted run.
+    finished `bash run.sh tokenizer`, or published weights. Run the same command again to resume an interrupted run.
     """
 
     stage = "distill"
@@ -33,7 +34,17 @@ class DistillOptions(Options):
     preset: str = shared.preset(
         DATA, "where all other defaults come from; without it the tokenizer's (with --data, paper in place of demo)"
     )
-    tokenizer: str = DATA("runs/tokenizer", "run folder of a finished `tokenizer`", metavar="RUN", identity=False)
+    tokenizer: str = DATA(
+        "runs/tokenizer",
+        "run folder of a finished `tokenizer`, or a file of VQVAE weights such as vae_ch160v4096z32.pth (needs --data and "
+        "--teacher off)",
+        metavar="RUN|FILE",
+        identity=False,
+    )
+    patch_nums: tuple[int, ...] | None = shared.patch_nums(DATA)
+    blur: str = shared.blur(DATA, BLURS)
+    focus_states: int | None = shared.focus_states(DATA)
+    rho_max: float | None = shared.rho_max(DATA)
     data: str = DATA(
         "",
         "ImageFolder with train/CLASS/*.JPEG and val/CLASS/*.JPEG; without it what the tokenizer was trained on",
@@ -49,13 +60,25 @@ class DistillOptions(Options):
     crop_scale: float = shared.crop_scale(DATA)
     cache: str = DATA(
         "",
-        "folder of the token cache, made when it is missing; without this option it is RUN/tokens of the tokenizer; off: "
-        "tokenize while training",
+        "folder of the token cache, made when it is missing; without this option it is RUN/tokens of the tokenizer, or "
+        "FILE.tokens; off: tokenize while training",
         metavar="DIR|off",
         identity=False,
     )
+    class_numbers: str = DATA(
+        "",
+        "labels of the class folders: those of ImageNet's 1000 wnids, or of the list of all folder names in a file; without it "
+        "the data's own, from 0",
+        metavar="imagenet|FILE",
+    )
     init: str = DATA(
         "", "VAR weights to start from, as upstream publishes them (var_d20.pth fits preset vanilla)", metavar="FILE"
+    )
+    init_classes: str = DATA(
+        "",
+        "classes of --init, by number or name, from whose embeddings the data's classes start, one for each in the order of "
+        "the labels; without it they start afresh where the numbers of classes differ",
+        metavar="LIST",
     )
 
     depth: int = STUDENT(None, "D, blocks of the VAR; its width is 64 D", positive(int))
@@ -143,12 +166,15 @@ class DistillOptions(Options):
 
     @classmethod
     def choose_preset(cls, typed: Mapping[str, object]) -> str:
-        """That of the tokenizer's run; where there is none yet, or a demo's is given --data, as for a tokenizer.
+        """That of the tokenizer's run, vanilla for a file of weights; where there is no run yet, or a demo's is given
+        --data, as for a tokenizer.
 
         Raises:
             UsageError: the run's configuration names no preset of this version.
         """
         run = Path(str(typed.get("tokenizer") or cls.fields()["tokenizer"].default))
+        if run.is_file():
+            return "vanilla"
         if not (run / "config.json").is_file():
             return super().choose_preset(typed)
         try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -16,9 +18,9 @@ COLUMNS = 8
 
 
 @torch.no_grad()
-def sample_classes(var: VAR, classes: int, count: int, seed: int) -> tuple[Tensor, list[int]]:
-    """`count` images (N,3,H,W) in [-1,1], float32, of classes spread evenly, with their labels."""
-    labels = sorted(spread(range(classes), count) * (-(-count // min(count, classes))))[:count]
+def sample_classes(var: VAR, classes: Sequence[int], count: int, seed: int) -> tuple[Tensor, list[int]]:
+    """`count` images (N,3,H,W) in [-1,1], float32, of these classes, spread evenly, with their labels."""
+    labels = sorted(spread(classes, count) * (-(-count // min(count, len(classes)))))[:count]
     training = var.training
     var.eval()
     try:

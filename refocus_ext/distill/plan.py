@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ import torch
 from patches import Upstream
 from patches.protocols import as_module
 from refocus_ext.distill.options import DistillOptions
+from refocus_ext.distill.start import Start
 from refocus_ext.distill.teacher.cost import teacher_overhead
 from refocus_ext.distill.teacher.geometry import TeacherGeometry
 from refocus_ext.distill.teacher.interface import TeacherOverhead
@@ -17,6 +19,8 @@ from refocus_ext.distill.teacher.kinds import teacher_class
 from refocus_ext.engine.checks import check_run_options
 from refocus_ext.engine.devices import kind_of
 from refocus_ext.errors import UsageError
+from refocus_ext.images.class_names import IMAGENET_CLASSES
+from refocus_ext.images.class_numbers import are_wnids
 from refocus_ext.images.source import ImageSource, classes_in_words
 from refocus_ext.storage.weights import state_bytes
 from refocus_ext.tokens.trained_tokenizer import Tokenizer
@@ -41,8 +45,10 @@ def why_preset(options: DistillOptions, tokenizer: Tokenizer) -> str:
 
 def check_options(options: DistillOptions) -> None:
     """Raises UsageError for errors that can be found before anything is loaded."""
-    if options.init and not Path(options.init).is_file():
+    if options.init and not Path(options.init).exists():
         raise UsageError(f"--init {options.init} is not a file; it takes VAR weights such as var_d{options.depth}.pth.")
+    if options.init_classes and not options.init:
+        raise UsageError(f"--init-classes {options.init_classes} needs --init FILE, whose classes it names.")
     if options.crops == 0 and options.cache != "off":
         raise UsageError(
             "--crops 0 draws a new crop every epoch, which a cache cannot hold; add --cache off, or give --crops N."
@@ -73,6 +79,20 @@ def check_data(options: DistillOptions, images: ImageSource, val: ImageSource) -
     return options.num_classes or len(images.classes)
 
 
+def numbers_note(options: DistillOptions, own: Sequence[str], images: ImageSource, classes: int) -> str | None:
+    """A line on the labels of the data's class folders `own`, where it may not be the user's guess."""
+    if options.class_numbers:
+        last = len(own) - 1
+        shown = ", ".join(f"{own[i]} is {images.classes.index(own[i])}" for i in sorted({0, last}))
+        return f"the {len(own)} class folders have their numbers among {len(images.classes)} classes ({shown})"
+    if are_wnids(own) and len(own) < classes == IMAGENET_CLASSES:
+        return (
+            f"the {len(own)} class folders are ImageNet's wnids, but get the labels 0 to {len(own) - 1}; with --class-numbers "
+            "imagenet they keep ImageNet's"
+        )
+    return None
+
+
 def teacher_geometry(options: DistillOptions, tokenizer: Tokenizer) -> TeacherGeometry | None:
     """The teacher's geometry, None if it is off.
 
@@ -81,6 +101,11 @@ def teacher_geometry(options: DistillOptions, tokenizer: Tokenizer) -> TeacherGe
     """
     if options.teacher == "off":
         return None
+    if tokenizer.bare:
+        raise UsageError(
+            f"--tokenizer {tokenizer.path} is a bare file without alias tokens, which the teacher reads; add --teacher off, or "
+            f"train them first: `bash run.sh tokenizer --init {tokenizer.path} --only alias`."
+        )
     if tokenizer.alias is None:
         raise UsageError(
             f"--tokenizer {tokenizer.path} was trained without alias tokens (--alias off), which the teacher reads; give another "
@@ -160,6 +185,7 @@ def print_plan(
     classes: int,
     size: Sizes,
     device: torch.device,
+    start: Start | None = None,
 ) -> None:
     """Prints the plan in a few lines."""
     patch_nums = tokenizer.trained_with.patch_nums
@@ -173,6 +199,12 @@ def print_plan(
         f"student: VAR-d{options.depth}, {size.cost.var_parameters / 1e6:.0f}M parameters, {classes} classes, {count} tokens per "
         f"image in {len(patch_nums)} scales, {tokenizer.trained_with.codebook_size} codes"
     )
+    if start:
+        print(f"starts from {start.path}")
+        for line in start.lines:
+            print(f"  {line}")
+    for note in tokenizer.notes:
+        print(f"tokenizer: {tokenizer.path}: {note}")
     kind = teacher_class(options.teacher)
     if geometry and kind:
         print(

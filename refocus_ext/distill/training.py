@@ -32,6 +32,7 @@ from refocus_ext.engine.optimization import finite, gradient_norm
 from refocus_ext.engine.progress import Progress
 from refocus_ext.engine.run_folder import RunFolder
 from refocus_ext.engine.training import RunPlan, Training, TrainingData
+from refocus_ext.images.class_numbers import numbers_in_use
 from refocus_ext.images.crops import Sample
 from refocus_ext.images.order import spread
 from refocus_ext.images.source import ImageSource
@@ -187,7 +188,8 @@ class DistillTraining(Training):
         progress.say(f"step {self.step}: {summary(report)}")
         if self.recipe.samples and (self.run or self.sharded):
             with self.autocast():
-                images, labels = sample_classes(self.var, len(self.classes), self.recipe.samples, seed=self.plan.seed)
+                shown = numbers_in_use(self.data.images)
+                images, labels = sample_classes(self.var, shown, self.recipe.samples, seed=self.plan.seed)
             if self.run:
                 title = f"VAR-d{self.recipe.depth}, step {self.step} of {self.plan.steps}"
                 draw_samples(self.run, images, labels, self.classes, title, self.step)

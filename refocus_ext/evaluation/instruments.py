@@ -57,7 +57,8 @@ def open_instruments(
     tools.inception = _if_there(tools, "rfid", inception_weights, lambda: load_inception(inception_weights, device))
     tools.alias = tokenizer.alias
     if tools.alias is None:
-        tools.not_measured["alias"] = f"{tokenizer.path} trained no alias tokenizer."
+        lacks = "is a bare file, without an" if tokenizer.bare else "trained no"
+        tools.not_measured["alias"] = f"{tokenizer.path} {lacks} alias tokenizer."
     return tools
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from refocus_ext.optics.names import BLURS
 from refocus_ext.options import shared
 from refocus_ext.options.fields import Heading, Options
 from refocus_ext.options.kinds import non_negative, positive
@@ -38,7 +39,15 @@ class EvalOptions(Options):
         choices=(12, 16, 20, 24),
     )
 
-    tokenizer: str = TOKENIZER("runs/tokenizer", "run folder of a finished tokenizer", metavar="RUN")
+    tokenizer: str = TOKENIZER(
+        "runs/tokenizer",
+        "run folder of a finished tokenizer, or a file of VQVAE weights such as vae_ch160v4096z32.pth (needs --data)",
+        metavar="RUN|FILE",
+    )
+    patch_nums: tuple[int, ...] | None = shared.patch_nums(TOKENIZER)
+    blur: str = shared.blur(TOKENIZER, BLURS)
+    focus_states: int | None = shared.focus_states(TOKENIZER)
+    rho_max: float | None = shared.rho_max(TOKENIZER)
     data: str = TOKENIZER(
         "", "ImageFolder whose val/CLASS/*.JPEG are measured; without it the data of the run itself", metavar="DIR"
     )

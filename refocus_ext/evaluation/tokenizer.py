@@ -33,7 +33,8 @@ from refocus_ext.images.parts import numbered_as
 from refocus_ext.images.source import ImageSource
 from refocus_ext.images.sources import find_split, split_name
 from refocus_ext.tokenizer.alias.explained_variance import ExplainedVariance
-from refocus_ext.tokens.trained_tokenizer import Tokenizer, load_tokenizer
+from refocus_ext.tokens.bare_tokenizer import Assumed, open_tokenizer
+from refocus_ext.tokens.trained_tokenizer import Tokenizer
 from refocus_ext.vector_quantization import codebook_use
 
 PAPERS_IMAGES = 50_000  # number of images (ImageNet val) on which papers report rFID
@@ -46,7 +47,10 @@ def main(options: EvalOptions) -> int:
     print(load_upstream().describe())
     device = pick_device(options.device)
     with named("--tokenizer"):
-        tokenizer = load_tokenizer(Path(options.tokenizer), device)
+        assumed = Assumed(options.patch_nums, options.blur or None, options.focus_states, options.rho_max)
+        tokenizer = open_tokenizer(Path(options.tokenizer), device, assumed)
+    for note in tokenizer.notes:
+        print(f"note: {tokenizer.path}: {note}")
     if unfinished := training_left(tokenizer):
         print(f"note: {unfinished}")
     with named("--data"):
@@ -67,6 +71,8 @@ def main(options: EvalOptions) -> int:
 
 def training_left(tokenizer: Tokenizer) -> str:
     """A sentence if the newest checkpoint shows that training was interrupted; otherwise ''."""
+    if tokenizer.bare:
+        return ""
     newest = checkpoints_of(tokenizer.path).newest_step()
     steps = tokenizer.trained_with.steps
     if newest is None or steps is None or newest >= steps:
@@ -83,7 +89,7 @@ def val_images(tokenizer: Tokenizer, data: str) -> tuple[ImageSource, str]:
     Raises:
         UsageError: they are missing, or smaller than the crop and the run refused that.
     """
-    data = data or tokenizer.trained_with.data
+    data = tokenizer.data(data)
     found = find_split(data, "val", tokenizer.trained_with.val_share)
     images = numbered_as_run(tokenizer.path, found)
     note = check_images(images, tokenizer.pyramid.image_size, tokenizer.trained_with.small_images)

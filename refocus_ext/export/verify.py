@@ -25,6 +25,8 @@ from refocus_ext.export.options import VerifyOptions
 from refocus_ext.sampling.sampler import Guidance
 from refocus_ext.sampling.student import Student, load_student
 from refocus_ext.storage.atomic import save_json, sha256
+from refocus_ext.storage.reading import is_safetensors, open_weights
+from refocus_ext.storage.upstream_weights import is_plain
 
 SCRIPT = Path(__file__).with_name("clean_upstream.py")
 RECORD = "verified.json"
@@ -118,8 +120,13 @@ def _check(student: Student) -> None:
     if obstacle := builder_obstacle(student):
         raise UsageError(f"{student.files.var} has {obstacle}, which upstream's build_vae_var cannot build.")
     for path in (student.files.var, student.files.vae):
-        if path.suffix == ".safetensors":
+        if is_safetensors(path):
             raise UsageError(f"{path} is a safetensors file, which upstream does not read; verify the .pth beside it.")
+        if not (is_plain(path) or "trainer" in open_weights(path)):
+            raise UsageError(
+                f"{path} is neither a plain state dict nor upstream's training checkpoint, which upstream's code does not load; "
+                "`bash run.sh export` writes plain files."
+            )
 
 
 def _guidance(student: Student) -> dict[str, Any]:

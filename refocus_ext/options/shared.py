@@ -5,13 +5,35 @@ They are functions and no base class: a base's fields would come first, in --hel
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from refocus_ext.options.fields import Heading
-from refocus_ext.options.kinds import non_negative, positive
+from refocus_ext.options.kinds import int_list, non_negative, positive
 from refocus_ext.options.presets import preset_names
 
 
 def preset(under: Heading, text: str) -> str:
     return under("", text, choices=preset_names)
+
+
+def patch_nums(under: Heading) -> tuple[int, ...] | None:
+    text = "of a bare file: side of each token map; without it VAR's ten, 1 to 16; the image size is 16 times the last"
+    return under(None, text, int_list, unit="latent cells")
+
+
+def blur(under: Heading, choices: Sequence[str]) -> str:
+    text = "of a bare file: defocus PSF; without it none, because VAR's weights were not trained on focus states"
+    return under("", text, choices=choices)
+
+
+def focus_states(under: Heading) -> int | None:
+    text = "of a bare file: K, number of focus states; without it 4, or as many as its token maps allow"
+    return under(None, text, positive(int))
+
+
+def rho_max(under: Heading) -> float | None:
+    text = "of a bare file: radius of the widest PSF; without it 12 at 256 pixels, in proportion at other sizes"
+    return under(None, text, non_negative(float), unit="pixels")
 
 
 def small_images(under: Heading) -> str:

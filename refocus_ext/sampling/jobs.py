@@ -37,6 +37,8 @@ def open_student(options: SampleOptions, source: str, world: World, option: str 
         student = load_student(source, world.device, vae=options.vae or None, class_names=options.class_names or None)
     if world.main:
         print(student.describe() + f", on {world.device}")
+        for note in student.notes:
+            print(f"note: {note}")
         codes = student.geometry.vocab_size
         if options.top_k > codes:
             print(f"note: --top-k {options.top_k} is lowered to {codes}, the number of codes, which keeps all of them")

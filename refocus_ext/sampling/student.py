@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,13 @@ from refocus_ext.errors import UsageError
 from refocus_ext.images.class_names import choose_class_names, labels_of, name_of
 from refocus_ext.optics.pyramid import FocusPyramid
 from refocus_ext.sampling.student_files import Files, _check_sums, find_files
-from refocus_ext.storage.upstream_weights import VARGeometry, vae_geometry, vae_state_dict, var_geometry, var_state_dict
+from refocus_ext.storage.upstream_weights import (
+    VARGeometry,
+    read_vae,
+    read_var,
+    vae_geometry,
+    var_geometry,
+)
 from refocus_ext.storage.weights import load_strictly
 
 STRIDE = 16  # pixels per latent cell
@@ -37,6 +44,7 @@ class Student:
     classes: tuple[str, ...]
     pyramid: FocusPyramid | None
     files: Files
+    notes: tuple[str, ...] = ()  # on the reading of its files
 
     @property
     def path(self) -> Path:
@@ -104,8 +112,9 @@ def load_student(
 
     Args:
         source: the run folder of `bash run.sh distill`; or a folder of upstream files (`var_d16.pth` and
-            `vae_ch160v4096z32.pth`), exported or published; or one file of VAR weights with its VAE beside it.
-        vae: the VAE's file, if it is elsewhere.
+            `vae_ch160v4096z32.pth`), exported or published; or one file of VAR weights with its VAE beside it or in it;
+            in every layout of `storage.reading`.
+        vae: the VAE's file or its folder, if it is elsewhere.
         class_names: a JSON list or a text file of names by label, instead of the student's own.
 
     Raises:
@@ -113,7 +122,9 @@ def load_student(
     """
     files = find_files(Path(source), Path(vae) if vae else None)
     _check_sums(files, own_vae=vae is None)
-    var_state, vae_state = var_state_dict(files.var), vae_state_dict(files.vae)
+    var_read, vae_read = read_var(files.var), read_vae(files.vae)
+    files = dataclasses.replace(files, vae=vae_read.path)
+    var_state, vae_state = var_read.state, vae_read.state
     shape = _geometry(files, var_state, vae_state)
     names = Path(class_names) if class_names else None
     classes = choose_class_names(names, files.var.parent / "classes.json", shape.num_classes)
@@ -130,16 +141,8 @@ def load_student(
         device=device,
     )
     load_strictly(var, var_state, f"{files.var} is not an upstream VAR ({{reason}}).")
-    return Student(var.requires_grad_(False).eval(), vae_net, shape, classes, pyramid, files)
-
-
-def load_vae(path: Path, patch_nums: Sequence[int], device: torch.device | str = "cpu") -> Any:
-    """The VQVAE of a file in upstream's form, unpatched, frozen and in eval mode; its widths are read from the file.
-
-    Raises:
-        UsageError: the file is missing, or holds no upstream VQVAE.
-    """
-    return _build_vae(path, vae_state_dict(path), patch_nums, device)
+    notes = tuple(f"{read.path}: {note}" for read in (var_read, vae_read) for note in read.notes)
+    return Student(var.requires_grad_(False).eval(), vae_net, shape, classes, pyramid, files, notes)
 
 
 def _build_vae(path: Path, state: dict[str, Tensor], patch_nums: Sequence[int], device: torch.device | str) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,8 +11,8 @@ from typing import Any
 
 from refocus_ext.errors import UsageError
 from refocus_ext.storage.atomic import sha256
-from refocus_ext.storage.upstream_weights import vae_state_dict
-from refocus_ext.storage.weights import refuse_folder
+from refocus_ext.storage.reading import VAR, VQVAE, find_network, refuse_folder
+from refocus_ext.storage.upstream_weights import read_vae
 
 GEOMETRY_FILE = "geometry.json"  # written by `bash run.sh export` beside the weights
 
@@ -42,7 +41,7 @@ def find_files(source: Path, vae: Path | None = None) -> Files:
         if config:
             return _run_files(source, config, vae)
         config = _read_export(source)
-        var = _only(source, "var_d*.pth", "VAR weights", "give the file itself")
+        var = find_network(source, VAR)
     elif source.is_file():
         var, config = source, {}
         if (source.parent / "config.json").is_file() and (ours := _read_config(source.parent)):
@@ -108,23 +107,17 @@ def _read_export(folder: Path) -> dict[str, Any]:
     return geometry
 
 
-def _only(folder: Path, pattern: str, what: str, advice: str) -> Path:
-    found = sorted(folder.glob(pattern))
-    if len(found) == 1:
-        refuse_folder(found[0])
-        return found[0]
-    if found:
-        raise UsageError(f"{folder} holds several files of {what} ({', '.join(p.name for p in found)}); {advice}.")
-    raise UsageError(f"{folder} holds no {what} ({pattern}); {advice}.")
-
-
 def _vae_beside(var: Path) -> Path:
-    """The VAE's file in the folder of `var`; a training checkpoint holds its own."""
-    if not re.fullmatch(r"var_d\d+\.pth", var.name) and not list(var.parent.glob("vae*.pth")):
+    """The VAE's file in the folder of `var`, or `var` itself where it holds both networks."""
+    beside = sorted(path for pattern in ("vae*.pth", "vae*.safetensors") for path in var.parent.glob(pattern))
+    if not beside:
         with contextlib.suppress(UsageError):
-            vae_state_dict(var)
-            return var
-    return _only(var.parent, "vae*.pth", "VAE weights", "give the file of its VAE")
+            return read_vae(var).path
+        raise UsageError(f"{var.parent} holds no VAE weights (vae*.pth, vae*.safetensors); give the file of its VAE.")
+    try:
+        return find_network(var.parent, VQVAE)
+    except UsageError as error:
+        raise UsageError(f"{str(error).replace('give the file itself.', 'give the file of its VAE.')}") from None
 
 
 # ------------------------------------------------------------------------------------------------ checks

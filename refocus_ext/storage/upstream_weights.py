@@ -1,4 +1,4 @@
-"""Files of VAR's and its VQVAE's weights, in both layouts that upstream writes and as safetensors; and their geometry.
+"""Files of VAR's and its VQVAE's weights, in every layout that `storage/reading.py` takes apart; and their geometry.
 
 Upstream publishes plain state dicts (`var_d16.pth`, `vae_ch160v4096z32.pth`); its training checkpoints (`ar-ckpt-*.pth`)
 nest the same ones at ckpt["trainer"]["var_wo_ddp"] and ckpt["trainer"]["vae_local"].
@@ -9,74 +9,49 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from refocus_ext.errors import UsageError
-from refocus_ext.storage.weights import refuse_folder
+from refocus_ext.storage.reading import VAR, VQVAE, Reading, read_network
 
-# A tensor that only this network has.
-LANDMARK = {"var_wo_ddp": "attn_bias_for_masking", "vae_local": "quantize.embedding.weight"}
-NAME = {"var_wo_ddp": "VAR", "vae_local": "VQVAE"}
+
+def read_var(path: Path) -> Reading:
+    """VAR's weights in a file, or in a folder with one such file.
+
+    Raises:
+        UsageError: there are none, or several.
+    """
+    return read_network(path, VAR)
+
+
+def read_vae(path: Path) -> Reading:
+    """The VQVAE's weights in a file, or in a folder with one such file.
+
+    Raises:
+        UsageError: there are none, or several.
+    """
+    return read_network(path, VQVAE)
 
 
 def var_state_dict(path: Path) -> dict[str, Tensor]:
-    """VAR's state dict from a plain file, its safetensors twin or upstream's training checkpoint; no code is unpickled.
-
-    Raises:
-        UsageError: the file is missing or has no VAR weights.
-    """
-    return _state_dict(path, "var_wo_ddp")
+    """As `read_var`, the state dict alone."""
+    return read_var(path).state
 
 
 def vae_state_dict(path: Path) -> dict[str, Tensor]:
-    """The VQVAE's state dict from a plain file, its safetensors twin or upstream's training checkpoint.
-
-    Raises:
-        UsageError: the file is missing or has no VQVAE weights.
-    """
-    return _state_dict(path, "vae_local")
-
-
-def _state_dict(path: Path, part: str) -> dict[str, Tensor]:
-    refuse_folder(path)
-    if not path.is_file():
-        raise UsageError(f"{path} is not a file; give a file with the weights of a {NAME[part]}.")
-    state = _load(path)
-    trainer = state.get("trainer")
-    if isinstance(trainer, dict):
-        if part not in trainer:
-            raise UsageError(f"{path} is a training checkpoint without a {NAME[part]} ({part}); give another file.")
-        state = trainer[part]
-    tensors = isinstance(state, dict) and all(isinstance(value, Tensor) for value in state.values())
-    if not tensors or LANDMARK[part] not in state:
-        raise UsageError(f"{path} holds no {NAME[part]}{_other(state, part)}; give another file.")
-    return dict(state)
+    """As `read_vae`, the state dict alone."""
+    return read_vae(path).state
 
 
 def is_plain(path: Path) -> bool:
     """Whether a file of weights is a bare state dict that `torch.load` reads, as upstream publishes them."""
-    return path.suffix != ".safetensors" and "trainer" not in _load(path)
-
-
-def _load(path: Path) -> dict[str, Any]:
-    try:
-        twin = path.suffix == ".safetensors"
-        state = load_file(path) if twin else torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # a damaged or foreign file can raise almost any exception
-        state = None
-    if not isinstance(state, dict):
-        raise UsageError(f"{path} is not a weights file that torch can load safely, or is damaged; copy it again.")
-    return state
-
-
-def _other(state: Any, part: str) -> str:
-    """' but a VQVAE' if a VAR was expected, and the reverse."""
-    found = [name for name, key in LANDMARK.items() if name != part and isinstance(state, dict) and key in state]
-    return f" but a {NAME[found[0]]}" if found else ""
+    for read in (read_var, read_vae):
+        try:
+            return read(path).plain
+        except UsageError:
+            continue
+    return False
 
 
 # ------------------------------------------------------------------------------------------------ geometry
@@ -114,8 +89,20 @@ def vae_geometry(state: dict[str, Tensor]) -> VAEGeometry:
         KeyError: a tensor is missing.
     """
     codes = state["quantize.embedding.weight"]
-    phis = {name.split(".")[3] for name in state if name.startswith("quantize.quant_resi.qresi_ls.")}
-    return VAEGeometry(codes.shape[0], codes.shape[1], state["encoder.conv_in.weight"].shape[0], len(phis))
+    return VAEGeometry(codes.shape[0], codes.shape[1], state["encoder.conv_in.weight"].shape[0], phis_of(state))
+
+
+def phis_of(state: dict[str, Tensor]) -> int:
+    """`share_quant_resi` of the builder: phis in a list, 1 for one phi of all scales, 0 for one of each scale's own."""
+    parts = {tuple(name.split(".")[2:4]) for name in state if name.startswith("quantize.quant_resi.")}
+    listed = [part for part in parts if part[0] == "qresi_ls"]
+    return len(listed) if listed else int(any(part[0] == "qresi" for part in parts))
+
+
+def scales_of_vae(state: dict[str, Tensor]) -> int | None:
+    """The number of token maps that a VQVAE was trained with, None where its file does not show it."""
+    hits = state.get("quantize.ema_vocab_hit_SV")
+    return None if hits is None else hits.shape[0]
 
 
 def var_geometry(state: dict[str, Tensor]) -> VARGeometry:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from refocus_ext.errors import UsageError
+from refocus_ext.storage.reading import open_weights, refuse_folder
+
+__all__ = ["find_weights", "load_strictly", "read_state_dict", "refuse_folder", "state_bytes"]
 
 
 def state_bytes(module: nn.Module) -> int:
@@ -18,12 +22,6 @@ def state_bytes(module: nn.Module) -> int:
 # ------------------------------------------------------------------------------------------------ any network's weights
 
 
-def refuse_folder(path: Path) -> None:
-    """Raises UsageError if the path of a weights file is a folder."""
-    if path.is_dir():
-        raise UsageError(f"{path} is a folder, not a file of weights; remove it and put the file in its place.")
-
-
 def find_weights(given: str, *names: str) -> Path | None:
     """The file `given`, or without one the first of `names` in torch.hub's folder; None if it does not exist."""
     folder = Path(torch.hub.get_dir()) / "checkpoints"
@@ -32,16 +30,15 @@ def find_weights(given: str, *names: str) -> Path | None:
 
 
 def read_state_dict(path: Path, advice: str) -> dict[str, Tensor]:
-    """A plain state dict from a file, on the CPU; nothing but tensors is ever unpickled.
+    """A plain state dict from a file, on the CPU and memory-mapped; nothing but tensors is ever unpickled.
 
     Raises:
         UsageError: it is something else or damaged; `advice` is the clause of the message that says what to do.
     """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # a damaged or foreign file can raise almost any exception
-        state = None
-    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+    state: dict[str, Tensor] = {}
+    with contextlib.suppress(UsageError):
+        state = open_weights(path)
+    if not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise UsageError(f"{path} is not a file of network weights, or is damaged; {advice}.")
     return state
 

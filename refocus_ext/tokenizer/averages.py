@@ -62,7 +62,8 @@ class Averages:
 
     def __init__(self, vae: FocusedVQVAE, alias: AliasTokenizer | None, decay: float) -> None:
         self._vae, self._alias = vae, alias
-        self.of_vae = WeightAverage(as_module(vae), decay) if decay else None
+        trained = any(parameter.requires_grad for parameter in vae.parameters())  # a frozen one is its own average
+        self.of_vae = WeightAverage(as_module(vae), decay) if decay and trained else None
         self.of_alias = WeightAverage(alias, decay) if decay and alias is not None else None
         if self.of_alias is not None and self.of_alias.module.geometry.codebook == "shared":
             self.of_alias.module.share(self.vae.quantize.embedding)

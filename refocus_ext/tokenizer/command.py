@@ -29,12 +29,14 @@ from refocus_ext.seeds import Stream, stream_seed
 from refocus_ext.storage.atomic import save_json
 from refocus_ext.storage.weights import state_bytes
 from refocus_ext.tokenizer.alias.geometry import AliasGeometry
+from refocus_ext.tokenizer.alias.training import AliasTraining
 from refocus_ext.tokenizer.options import TokenizerOptions
 from refocus_ext.tokenizer.plan import (
     alias_geometry,
     build_vae,
     check_plan,
     make_pyramid,
+    only_alias,
     print_cost,
     print_plan,
     why_preset,
@@ -69,7 +71,7 @@ def preflight(options: TokenizerOptions, processes: int) -> None:
     prepared = prepare(load_upstream(), options, cpu)
     if options.dry_run:
         return
-    perceptual_loss(options, cpu)
+    perceptual_loss(prepared.options, cpu)
     check_share(options, prepared.train, processes)
     if options.resume != "never":
         check_run_folder(Path(options.out), prepared.options.identity())
@@ -84,6 +86,8 @@ def prepare(upstream: Upstream, options: TokenizerOptions, device: torch.device)
     """
     if options.init:  # published weights have a trained codebook: quantize from the first step
         options = options.replace(warm_autoencoder=0)
+    if options.only:
+        options = only_alias(options)
     pyramid = make_pyramid(options)
     with named("--data"), hinting_at_share():
         train, val = find_images(options.data, options.val_share)
@@ -127,7 +131,11 @@ def _run(options: TokenizerOptions, world: World) -> int:
     world.barrier()  # the others read the folder only after rank 0 has prepared it
     plan, recipe = RunPlan.of(options), recipe_of(options)
     data = Crops(train, options.image_size, scale=options.crop_scale, hflip=options.hflip, seed=options.seed)
-    training = TokenizerTraining(plan, recipe, world, run, vae, geometry, lpips, data)
+    training: TokenizerTraining
+    if options.only and geometry is not None:
+        training = AliasTraining(plan, recipe, world, run, vae, geometry, None, data)
+    else:
+        training = TokenizerTraining(plan, recipe, world, run, vae, geometry, lpips, data)
     if run:
         crops = Crops(val, options.image_size, scale=options.crop_scale, random=False)
         batch, held_out = min(32, options.batch_size), val != train

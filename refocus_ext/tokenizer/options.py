@@ -54,6 +54,11 @@ class TokenizerOptions(Options):
         "codebook is kept and used from the first step",
         metavar="FILE",
     )
+    only: str = DATA(
+        "",
+        "alias: train the alias tokenizer alone; the VQVAE of --init is frozen, gives the geometry and is written unchanged",
+        choices=("alias",),
+    )
 
     image_size: int = VQVAE(None, "crop, a multiple of 16", positive(int), unit="pixels")
     patch_nums: tuple[int, ...] = VQVAE(

@@ -11,10 +11,10 @@ from patches import Focus, Upstream
 from patches.protocols import VQVAE, as_module
 from patches.vae_init import init_vae_weights
 from refocus_ext.engine.checks import check_run_options
-from refocus_ext.errors import UsageError
+from refocus_ext.errors import UsageError, named
 from refocus_ext.images.source import ImageSource, classes_in_words
 from refocus_ext.optics.pyramid import FocusPyramid
-from refocus_ext.storage.upstream_weights import vae_state_dict
+from refocus_ext.storage.upstream_weights import phis_of, read_vae, scales_of_vae, vae_geometry, vae_state_dict
 from refocus_ext.storage.weights import load_strictly
 from refocus_ext.tokenizer.alias.geometry import AliasGeometry
 from refocus_ext.tokenizer.cost import memory_bytes, step_cost
@@ -54,12 +54,43 @@ def check_plan(options: TokenizerOptions, pyramid: FocusPyramid, images: ImageSo
     if options.ch % 32:
         raise UsageError(f"--ch {options.ch} is not a multiple of 32, the groups of the VQVAE's normalization.")
     check_run_options(options, images)
-    if options.init and not Path(options.init).is_file():
+    if options.init and not Path(options.init).exists():
         raise UsageError(f"--init {options.init} is not a file; it takes VQVAE weights such as vae_ch160v4096z32.pth.")
     if options.warm_autoencoder >= options.steps:
         raise UsageError(
             f"--warm-autoencoder {options.warm_autoencoder} leaves no step of --steps {options.steps} with quantization; lower it."
         )
+
+
+def only_alias(options: TokenizerOptions) -> TokenizerOptions:
+    """The options of a run that trains the alias tokenizer alone: the VQVAE's geometry is that of its file, and what trains
+    it is off.
+
+    Raises:
+        UsageError: there is no file, or nothing would be trained.
+    """
+    if not options.init:
+        raise UsageError("--only alias needs --init FILE, the VQVAE beside which the alias tokenizer is trained.")
+    if options.alias == "off" or options.focus_states < 2:
+        missing = "--alias off" if options.alias == "off" else f"--focus-states {options.focus_states}"
+        raise UsageError(f"--only alias with {missing} trains nothing; omit one of them.")
+    with named("--init"):
+        read = read_vae(Path(options.init))
+        try:
+            theirs = vae_geometry(read.state)
+        except (KeyError, IndexError) as error:
+            raise UsageError(
+                f"{options.init} is not an upstream VQVAE (it lacks {error}); give another file."
+            ) from None
+        scales = scales_of_vae(read.state)
+        if scales not in (None, len(options.patch_nums)):
+            raise UsageError(
+                f"{options.init} was trained with {scales} token maps, but this run has {len(options.patch_nums)} "
+                f"({','.join(map(str, options.patch_nums))}); give the patch_nums that it was trained with."
+            )
+    return options.replace(
+        codebook_size=theirs.vocab_size, latent_channels=theirs.z_channels, ch=theirs.ch, lpips=0.0, gan=0.0
+    )
 
 
 def build_vae(upstream: Upstream, options: TokenizerOptions, pyramid: FocusPyramid, device: torch.device) -> Any:
@@ -72,12 +103,20 @@ def build_vae(upstream: Upstream, options: TokenizerOptions, pyramid: FocusPyram
         beta=options.commitment,
         test_mode=False,
         device=device,
+        share_quant_resi=_phis(options.init),
     )
     init_vae_weights(vae)
     if options.init:
         load_published(vae, Path(options.init))
     Focus(pyramid).apply(vae)
-    return vae.train()
+    return vae.requires_grad_(False).eval() if options.only else vae.train()
+
+
+def _phis(init: str) -> int:
+    if not init:
+        return 4
+    with named("--init"):
+        return phis_of(vae_state_dict(Path(init)))
 
 
 def load_published(vae: VQVAE, path: Path) -> None:
@@ -115,6 +154,12 @@ def print_plan(
         f"tokenizer: {parameters / 1e6:.1f}M parameters, {options.codebook_size} codes of {options.latent_channels}, "
         f"{sum(pn * pn for pn in options.patch_nums)} tokens per image"
     )
+    if options.init:
+        print(f"starts from {options.init}")
+        for note in read_vae(Path(options.init)).notes:
+            print(f"  {note}")
+    if options.only:
+        print("  its weights stay as they are; only the alias tokenizer is trained, and the VQVAE's losses are off")
     print(f"focus states ({pyramid.blur}): {states}")
     if alias:
         print(
@@ -123,7 +168,7 @@ def print_plan(
         )
     print(
         f"training: {options.steps} steps of {options.batch_size} images ({options.warm_autoencoder} of them without "
-        f"quantization), peak lr {options.lr:g}, on {device}"
+        f"quantization), peak lr {options.alias_lr if options.only else options.lr:g}, on {device}"
     )
 
 

@@ -57,19 +57,27 @@ class TokenizerTraining(Training):
         torch.manual_seed(stream_seed(plan.seed, Stream.SECOND_WEIGHTS))
         self.alias: AliasTokenizer | None = build_alias(geometry, vae, world.device) if geometry else None
         self._shape_for_device()
-        self.objective = world.parallel(TokenizerObjective(StructureObjective(vae, recipe.structure), self.alias))
+        self.objective = world.parallel(self.whole_objective())
         adamw: dict[str, Any] = dict(
             betas=recipe.betas, weight_decay=recipe.weight_decay, fused=kind_of(world.device).fused_optimizer
         )
         self.critic = self._build_critic(adamw)
         self.averages = Averages(vae, self.alias, recipe.ema)
         self.codebooks = Codebooks(plan, recipe, world, vae, self.alias, self.averages, data)
-        groups = [{"params": list(vae.parameters()), "peak": recipe.lr}]
-        if self.alias is not None:
-            groups.append({"params": list(self.alias.parameters()), "peak": recipe.alias_lr})
-        self.optimizer = torch.optim.AdamW(groups, lr=recipe.lr, **adamw)
+        self.optimizer = torch.optim.AdamW(self.optimizer_groups(), lr=recipe.lr, **adamw)
         self.dtype = autocast_dtype(recipe.precision, world.device)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=self.dtype == torch.float16)
+
+    def whole_objective(self) -> nn.Module:
+        """One module around everything that is trained."""
+        return TokenizerObjective(StructureObjective(self.vae, self.recipe.structure), self.alias)
+
+    def optimizer_groups(self) -> list[dict[str, Any]]:
+        """Its parameters, with their peak learning rates."""
+        groups = [{"params": list(self.vae.parameters()), "peak": self.recipe.lr}]
+        if self.alias is not None:
+            groups.append({"params": list(self.alias.parameters()), "peak": self.recipe.alias_lr})
+        return groups
 
     def _shape_for_device(self) -> None:
         wanted = self.recipe.channels_last

@@ -197,5 +197,5 @@ def summary(folder: Path, layout: Layout, built: Built) -> str:
 
 
 def default_folder(tokenizer: Tokenizer) -> Path:
-    """The default folder of the cache of a tokenizer's run."""
-    return tokenizer.path / "tokens"
+    """The default folder of the cache of a tokenizer: in its run, or beside its bare file."""
+    return tokenizer.path.with_name(f"{tokenizer.path.name}.tokens") if tokenizer.bare else tokenizer.path / "tokens"

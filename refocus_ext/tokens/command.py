@@ -14,12 +14,13 @@ from refocus_ext.images.checks import check_images
 from refocus_ext.images.source import ImageSource
 from refocus_ext.images.sources import find_split, split_name
 from refocus_ext.images.views import ViewPlan
+from refocus_ext.tokens.bare_tokenizer import Assumed, open_tokenizer
 from refocus_ext.tokens.cache import CacheSource, build_cache, default_folder, summary
 from refocus_ext.tokens.index import read_index, size_text
 from refocus_ext.tokens.options import TokensOptions
 from refocus_ext.tokens.shards import Layout
 from refocus_ext.tokens.tokenize import pick_precision
-from refocus_ext.tokens.trained_tokenizer import Tokenizer, load_tokenizer
+from refocus_ext.tokens.trained_tokenizer import Tokenizer
 
 
 def main(options: TokensOptions) -> int:
@@ -44,7 +45,7 @@ def prepare(options: TokensOptions, device: torch.device, precision: str) -> tup
         UsageError: the tokenizer or the images are missing, or do not fit.
     """
     with named("--tokenizer"):
-        tokenizer = load_tokenizer(Path(options.tokenizer), device)
+        tokenizer = open_tokenizer(Path(options.tokenizer), device, assumed_by(options))
     small = options.small_images or tokenizer.trained_with.small_images
     with named("--data"):
         images, name = train_images(tokenizer, options.data)
@@ -52,6 +53,10 @@ def prepare(options: TokensOptions, device: torch.device, precision: str) -> tup
     notes = images.notes() + ((note,) if note else ())
     plan = ViewPlan(options.crops, options.hflip, options.seed)
     return CacheSource(tokenizer, images, plan, options.crop_scale, precision), name, notes
+
+
+def assumed_by(options: TokensOptions) -> Assumed:
+    return Assumed(options.patch_nums, options.blur or None, options.focus_states, options.rho_max)
 
 
 def cache_folder(options: TokensOptions, source: CacheSource) -> Path:
@@ -93,7 +98,7 @@ def train_images(tokenizer: Tokenizer, data: str) -> tuple[ImageSource, str]:
     Raises:
         UsageError: they are missing.
     """
-    data = data or tokenizer.trained_with.data
+    data = tokenizer.data(data)
     images = find_split(data, "train", tokenizer.trained_with.val_share)
     return images, split_name(data, "train", images)
 
@@ -104,6 +109,7 @@ def plan_lines(tokenizer: Tokenizer, name: str, plan: ViewPlan, layout: Layout) 
     mirrored = ", each mirrored as well" if plan.hflip else ""
     return [
         f"tokenizer: {tokenizer.path}, crops of {size} px",
+        *(f"note: {note}" for note in tokenizer.notes),
         f"images: {layout.images:,} of {name}, {plan.views} views of each ({plan.crops} random crops{mirrored})",
         f"tokens: {layout.structure} structure + {layout.alias} alias per view, {layout.tokens:,} in all, "
         f"{size_text(layout.bytes)} in {layout.shards} shard{'s' * (layout.shards > 1)}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from refocus_ext.optics.names import BLURS
 from refocus_ext.options import shared
 from refocus_ext.options.fields import Heading, Options
 from refocus_ext.options.kinds import non_negative, positive
@@ -19,7 +20,15 @@ class TokensOptions(Options):
     interrupted cache, or to check a finished one and remake what is damaged.
     """
 
-    tokenizer: str = WHAT("runs/tokenizer", "run folder of a finished tokenizer", metavar="RUN")
+    tokenizer: str = WHAT(
+        "runs/tokenizer",
+        "run folder of a finished tokenizer, or a file of VQVAE weights such as vae_ch160v4096z32.pth (needs --data)",
+        metavar="RUN|FILE",
+    )
+    patch_nums: tuple[int, ...] | None = shared.patch_nums(WHAT)
+    blur: str = shared.blur(WHAT, BLURS)
+    focus_states: int | None = shared.focus_states(WHAT)
+    rho_max: float | None = shared.rho_max(WHAT)
     data: str = WHAT(
         "",
         "ImageFolder whose train/CLASS/*.JPEG are tokenized; without it the data of the tokenizer's run",
@@ -48,7 +57,7 @@ class TokensOptions(Options):
     )
     device: str = shared.device(SPEED)
 
-    out: str = RUN("", "folder of the cache; without it `tokens` inside the tokenizer's run folder", metavar="DIR")
+    out: str = RUN("", "folder of the cache; without it RUN/tokens, or FILE.tokens", metavar="DIR")
     dry_run: bool = shared.dry_run(RUN, "print what the cache will hold and how large it will be, and exit")
 
     def several_processes(self) -> bool:

@@ -13,7 +13,8 @@ from patches import Focus, load_upstream
 from patches.protocols import FocusedVQVAE
 from refocus_ext.errors import UsageError
 from refocus_ext.optics.pyramid import FocusPyramid
-from refocus_ext.storage.atomic import sha256
+from refocus_ext.storage.atomic import copy_file, save_tensors, sha256
+from refocus_ext.storage.upstream_weights import phis_of
 from refocus_ext.storage.weights import load_strictly, read_state_dict, refuse_folder
 from refocus_ext.tokenizer.alias.geometry import AliasGeometry
 from refocus_ext.tokenizer.alias.tokenizer import AliasTokenizer, build_alias
@@ -25,7 +26,8 @@ class Tokenizer:
     """The tokenizer of a run, with the pyramid it was trained with.
 
     `vae` is a VQVAE patched with `patches.Focus`, `alias` the alias tokenizer or None where the run trained none; both
-    are frozen and in eval mode. `config` is the run's config.json, `trained_with` its training options.
+    are frozen and in eval mode. `config` is the run's config.json, `trained_with` its training options. A `bare` tokenizer
+    comes from a file of weights (`path`) and no run (`bare_tokenizer.py`); `notes` are clauses on what its file holds.
     """
 
     vae: FocusedVQVAE
@@ -34,6 +36,25 @@ class Tokenizer:
     config: dict[str, Any]
     trained_with: StageOne
     path: Path
+    notes: tuple[str, ...] = ()
+    bare: bool = False
+
+    def data(self, given: str) -> str:
+        """The data to use: what is `given`, else what the run was trained on ("" for the demo photographs).
+
+        Raises:
+            UsageError: nothing is given, and a bare file does not say what it was trained on.
+        """
+        if self.bare and not given:
+            raise UsageError(f"the file {self.path} does not say what it was trained on; give a folder of images.")
+        return given or self.trained_with.data
+
+    def write_vae(self, path: Path) -> None:
+        """Writes the VQVAE as a plain upstream state dict; the file of a run is copied as it is."""
+        if self.bare:
+            save_tensors(path, self.vae.state_dict())
+        else:
+            copy_file(self.path / "vae.pth", path)
 
     def checksums(self) -> dict[str, str]:
         """sha256 of each weights file, as recorded by the run, or else of the current file."""
@@ -54,8 +75,8 @@ def load_tokenizer(run: Path, device: torch.device | str = "cpu") -> Tokenizer:
     if not weights.is_file():
         raise UsageError(f"{run} has no vae.pth yet: its training is not finished; rerun its command to resume.")
     check_weights(run, config, weights.name)
-    pyramid, vae, trained_with = _build(run, config, device)
     state = read_state_dict(weights, "copy the file again, or train the run again")
+    pyramid, vae, trained_with = _build(run, config, phis_of(state), device)
     load_strictly(vae, state, f"{weights} does not fit the geometry in {run / 'config.json'} ({{reason}}).")
     Focus(pyramid).apply(vae)
     vae.requires_grad_(False).eval()
@@ -94,7 +115,8 @@ def read_config(run: Path) -> dict[str, Any]:
     """
     if not run.is_dir():
         raise UsageError(
-            f"{run} is not a folder; a tokenizer is the run folder of `bash run.sh tokenizer`, which comes first."
+            f"{run} is not a folder; a tokenizer is the run folder of `bash run.sh tokenizer`, which comes first, or a file of "
+            "VQVAE weights such as vae_ch160v4096z32.pth."
         )
     file = run / "config.json"
     if not file.is_file():
@@ -119,7 +141,9 @@ def check_weights(run: Path, config: dict[str, Any], name: str) -> None:
         )
 
 
-def _build(run: Path, config: dict[str, Any], device: torch.device | str) -> tuple[FocusPyramid, Any, StageOne]:
+def _build(
+    run: Path, config: dict[str, Any], phis: int, device: torch.device | str
+) -> tuple[FocusPyramid, Any, StageOne]:
     """The pyramid, an unpatched VQVAE of the configured geometry, and how it was trained."""
     try:
         trained_with = StageOne.read(config["options"])
@@ -130,6 +154,7 @@ def _build(run: Path, config: dict[str, Any], device: torch.device | str) -> tup
             ch=trained_with.ch,
             patch_nums=trained_with.patch_nums,
             beta=trained_with.commitment,
+            share_quant_resi=phis,
             device=device,
         )
         pyramid.states_of(trained_with.patch_nums)

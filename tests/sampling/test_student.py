@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import PATCH_NUMS, small_vae
+from safetensors.torch import save_file
 from students import CLASSES, lively_var, write_run
 from torch import Tensor
 
@@ -50,6 +51,14 @@ def as_checkpoint(run: Path, path: Path) -> Path:
     return path
 
 
+def as_safetensors(run: Path, folder: Path) -> Path:
+    """The twins alone."""
+    folder.mkdir()
+    for name, twin in (("var_d2.pth", "var_d2.safetensors"), ("vae.pth", "vae_ch32v64z8.safetensors")):
+        save_file(torch.load(run / name, weights_only=True), folder / twin)
+    return folder
+
+
 def test_a_run_is_loaded_as_it_was_trained(run: Path) -> None:
     student = load_student(run)
     assert student.classes == tuple(CLASSES) and student.image_size == 64 and student.num_classes == 5
@@ -74,6 +83,10 @@ def test_every_layout_is_the_same_student(run: Path, tmp_path: Path) -> None:
         (checkpoint, None),
         (checkpoint, run / "vae.pth"),
         (folder, checkpoint),
+        (tmp_path / "alone", None),  # a training run's folder
+        (as_checkpoint(run, tmp_path / "alone" / "var_d2.pth"), None),  # renamed
+        (as_safetensors(run, tmp_path / "hub"), None),
+        (folder, run),  # a folder with the VAE
     ):
         assert torch.equal(sampled(load_student(source, vae=vae)), expected), (source, vae)
     assert load_student(folder).pyramid is None and load_student(run / "var_d2.pth").pyramid is not None

@@ -17,14 +17,14 @@ from refocus_ext.images.views import ViewPlan
 from refocus_ext.optics.pyramid import FocusPyramid
 from refocus_ext.tokens.command import plan_lines, train_images
 from refocus_ext.tokens.shards import Layout
+from refocus_ext.tokens.trained_tokenizer import Tokenizer
 
 
 def tokenizer_of(data: str = "") -> Any:
     """As much of a tokenizer as the plan looks at."""
     trained_with = dataclasses.replace(TRAINED_WITH, data=data)
-    return SimpleNamespace(
-        trained_with=trained_with, path=Path("runs/x"), pyramid=FocusPyramid(image_size=64, states=3)
-    )
+    vae: Any = SimpleNamespace()
+    return Tokenizer(vae, None, FocusPyramid(image_size=64, states=3), {}, trained_with, Path("runs/x"))
 
 
 def test_the_images_are_the_commands_else_the_tokenizers_else_the_demos(image_tree: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -41,6 +42,7 @@ from refocus_ext.optics.charts import chart
 from refocus_ext.optics.names import CHARTS
 from refocus_ext.optics.pyramid import FocusPyramid
 from refocus_ext.storage.results import results_file, results_folder, write_numbers
+from refocus_ext.tokens.bare_tokenizer import Assumed, run_of
 
 SHIFTED_IMAGES = 32
 VIEWED = ("zone-plate", "text")
@@ -90,6 +92,10 @@ def _photographs(options: AliasingOptions, at_most: int | None) -> ImageSource |
 
 
 def _subjects(options: AliasingOptions) -> list[Subject]:
+    bare = [word for word in options.tokenizer if run_of(Path(word)) is None]
+    if (typed := options.given("patch_nums", "blur")) and not bare:
+        flag = "--" + typed[0].replace("_", "-")
+        raise UsageError(f"{flag} is for a bare file of VQVAE weights, and --tokenizer names none; omit {flag}.")
     if not options.tokenizer:
         return []
     from patches import load_upstream
@@ -97,7 +103,15 @@ def _subjects(options: AliasingOptions) -> list[Subject]:
     print(load_upstream().describe())
     device = pick_device(options.device)
     with named("--tokenizer"):
-        return [open_subject(word, device) for word in dict.fromkeys(options.tokenizer)]
+        words = dict.fromkeys(options.tokenizer)
+        return [open_subject(word, device, _assumed(options) if word in bare else None) for word in words]
+
+
+def _assumed(options: AliasingOptions) -> Assumed:
+    """Of bare files: the pyramid is that of the optics if they are to be blurred."""
+    if options.blur in ("", "none"):
+        return Assumed(options.patch_nums, options.blur or None)
+    return Assumed(options.patch_nums, options.blur, options.focus_states, options.rho_max)
 
 
 def _sample_sets(options: AliasingOptions) -> tuple[ImageSet, ImageSet] | None:

@@ -61,8 +61,15 @@ class AliasingOptions(Options):
         (),
         "run folders of `bash run.sh tokenizer` or published vae_*.pth files (plain VAR), measured on shifted images: "
         "those of --data, else the demo photographs",
-        metavar="RUN",
+        metavar="RUN|FILE",
         nargs="+",
+    )
+    patch_nums: tuple[int, ...] | None = shared.patch_nums(TOKENIZERS)
+    blur: str = TOKENIZERS(
+        "",
+        "of a bare file: defocus PSF, with the focus states and radius of the optics; without it none, because VAR's weights "
+        "were not trained on focus states",
+        choices=BLURS,
     )
     samples: str = SAMPLES(
         "",

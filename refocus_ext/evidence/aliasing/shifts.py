@@ -15,18 +15,14 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from patches import Focus
 from patches.protocols import FocusedVQVAE
-from patches.upstream import VAR_PATCH_NUMS
 from refocus_ext.errors import UsageError
-from refocus_ext.optics.pyramid import FocusPyramid
-from refocus_ext.sampling.student import load_vae
-from refocus_ext.tokens.trained_tokenizer import load_tokenizer
+from refocus_ext.tokens.bare_tokenizer import Assumed, open_tokenizer
 
 SHIFTS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # pixels, both right and down; VAR's stride is 16
 MARGIN = 8  # pixels around the image that the largest shift moves in
@@ -130,30 +126,19 @@ def _reading(state: int, shift: float, error: float, unmoved: float, changed: fl
 # ------------------------------------------------------------------------------------------------ tokenizers as subjects
 
 
-def open_subject(word: str, device: torch.device | str) -> Subject:
-    """A run folder of `bash run.sh tokenizer`, or a VQVAE's state dict as upstream publishes it (plain VAR, 256 px).
+def open_subject(word: str, device: torch.device | str, assumed: Assumed | None = None) -> Subject:
+    """A run folder of `bash run.sh tokenizer`, or a file of VQVAE weights with what is `assumed` of it (plain VAR, 256 px).
 
     Raises:
         UsageError: it is neither.
     """
     path = Path(word)
-    if path.is_dir():
-        tokenizer = load_tokenizer(path, device)
-        return vae_subject(word, tokenizer.vae)
-    if not path.is_file():
+    if not path.exists():
         raise UsageError(f"{word} is neither a run folder nor a file of VQVAE weights; give an existing one.")
-    return vae_subject(word, load_published(path, device))
-
-
-def load_published(path: Path, device: torch.device | str) -> Any:
-    """The VQVAE of a file in upstream's form, with its ten token maps up to 16 x 16 and no blur.
-
-    Raises:
-        UsageError: these are not the weights of such a VQVAE.
-    """
-    vae = load_vae(path, VAR_PATCH_NUMS, device)
-    Focus(FocusPyramid(blur="none")).apply(vae)
-    return vae
+    tokenizer = open_tokenizer(path, device, assumed)
+    for note in tokenizer.notes:
+        print(f"note: {tokenizer.path}: {note}")
+    return vae_subject(word, tokenizer.vae)
 
 
 def vae_subject(name: str, vae: FocusedVQVAE) -> Subject:
