@@ -104,7 +104,7 @@ class DistillOptions(Options):
 
     precision: str = SPEED(
         "auto",
-        "autocast of the networks (losses and token lookups stay fp32); auto is bf16 on CUDA, fp32 on a CPU",
+        "autocast of the networks (losses and token lookups stay fp32); auto is bf16 on CUDA (fp16 on GPUs before compute capability 8), fp32 on a CPU",
         choices=("auto", "fp32", "bf16", "fp16"),
     )
     tokens_precision: str = SPEED(

@@ -15,7 +15,7 @@ from refocus_ext.distill.teacher.geometry import TeacherGeometry
 from refocus_ext.distill.teacher.interface import TeacherOverhead
 from refocus_ext.distill.teacher.kinds import teacher_class
 from refocus_ext.engine.checks import check_run_options
-from refocus_ext.engine.devices import kind_of
+from refocus_ext.engine.devices import kind_of, precision_in_words
 from refocus_ext.errors import UsageError
 from refocus_ext.images.source import ImageSource
 from refocus_ext.storage.weights import state_bytes
@@ -183,7 +183,7 @@ def print_plan(
     print(
         f"training: {options.steps} steps of {options.batch_size} images, peak lr {options.lr:g}"
         + (f" ({options.lr * options.teacher_lr:g} for alias gates)" if geometry else "")
-        + f", on {device}; "
+        + f", in {precision_in_words(options.precision, device)} on {device}; "
         f"{size.memory / 2**30:.1f} GiB for weights, gradients and AdamW, {size.checkpoint / 2**30:.1f} GiB per checkpoint"
     )
     if options.preset == "demo" and options.depth > 8:

@@ -228,7 +228,8 @@ class DistillTraining(Training):
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # empty if the run was in another precision so far
+            self.scaler.load_state_dict(state["scaler"])
         for name, module in self.modules.items():
             optimizer, theirs = self.optimizers[name], state[f"{name}_optimizer"]
             if self.sharded and name == "var":

@@ -115,7 +115,7 @@ class TokenizerOptions(Options):
     seed: int = TRAIN(0, "seed of weights, data order, crops and noise")
     precision: str = SPEED(
         "auto",
-        "autocast of the networks (the codebook search stays fp32); auto is bf16 on CUDA, fp32 on a CPU",
+        "autocast of the networks (the codebook search stays fp32); auto is bf16 on CUDA (fp16 on GPUs before compute capability 8), fp32 on a CPU",
         choices=("auto", "fp32", "bf16", "fp16"),
     )
     compile: bool = SPEED(False, "torch.compile encoder and decoder", identity=False)

@@ -11,6 +11,7 @@ from patches import Focus, Upstream
 from patches.protocols import VQVAE, as_module
 from patches.vae_init import init_vae_weights
 from refocus_ext.engine.checks import check_run_options
+from refocus_ext.engine.devices import autocast_dtype, precision_in_words
 from refocus_ext.errors import UsageError
 from refocus_ext.images.source import ImageSource
 from refocus_ext.optics.pyramid import FocusPyramid
@@ -123,7 +124,7 @@ def print_plan(
         )
     print(
         f"training: {options.steps} steps of {options.batch_size} images ({options.warm_autoencoder} of them without "
-        f"quantization), peak lr {options.lr:g}, on {device}"
+        f"quantization), peak lr {options.lr:g}, in {precision_in_words(options.precision, device)} on {device}"
     )
 
 
@@ -133,7 +134,7 @@ def print_cost(
     """Prints the FLOPs of a step and the memory of a process, for --dry-run."""
     parameters = sum(p.numel() for p in vae.parameters())
     cost = step_cost(vae, options.image_size, options.focus_states, pyramid.refocuses)
-    half = options.precision in ("bf16", "fp16") or (options.precision == "auto" and device.type == "cuda")
+    half = autocast_dtype(options.precision, device) != torch.float32
     images_at_once = max(1, options.batch_size // options.accumulate // world_size)
     memory = memory_bytes(parameters, cost, images_at_once, half, options.ema > 0)
     print(

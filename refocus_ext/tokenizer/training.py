@@ -183,7 +183,8 @@ class TokenizerTraining(Training):
         self.vae.load_state_dict(state["vae"], strict=True)
         self.vae.quantize.record_hit = state["record_hit"]
         self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # empty if the run was in another precision so far
+            self.scaler.load_state_dict(state["scaler"])
         if self.alias is not None:
             self.alias.load_state_dict(state["alias"], strict=True)
         for part in (self.codebooks, self.averages, self.critic):
