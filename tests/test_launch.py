@@ -109,7 +109,9 @@ sys.exit(max(code if code >= 0 else 128 - code for code in codes))
 @pytest.fixture
 def slurm(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
     """`slurm(words...)` runs the page's script as a job on two nodes with one process each."""
-    (script,) = re.findall(r"```bash\n(#!/usr/bin/env bash\n#SBATCH.*?)```", (ROOT / "docs/cluster.md").read_text(), re.S)
+    (script,) = re.findall(
+        r"```bash\n(#!/usr/bin/env bash\n#SBATCH.*?)```", (ROOT / "docs/cluster.md").read_text(), re.S
+    )
     (tmp_path / "job.sh").write_text(script)
     (tmp_path / "bin").mkdir()
     for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):

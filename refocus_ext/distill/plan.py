@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -41,8 +40,6 @@ def why_preset(options: DistillOptions, tokenizer: Tokenizer) -> str:
 
 def check_options(options: DistillOptions) -> None:
     """Raises UsageError for errors that can be found before anything is loaded."""
-    if options.init and not Path(options.init).is_file():
-        raise UsageError(f"--init {options.init} is not a file; it takes VAR weights such as var_d{options.depth}.pth.")
     if options.crops == 0 and options.cache != "off":
         raise UsageError(
             "--crops 0 draws a new crop every epoch, which a cache cannot hold; add --cache off, or give --crops N."

@@ -96,7 +96,7 @@ class DistillTraining(Training):
     # ------------------------------------------------------------------ one step
 
     def train_step(self, step: int, batches: Sequence[Any]) -> dict[str, float] | None:
-        steps, depth = self.plan.steps, self.recipe.depth
+        steps, depth = self.plan.steps_at(step), self.recipe.depth
         lr = self.recipe.lr * lin0(step, steps, warmup_steps(steps), final_lr_factor(depth))
         decay = cosine_weight_decay(step, steps, end=final_weight_decay(depth))
         for optimizer in self.optimizers.values():

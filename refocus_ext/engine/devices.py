@@ -13,7 +13,6 @@ from torch import Tensor
 
 from refocus_ext.errors import UsageError
 
-
 BF16_SINCE = (8, 0)  # compute capability of the first GPUs with bf16 (Ampere)
 
 

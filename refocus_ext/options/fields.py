@@ -21,7 +21,7 @@ from typed_argparse import TypedArgs
 from typed_argparse.arg import Arg
 from typed_argparse.type_utils import TypeAnnotation, collect_type_annotations
 
-from refocus_ext.options.presets import Stage
+from refocus_ext.options.presets import Stage, presets_of
 
 T = TypeVar("T")
 Own = TypeVar("Own", bound="Options")
@@ -36,6 +36,7 @@ class Option(Arg):
         heading: of its group in --help.
         unit: of its value, for --help.
         identity: whether it is part of what makes two runs the same run (resume refuses a change).
+        told: whether a resumed run says that it has changed; such an option is not part of the identity.
         follows: the option in proportion to which a preset's value is scaled, where this one is not given.
         shown: what --help shows in the place of its value, or of each of its words.
     """
@@ -43,6 +44,7 @@ class Option(Arg):
     heading: str
     unit: str
     identity: bool
+    told: bool
     follows: str
     shown: str | tuple[str, ...] | None
 
@@ -64,6 +66,7 @@ class Heading:
         choices: Sequence[T] | None = None,
         metavar: str | tuple[str, ...] | None = None,
         identity: bool = True,
+        told: bool = False,
         follows: str = "",
     ) -> T: ...
 
@@ -79,6 +82,7 @@ class Heading:
         metavar: str | tuple[str, ...] | None = None,
         nargs: NArgs | None = None,
         identity: bool = True,
+        told: bool = False,
         positional: bool = False,
     ) -> T: ...
 
@@ -93,6 +97,7 @@ class Heading:
         metavar: str | tuple[str, ...] | None = None,
         nargs: NArgs | None = None,
         identity: bool = True,
+        told: bool = False,
         positional: bool = False,
         follows: str = "",
     ) -> object:
@@ -103,6 +108,7 @@ class Heading:
             text: help, one clause; unit and default are appended.
             kind: parser of the text, or of each word; by default the annotated type, of words str.
             choices: the values it can have, or what returns them.
+            told: it does not change the result of a run; a resumed run says that it has changed.
             nargs: how many words it takes, "+" for one or more; their annotation is a tuple.
             positional: a bare word on the command line, which may be left out.
             follows: the option (such as steps) in proportion to which the preset's value is scaled.
@@ -119,7 +125,8 @@ class Heading:
             metavar=None,
             auto_default_help=False,
         )
-        option.heading, option.unit, option.identity, option.follows = self.title, unit, identity, follows
+        option.heading, option.unit, option.follows = self.title, unit, follows
+        option.identity, option.told = identity and not told, told
         option.shown = metavar
         return option
 
@@ -187,6 +194,16 @@ class Options(TypedArgs):
     def identity(self) -> dict[str, object]:
         """Those that make two runs the same run, as JSON holds them."""
         return {name: _plain(getattr(self, name)) for name, option in self.fields().items() if option.identity}
+
+    def told(self) -> dict[str, object]:
+        """Those that do not change the result of a run, but that a resumed run names if they have changed."""
+        return {name: _plain(getattr(self, name)) for name, option in self.fields().items() if option.told}
+
+    def defaults(self) -> dict[str, object]:
+        """Their values where nothing is typed but the preset."""
+        stages = presets_of(self.stage)
+        stage = stages.get(str(getattr(self, "preset", "")), {})
+        return {name: _plain(stage.get(name, option.default)) for name, option in self.fields().items()}
 
 
 def _plain(value: object) -> object:

@@ -55,8 +55,6 @@ def check_plan(options: TokenizerOptions, pyramid: FocusPyramid, images: ImageSo
     if options.ch % 32:
         raise UsageError(f"--ch {options.ch} is no multiple of 32, the groups of the VQVAE's normalization.")
     check_run_options(options, images)
-    if options.init and not Path(options.init).is_file():
-        raise UsageError(f"--init {options.init} is no file; it takes VQVAE weights such as vae_ch160v4096z32.pth.")
     if options.warm_autoencoder >= options.steps:
         raise UsageError(
             f"--warm-autoencoder {options.warm_autoencoder} leaves no step of --steps {options.steps} with quantization; lower it."
@@ -75,7 +73,7 @@ def build_vae(upstream: Upstream, options: TokenizerOptions, pyramid: FocusPyram
         device=device,
     )
     init_vae_weights(vae)
-    if options.init:
+    if options.init and Path(options.init).exists():  # a run that has begun may be resumed without it
         load_published(vae, Path(options.init))
     Focus(pyramid).apply(vae)
     return vae.train()
