@@ -154,7 +154,7 @@ def check_run_folder(path: Path, identity: RunIdentity, *, fresh: bool = False, 
         schedule = [entry for entry in schedule if entry["from_step"] < first] + [{"from_step": first, "steps": steps}]
         found.told.append(f"steps = {steps} from step {first} on (was {before})")
     if found.refused:
-        raise UsageError(_refusal(path, found.refused, longer=steps > before))
+        raise UsageError(_refusal(path, found.refused, identity.following if steps > before else None))
     return Opening([f"the same run as before, but for {' and '.join(found.told)}"] if found.told else [], schedule)
 
 
@@ -174,11 +174,16 @@ def _untrained(path: Path) -> bool:
     return not trained and checkpoints_of(path).newest_step() is None
 
 
-def _refusal(path: Path, refused: Mapping[str, str], longer: bool) -> str:
+def _refusal(path: Path, refused: Mapping[str, str], following: frozenset[str] | None) -> str:
+    """The sentence; `following` are the options that go with more steps, None where there are none."""
     clauses = list(refused.values())
     more = f" and {len(clauses) - 4} more" if len(clauses) > 4 else ""
     why = " (the learning-rate schedule depends on the steps)" if "steps" in refused else ""
-    extend = ", --extend to train that run for more steps" if longer and list(refused) == ["steps"] else ""
+    extend = (
+        ", --extend to train that run for more steps"
+        if following is not None and refused.keys() <= {"steps", *following}
+        else ""
+    )
     return (
         f"--out {path} holds a run with {' and '.join(clauses[:4])}{more}{why}; choose another --out{extend}, or --resume "
         "never to move that run aside and start a new one."

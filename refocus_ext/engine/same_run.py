@@ -26,6 +26,7 @@ class RunIdentity:
         told: settings that may change; a resumed run says which did.
         defaults: the value of an option that an old config.json lacks, because it did not exist yet.
         idle: options without effect, given the others.
+        following: options laid out over the steps, unless they are given.
         command: whose run it is.
     """
 
@@ -34,6 +35,7 @@ class RunIdentity:
     told: Mapping[str, Any] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
     idle: frozenset[str] = frozenset()
+    following: frozenset[str] = frozenset()
     command: str = ""
 
     def record(self) -> dict[str, Any]:

@@ -92,6 +92,7 @@ def identity_of(prepared: Prepared, world: World) -> RunIdentity:
         told=options.told() | {"processes": world.size, "type of device": world.device.type},
         defaults=options.defaults(),
         idle=options.idle(),
+        following=frozenset(name for name, option in options.fields().items() if option.follows),
         command="tokenizer",
     )
 

@@ -94,8 +94,8 @@ def test_a_run_that_made_no_step_gives_way(tmp_path: Path) -> None:
     assert "has not made a step" in RunFolder(tmp_path / "run", other).notes[0]
     assert json.loads((tmp_path / "run" / "config.json").read_text())["identity"]["lr"] == 0.2
     (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 1}')
-    with pytest.raises(UsageError, match="lr = 0.2, this one has 0.1"):
+    with pytest.raises(UsageError, match=r"lr = 0\.2, this one has 0.1"):
         check_run_folder(tmp_path / "run", identity())
     (tmp_path / "run" / "metrics.jsonl").unlink()
-    with pytest.raises(UsageError, match="lr = 0.2, this one has 0.1"):
+    with pytest.raises(UsageError, match=r"lr = 0\.2, this one has 0.1"):
         check_run_folder(tmp_path / "run", identity(command="distill"))
