@@ -3,7 +3,7 @@
 #
 #   REFOCUS_PYTHON  interpreter to use instead of choosing one (its packages are taken as they are)
 #   REFOCUS_UPSTREAM=submodule|stand-in  insists on one implementation of VAR
-#   NPROC, NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT  processes and nodes for torchrun (default: a process per GPU
+#   NPROC, NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT  processes and nodes, see docs/cluster.md (default: a process per GPU
 #          for the commands that are worth it, else one)
 set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
@@ -167,7 +167,7 @@ if [ "$command_name" = test ]; then
     exec "$python" -m pytest -n auto --dist worksteal "$@" # in several processes; -n 0 runs in one
 fi
 
-# One process per GPU (or NPROC of them), on one node or several: torchrun where that makes more than one.
+# One process per GPU (or NPROC of them), on one node or several: refocus_ext/launch.py where that makes more than one.
 gpus() {
     if [ -n "${CUDA_VISIBLE_DEVICES+set}" ]; then
         printf '%s' "$CUDA_VISIBLE_DEVICES" | tr ',' '\n' | grep -c . || true
@@ -179,16 +179,17 @@ gpus() {
 }
 processes=1
 if [ "$processes_worth" = several ]; then processes="${NPROC:-$(gpus)}"; fi
+if [ "$processes" -lt 1 ]; then processes=1; fi
 if [ "$processes" -gt 1 ] || [ "${NNODES:-1}" -gt 1 ]; then
     if [ "${NNODES:-1}" -gt 1 ]; then
         where=(--nnodes "$NNODES" --node-rank "${NODE_RANK:?NNODES needs NODE_RANK}"
             --master-addr "${MASTER_ADDR:?NNODES needs MASTER_ADDR}" --master-port "${MASTER_PORT:-29500}")
     else
-        where=(--standalone)
+        where=()
     fi
-    # What every process would refuse is refused once, by one process and without torchrun's report.
+    # What every process would refuse is refused once, by one process.
     "$python" -m refocus_ext --preflight $((processes * ${NNODES:-1})) "$@" || exit $?
     export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-    exec "$python" -m torch.distributed.run "${where[@]}" --nproc-per-node "$processes" -m refocus_ext "$@"
+    exec "$python" -m refocus_ext.launch --processes "$processes" ${where[@]+"${where[@]}"} -- -m refocus_ext "$@"
 fi
 exec "$python" -m refocus_ext "$@"

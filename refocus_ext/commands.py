@@ -12,6 +12,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, NamedTuple
 
+from refocus_ext import invocation
 from refocus_ext.errors import RunFailed, UsageError
 
 if TYPE_CHECKING:
@@ -165,7 +166,8 @@ class _Done(Exception):
 
 
 def main(argv: list[str]) -> int:
-    """Runs one command; returns the exit code: 0 done, 1 failed, 2 wrong usage, 130/143 interrupted and saved.
+    """Runs one command; returns the exit code: 0 done, 1 failed, 2 wrong usage, 128 + a signal's number
+    interrupted and saved.
 
     argparse's own way out, for wrong usage and after --help, is SystemExit. Before the command's name there may be one of
     OF_RUN_SH_BEFORE.
@@ -212,6 +214,7 @@ def _unknown(name: str) -> int:
 
 def _run(argv: list[str], mode: str, processes: int) -> int:
     """The exit code of a command that exists; its sentence is printed if it ends early."""
+    invocation.remember(argv)
     try:
         parser = command_line()
         if mode == "--check":

@@ -212,7 +212,7 @@ def test_preflight_lets_good_options_pass_and_does_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for line in ("tokenizer", "tokenizer --steps 30", "tokenizer --dry-run --batch-size 9", "bench"):
+    for line in ("tokenizer", "tokenizer --steps 30", "tokenizer --dry-run --batch-size 8", "bench"):
         assert run_main("--preflight", "2", *line.split()) == 0
     assert capsys.readouterr() == ("", "") and not any(tmp_path.iterdir())
 

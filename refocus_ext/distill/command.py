@@ -27,10 +27,12 @@ from refocus_ext.distill.recipe import DistillRecipe, DistillWeights
 from refocus_ext.distill.start import Start, Wanted, plan_start, read_start
 from refocus_ext.distill.teacher.geometry import TeacherGeometry
 from refocus_ext.distill.training import DistillTraining
-from refocus_ext.engine.checks import check_share
+from refocus_ext.engine.checks import check_init, check_share
+from refocus_ext.engine.devices import autocast_dtype, precision_name
 from refocus_ext.engine.distributed import World, join_world, preflight_device
 from refocus_ext.engine.interruption import Interruption
-from refocus_ext.engine.run_folder import RunFolder, check_run_folder
+from refocus_ext.engine.run_folder import RunFolder, check_run_folder, require_space, schedule_of
+from refocus_ext.engine.same_run import RunIdentity, file_meaning
 from refocus_ext.engine.training import RunPlan, TrainingData
 from refocus_ext.errors import named
 from refocus_ext.images.checks import check_images
@@ -41,9 +43,9 @@ from refocus_ext.images.sources import find_images
 from refocus_ext.images.views import ViewPlan
 from refocus_ext.storage.atomic import save_json
 from refocus_ext.tokens.bare_tokenizer import Assumed, open_tokenizer
-from refocus_ext.tokens.cache import CacheSource, build_cache, default_folder, open_cache
+from refocus_ext.tokens.cache import CacheSource, build_cache, check_cache, default_folder, open_cache
 from refocus_ext.tokens.cache import summary as cache_summary
-from refocus_ext.tokens.index import FILE, read_index
+from refocus_ext.tokens.index import FILE, precision_of
 from refocus_ext.tokens.tokenize import pick_precision, prepare
 from refocus_ext.tokens.trained_tokenizer import Tokenizer
 
@@ -59,6 +61,7 @@ class Prepared(NamedTuple):
     size: Sizes
     start: Start | None
     notes: tuple[str, ...]
+    gone: str  # --init, if it is needed no more and not there any more
 
 
 def main(options: DistillOptions) -> int:
@@ -70,19 +73,30 @@ def main(options: DistillOptions) -> int:
 def preflight(options: DistillOptions, processes: int) -> None:
     """Raises the UsageErrors that `main` would raise in each of `processes` processes; uses no GPU and writes nothing."""
     options = complete(options)
-    with named("--tokens-precision"):
-        precision = pick_precision(options.tokens_precision, preflight_device(options.device))
+    device = preflight_device(options.device)
     prepared = prepare_run(load_upstream(), options, torch.device("cpu"))
-    if options.dry_run:
-        return
-    check_share(options, prepared.train, processes)
+    check(options, prepared, World(0, processes, device))
+
+
+def check(options: DistillOptions, prepared: Prepared, world: World) -> None:
+    """Raises UsageError if the run cannot begin as planned: its batch, its tokens, its folder, space and memory for it.
+    Writes nothing."""
+    check_share(options, prepared.train, world.size)
+    with named("--tokens-precision"):
+        precision = tokens_precision(options, prepared.tokenizer, world.device)
     if options.cache != "off":
-        source = cache_source(options, prepared.tokenizer, prepared.train, precision)
         with named("--cache"):
-            read_index(cache_folder(options, prepared.tokenizer), source.identity())
-    if options.resume != "never":
-        check_run_folder(Path(options.out), run_identity(options, prepared.tokenizer))
-        check_class_map(Path(options.out) / "classes.json", prepared.train.classes)
+            check_cache(
+                cache_folder(options, prepared.tokenizer),
+                cache_source(options, prepared.tokenizer, prepared.train, precision),
+                world.device,
+            )
+    out, fresh, size = Path(options.out), options.resume == "never", prepared.size
+    check_run_folder(out, run_identity(options, prepared, world), fresh=fresh, extend=options.extend)
+    if not fresh:
+        check_class_map(out / "classes.json", prepared.train.classes)
+    require_space(out, (options.keep + 1) * size.checkpoint + 2 * size.weights, fresh=fresh)
+    require_memory(size.memory // (world.size if options.parallel == "fsdp" else 1), world.device, options)
 
 
 def prepare_run(upstream: Upstream, options: DistillOptions, device: torch.device) -> Prepared:
@@ -103,7 +117,8 @@ def prepare_run(upstream: Upstream, options: DistillOptions, device: torch.devic
             numbers = class_list(options.class_numbers)
             train, val = renumbered(train, numbers), renumbered(val, numbers)
     classes = check_data(options, train, val)
-    start = starting_weights(options, tokenizer, classes, len(train.classes))
+    gone = check_init(options, Path(options.out), f"VAR weights such as var_d{options.depth}.pth")
+    start = starting_weights(options, tokenizer, classes, len(train.classes)) if options.init and not gone else None
     geometry = teacher_geometry(options, tokenizer)
     with named("--data"):
         note = check_images(train, tokenizer.trained_with.image_size, options.small_images)
@@ -111,7 +126,7 @@ def prepare_run(upstream: Upstream, options: DistillOptions, device: torch.devic
     size = sizes(upstream, options, geometry, tokenizer, classes)
     found = (note, numbers_note(options, own, train, classes))
     notes = tuple(dict.fromkeys(train.notes() + val.notes())) + tuple(line for line in found if line)
-    return Prepared(tokenizer, train, val, classes, geometry, size, start, notes)
+    return Prepared(tokenizer, train, val, classes, geometry, size, start, notes, gone)
 
 
 def starting_weights(options: DistillOptions, tokenizer: Tokenizer, classes: int, of_data: int) -> Start | None:
@@ -120,8 +135,6 @@ def starting_weights(options: DistillOptions, tokenizer: Tokenizer, classes: int
     Raises:
         UsageError: they do not fit.
     """
-    if not options.init:
-        return None
     theirs = tokenizer.trained_with
     shared_aln = options.shared_aln == "on"
     wanted = Wanted(options.depth, shared_aln, theirs.patch_nums, theirs.codebook_size, theirs.latent_channels)
@@ -134,35 +147,31 @@ def starting_weights(options: DistillOptions, tokenizer: Tokenizer, classes: int
 def _run(options: DistillOptions, world: World) -> int:
     upstream = load_upstream()
     world.say(upstream.describe())
-    with named("--tokens-precision"):
-        pick_precision(options.tokens_precision, world.device)
-    tokenizer, train, val, classes, geometry, size, start, notes = prepare_run(upstream, options, world.device)
+    prepared = prepare_run(upstream, options, world.device)
+    tokenizer, train, val, classes, geometry, size, start, notes, gone = prepared
     prepare(tokenizer)
     world.say(why_preset(options, tokenizer))
     for note in notes:
         world.say(f"note: {note}")
     if world.main:
         print_plan(options, tokenizer, geometry, train, classes, size, world.device, start)
+    if options.dry_run and world.main:
+        print_cost(size, options, world.size)
+    check(options, prepared, world)
     if options.dry_run:
-        if world.main:
-            print_cost(size, options, world.size)
         return 0
-    require_memory(size.memory // (world.size if options.parallel == "fsdp" else 1), world.device, options)
     with Interruption() as interruption:
-        run = (
-            open_run(options, tokenizer, geometry, upstream, train, classes, held_out=val != train)
-            if world.main
-            else None
-        )
-        if run:
-            run.require_space((options.keep + 1) * size.checkpoint + 2 * size.weights)
+        world.barrier()  # rank 0 changes the folder only after the others have checked it
+        run = open_run(options, prepared, upstream, world) if world.main else None
         world.barrier()  # the others read the folder only after rank 0 has prepared it
         data = training_data(options, tokenizer, train, world, interruption)
         if data is None:
             return interruption.agreed(world)
         networks = build_networks(network_plan(options, classes, start), upstream, tokenizer, geometry, world.device)
         recipe = recipe_of(options, held_out=val != train)
-        training = DistillTraining(RunPlan.of(options), recipe, world, run, tokenizer, networks, data, val)
+        plan = RunPlan.of(options, schedule_of(Path(options.out)), gone)
+        training = DistillTraining(plan, recipe, world, run, tokenizer, networks, data, val)
+        training.memory.checkpointing = not options.grad_checkpoint
         return training.fit(interruption)
 
 
@@ -200,33 +209,36 @@ def network_plan(options: DistillOptions, classes: int, start: Start | None = No
     )
 
 
-def run_identity(options: DistillOptions, tokenizer: Tokenizer) -> dict[str, object]:
-    """What identifies a run: its options and the weights of the tokenizer."""
-    identity = options.identity() | {"tokenizer": tokenizer.checksums()}
+def run_identity(options: DistillOptions, prepared: Prepared, world: World) -> RunIdentity:
+    """What makes another invocation the same run: the options, and the weights of the tokenizer."""
+    same = options.identity() | {"tokenizer": prepared.tokenizer.checksums()}
     if options.class_numbers:  # by its content: the file may be at another place
-        identity["class_numbers"] = digest_of(class_list(options.class_numbers))
-    return identity
+        same["class_numbers"] = digest_of(class_list(options.class_numbers))
+    return RunIdentity(
+        options=same,
+        meant={
+            "data": prepared.train.identity(),
+            "init": file_meaning(options.init),
+            "num_classes": prepared.classes,
+            "precision": precision_name(autocast_dtype(options.precision, world.device)),
+        },
+        told=options.told() | {"processes": world.size, "type of device": world.device.type},
+        defaults=options.defaults(),
+        idle=options.idle(),
+        command="distill",
+    )
 
 
-def open_run(
-    options: DistillOptions,
-    tokenizer: Tokenizer,
-    geometry: TeacherGeometry | None,
-    upstream: Upstream,
-    images: ImageSource,
-    classes: int,
-    held_out: bool,
-) -> RunFolder:
+def open_run(options: DistillOptions, prepared: Prepared, upstream: Upstream, world: World) -> RunFolder:
     """The run folder, with its configuration, class map and a copy of the student's tokenizer."""
+    tokenizer, geometry = prepared.tokenizer, prepared.geometry
     weights = tokenizer.checksums()
     theirs = tokenizer.trained_with
     config = {
-        "command": "distill",
-        "identity": run_identity(options, tokenizer),
         "options": options.to_dict(),
         "student": {
             "depth": options.depth,
-            "num_classes": classes,
+            "num_classes": prepared.classes,
             "shared_aln": options.shared_aln == "on",
             "file": f"var_d{options.depth}.pth",
         },
@@ -240,15 +252,24 @@ def open_run(
         "pyramid": tokenizer.pyramid.to_dict(),
         "teacher": geometry.to_dict() if geometry else None,
         "tokenizer": {"path": str(tokenizer.path), "weights": weights},
-        "held_out": held_out,  # whether the validation images are others than the training images
+        "held_out": prepared.val != prepared.train,  # whether the validation images are others than the training images
         "upstream": upstream.describe(),
         "torch": torch.__version__,
     }
-    run = RunFolder(Path(options.out), config, fresh=options.resume == "never", keep=options.keep)
+    run = RunFolder(
+        Path(options.out),
+        run_identity(options, prepared, world),
+        config,
+        fresh=options.resume == "never",
+        keep=options.keep,
+        extend=options.extend,
+    )
+    for note in run.notes:
+        print(f"note: {note}")
     if run.moved_to:
         print(f"the run that was in {options.out} is now in {run.moved_to}")
-    check_class_map(run.path / "classes.json", images.classes)
-    save_json(run.path / "classes.json", list(images.classes))
+    check_class_map(run.path / "classes.json", prepared.train.classes)
+    save_json(run.path / "classes.json", list(prepared.train.classes))
     tokenizer.write_vae(run.path / "vae.pth")
     run.record_weights("vae.pth")
     return run
@@ -263,11 +284,25 @@ def cache_folder(options: DistillOptions, tokenizer: Tokenizer) -> Path:
     return Path(options.cache) if options.cache else default_folder(tokenizer)
 
 
+def tokens_precision(options: DistillOptions, tokenizer: Tokenizer, device: torch.device) -> str:
+    """The arithmetic of the encoders; "auto" is that of the token cache where there is one.
+
+    Raises:
+        UsageError: tf32 on a device without it.
+    """
+    if options.tokens_precision == "auto" and options.cache != "off":
+        made_in = precision_of(cache_folder(options, tokenizer))
+        if made_in:
+            return made_in
+    return pick_precision(options.tokens_precision, device)
+
+
 def training_data(
     options: DistillOptions, tokenizer: Tokenizer, images: ImageSource, world: World, interruption: Interruption
 ) -> TrainingData | None:
     """The token cache, made first if it is missing, or the images themselves; None if making it was interrupted."""
-    source = cache_source(options, tokenizer, images, pick_precision(options.tokens_precision, world.device))
+    precision = tokens_precision(options, tokenizer, world.device)
+    source = cache_source(options, tokenizer, images, precision)
     if options.cache == "off":
         return source.crops()
     folder = cache_folder(options, tokenizer)

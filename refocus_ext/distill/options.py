@@ -94,6 +94,7 @@ class DistillOptions(Options):
         "dense",
         "of the training pass: upstream's dense mask, five block-causal groups, or one call per scale (equal to 1e-6)",
         choices=("dense", "grouped", "per-scale"),
+        told=True,
     )
 
     teacher: str = TEACHER(
@@ -127,7 +128,8 @@ class DistillOptions(Options):
 
     precision: str = SPEED(
         "auto",
-        "autocast of the networks (losses and token lookups stay fp32); auto is bf16 on CUDA, fp32 on a CPU",
+        "autocast of the networks (losses and token lookups stay fp32); auto is bf16 on CUDA (fp16 before compute capability "
+        "8), fp32 on a CPU",
         choices=("auto", "fp32", "bf16", "fp16"),
     )
     tokens_precision: str = SPEED(
@@ -139,15 +141,16 @@ class DistillOptions(Options):
         "ddp",
         "with several processes: copies of the model, or (fsdp, FSDP2) shards of it for d30 and d36",
         choices=("ddp", "fsdp"),
-        identity=False,
+        told=True,
     )
-    grad_checkpoint: bool = SPEED(False, "recompute activations in the backward pass", identity=False)
-    compile: bool = SPEED(False, "torch.compile the blocks that run once", identity=False)
+    grad_checkpoint: bool = SPEED(False, "recompute activations in the backward pass", told=True)
+    compile: bool = SPEED(False, "torch.compile the blocks that run once", told=True)
     workers: int = shared.workers(SPEED)
     device: str = shared.device(SPEED)
 
     out: str = RUN("", "run folder; without it runs/distill-dD", metavar="DIR", identity=False)
     resume: str = shared.resume(RUN)
+    extend: bool = shared.extend(RUN)
     save_every: int = RUN(
         None, "steps between checkpoints, 0: at the end and when interrupted", non_negative(int), identity=False
     )
@@ -185,6 +188,11 @@ class DistillOptions(Options):
             found = f"has the preset '{theirs}', which this version does not know" if theirs else "names no preset"
             raise UsageError(f"--tokenizer {run} {found}; give --preset one of {', '.join(preset_names())}.")
         return "paper" if theirs == "demo" and typed.get("data") else theirs
+
+    def idle(self) -> frozenset[str]:
+        """The options without effect, given the others."""
+        of_teacher = ("teacher_blocks", "mask", "alias_scales", "lambda_feat", "lambda_logit", "teacher_lr")
+        return frozenset(of_teacher if self.teacher == OFF else ())
 
     def several_processes(self) -> bool:
         return True

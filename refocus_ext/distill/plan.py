@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -17,7 +16,7 @@ from refocus_ext.distill.teacher.geometry import TeacherGeometry
 from refocus_ext.distill.teacher.interface import TeacherOverhead
 from refocus_ext.distill.teacher.kinds import teacher_class
 from refocus_ext.engine.checks import check_run_options
-from refocus_ext.engine.devices import kind_of
+from refocus_ext.engine.devices import kind_of, precision_in_words
 from refocus_ext.errors import UsageError
 from refocus_ext.images.class_names import IMAGENET_CLASSES
 from refocus_ext.images.class_numbers import are_wnids
@@ -45,8 +44,6 @@ def why_preset(options: DistillOptions, tokenizer: Tokenizer) -> str:
 
 def check_options(options: DistillOptions) -> None:
     """Raises UsageError for errors that can be found before anything is loaded."""
-    if options.init and not Path(options.init).exists():
-        raise UsageError(f"--init {options.init} is not a file; it takes VAR weights such as var_d{options.depth}.pth.")
     if options.init_classes and not options.init:
         raise UsageError(f"--init-classes {options.init_classes} needs --init FILE, whose classes it names.")
     if options.crops == 0 and options.cache != "off":
@@ -216,7 +213,7 @@ def print_plan(
     print(
         f"training: {options.steps} steps of {options.batch_size} images, peak lr {options.lr:g}"
         + (f" ({options.lr * options.teacher_lr:g} for alias gates)" if geometry else "")
-        + f", on {device}; "
+        + f", in {precision_in_words(options.precision, device)} on {device}; "
         f"{size.memory / 2**30:.1f} GiB for weights, gradients and AdamW, {size.checkpoint / 2**30:.1f} GiB per checkpoint"
     )
     if options.preset == "demo" and options.depth > 8:

@@ -97,7 +97,7 @@ class DistillTraining(Training):
     # ------------------------------------------------------------------ one step
 
     def train_step(self, step: int, batches: Sequence[Any]) -> dict[str, float] | None:
-        steps, depth = self.plan.steps, self.recipe.depth
+        steps, depth = self.plan.steps_at(step), self.recipe.depth
         lr = self.recipe.lr * lin0(step, steps, warmup_steps(steps), final_lr_factor(depth))
         decay = cosine_weight_decay(step, steps, end=final_weight_decay(depth))
         for optimizer in self.optimizers.values():
@@ -230,7 +230,8 @@ class DistillTraining(Training):
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # empty if the run was in another precision so far
+            self.scaler.load_state_dict(state["scaler"])
         for name, module in self.modules.items():
             optimizer, theirs = self.optimizers[name], state[f"{name}_optimizer"]
             if self.sharded and name == "var":

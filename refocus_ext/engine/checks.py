@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from refocus_ext.engine.run_folder import trained_with
 from refocus_ext.errors import UsageError, named
 from refocus_ext.images.order import StepBatches
 from refocus_ext.images.source import ImageSource
@@ -20,7 +21,7 @@ def check_run_options(options: Any, images: ImageSource) -> None:
         raise UsageError(
             f"--accumulate {options.accumulate} does not divide --batch-size {options.batch_size}; choose one that does."
         )
-    if options.batch_size > len(images) and not options.dry_run:
+    if options.batch_size > len(images):
         hint = (
             "" if options.data or options.preset == "demo" else f"; --preset {options.preset} is meant for --data DIR"
         )
@@ -35,3 +36,16 @@ def check_share(options: Any, images: ImageSource, processes: int) -> None:
     batch, accumulate = options.batch_size, options.accumulate
     with named("--batch-size"):
         StepBatches(len(images), batch, start=0, stop=0, seed=0, world=processes, accumulate=accumulate)
+
+
+def check_init(options: Any, out: Path, what: str) -> str:
+    """The --init file if it is gone and not needed, because the run in `out` has begun from it; '' otherwise.
+
+    Raises:
+        UsageError: there is no such file or folder, and the run has not begun.
+    """
+    if not options.init or Path(options.init).exists():
+        return ""
+    if options.resume == "auto" and trained_with(out, "init", options.init):
+        return str(options.init)
+    raise UsageError(f"--init {options.init} is not a file; it takes {what}.")

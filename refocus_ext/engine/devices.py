@@ -13,13 +13,14 @@ from torch import Tensor
 
 from refocus_ext.errors import UsageError
 
+BF16_SINCE = (8, 0)  # compute capability of the first GPUs with bf16 (Ampere)
+
 
 class DeviceKind:
     """What the project needs from a device type; this class is the CPU."""
 
     name = "cpu"
     backend = "gloo"  # of torch.distributed
-    half = torch.float32  # the dtype of precision "auto"
     has_tf32 = False
     pins_memory = False  # copies from pinned memory overlap with computation
     fused_optimizer = False
@@ -27,6 +28,10 @@ class DeviceKind:
 
     def available(self) -> bool:
         return True
+
+    def half(self, device: torch.device) -> torch.dtype:
+        """The dtype of precision "auto"."""
+        return torch.float32
 
     def require(self, processes: int) -> None:
         """Raises UsageError where this machine has fewer devices than processes that want one."""
@@ -67,7 +72,6 @@ class Cuda(DeviceKind):
 
     name = "cuda"
     backend = "nccl"
-    half = torch.bfloat16
     has_tf32 = True
     pins_memory = True
     fused_optimizer = True
@@ -75,6 +79,10 @@ class Cuda(DeviceKind):
 
     def available(self) -> bool:
         return torch.cuda.is_available()
+
+    def half(self, device: torch.device) -> torch.dtype:
+        """bf16 where the GPU computes in it, otherwise fp16, whose small range needs a loss scaler."""
+        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= BF16_SINCE else torch.float16
 
     def require(self, processes: int) -> None:
         if processes > (there := torch.cuda.device_count()):
@@ -105,6 +113,8 @@ class Cuda(DeviceKind):
         torch.set_rng_state(state[0])
         torch.cuda.set_rng_state(state[1], device)
 
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 # In the order "auto" tries them; the CPU, which always exists, is last.
 KINDS = {kind.name: kind for kind in (Cuda(), DeviceKind())}
@@ -138,10 +148,22 @@ def pick_device(name: str) -> torch.device:
 
 
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """fp32, bf16 or fp16; 'auto' is bf16 on CUDA and fp32 elsewhere."""
+    """fp32, bf16 or fp16; 'auto' is bf16 on CUDA (fp16 on GPUs without it) and fp32 elsewhere."""
     if precision == "auto":
-        return kind_of(device).half
-    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+        return kind_of(device).half(device)
+    return DTYPES[precision]
+
+
+def precision_name(dtype: torch.dtype) -> str:
+    """'fp32', 'bf16' or 'fp16'."""
+    return next(name for name, known in DTYPES.items() if known == dtype)
+
+
+def precision_in_words(precision: str, device: torch.device) -> str:
+    """For a plan: 'bf16', or 'fp16 with a loss scaler (this GPU has no bf16)'."""
+    dtype = autocast_dtype(precision, device)
+    why = " (this GPU has no bf16)" if precision == "auto" else ""
+    return precision_name(dtype) + (f" with a loss scaler{why}" if dtype == torch.float16 else "")
 
 
 def autocast(dtype: torch.dtype, device: torch.device) -> torch.autocast:

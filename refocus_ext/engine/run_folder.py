@@ -7,30 +7,56 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from refocus_ext.engine.checkpoints import checkpoints_of
+from refocus_ext.engine.same_run import Comparison, RunIdentity
 from refocus_ext.errors import UsageError
 from refocus_ext.storage.atomic import remove_torn, save_json, sha256, written_beside
 
 
+class Opening(NamedTuple):
+    """What an invocation finds in the folder of its run.
+
+    Attributes:
+        notes: sentences for the user.
+        schedule: for every extension and the beginning, the first step and the steps in all that hold from it on.
+    """
+
+    notes: list[str]
+    schedule: list[dict[str, int]]
+
+
 class RunFolder:
-    """Opens or creates `path` for the run that `config` describes.
+    """Opens or creates `path` for a run.
 
     Args:
-        config: JSON-serializable; to resume an existing run, its entry "identity" must equal that run's.
+        identity: to resume an existing run, it must be the same as that run's.
+        config: further entries of config.json, JSON-serializable.
         keep: number of checkpoints kept.
         fresh: move an existing run aside instead of resuming it.
+        extend: the run may have fewer steps than `identity`, which it is then extended to.
 
     Raises:
         UsageError: the folder holds another run or something else, or cannot be written.
     """
 
-    def __init__(self, path: Path, config: Mapping[str, Any], *, fresh: bool = False, keep: int = 2) -> None:
+    def __init__(
+        self,
+        path: Path,
+        identity: RunIdentity,
+        config: Mapping[str, Any] | None = None,
+        *,
+        fresh: bool = False,
+        keep: int = 2,
+        extend: bool = False,
+    ) -> None:
         self.path = path
+        opening = check_run_folder(path, identity, fresh=fresh, extend=extend)
+        self.notes = opening.notes
         self.moved_to = self._move_aside() if fresh else None
-        check_run_folder(path, config["identity"])
-        self.config = dict(config) | self._weights()
+        entries = {"command": identity.command} | identity.record() | dict(config or {})
+        self.config = entries | {"schedule": opening.schedule} | self._weights()
         try:
             path.mkdir(parents=True, exist_ok=True)
             remove_torn(path)
@@ -64,14 +90,6 @@ class RunFolder:
         self.config["weights"] = self.config.get("weights", {}) | {name: sha256(self.path / name) for name in names}
         save_json(self.path / "config.json", self.config)
 
-    def require_space(self, need: int) -> None:
-        """Raises UsageError unless `need` bytes are free on the disk of the run folder."""
-        if (free := shutil.disk_usage(self.path).free) < need:
-            raise UsageError(
-                f"--out {self.path} has {free / 2**30:.2f} GiB free, but checkpoints and weights of this run need "
-                f"{need / 2**30:.2f} GiB; free some space or choose another --out."
-            )
-
     # ------------------------------------------------------------------ metrics
 
     def begin_metrics(self, step: int) -> None:
@@ -102,35 +120,112 @@ class RunFolder:
                 open_file.close()
 
 
-def check_run_folder(path: Path, identity: Mapping[str, Any]) -> None:
-    """Raises UsageError where `path` cannot be the folder of the run with this identity."""
+def check_run_folder(path: Path, identity: RunIdentity, *, fresh: bool = False, extend: bool = False) -> Opening:
+    """What the folder holds of this run; writes nothing.
+
+    Raises:
+        UsageError: `path` cannot be the folder of the run with this identity.
+    """
     if path.exists() and not path.is_dir():
         raise UsageError(f"--out {path} is a file; choose a folder.")
+    begun = (path / "config.json").is_file()
+    if not begun and path.is_dir() and any(path.iterdir()):
+        raise UsageError(f"--out {path} holds files but no run; choose an empty or new folder.")
+    steps = int(identity.options.get("steps", 0))
+    if not begun or fresh:
+        if extend:
+            raise UsageError(f"--extend continues a run, but --out {path} holds none to continue; omit it.")
+        return Opening([], [{"from_step": 0, "steps": steps}])
+    config, found = _compared(path, identity)
+    if found.refused and identity.command and config.get("command") == identity.command and _untrained(path):
+        return Opening(
+            [f"the run in {path} has not made a step; this one, with other options, takes its place"],
+            [{"from_step": 0, "steps": steps}],
+        )
+    schedule = schedule_in(config)
+    before = schedule[-1]["steps"]
+    if extend and "steps" in found.refused:
+        if steps < before:
+            raise UsageError(
+                f"--extend cannot lower the {before} steps of the run in {path} to {steps}; give more steps."
+            )
+        del found.refused["steps"]
+        first = checkpoints_of(path).newest_step() or 0
+        schedule = [entry for entry in schedule if entry["from_step"] < first] + [{"from_step": first, "steps": steps}]
+        found.told.append(f"steps = {steps} from step {first} on (was {before})")
+    if found.refused:
+        raise UsageError(_refusal(path, found.refused, identity.following if steps > before else None))
+    return Opening([f"the same run as before, but for {' and '.join(found.told)}"] if found.told else [], schedule)
+
+
+def _compared(path: Path, identity: RunIdentity) -> tuple[dict[str, Any], Comparison]:
     file = path / "config.json"
-    if not file.is_file():
-        if path.is_dir() and any(path.iterdir()):
-            raise UsageError(f"--out {path} holds files but no run; choose an empty or new folder.")
-        return
     try:
-        theirs = json.loads(file.read_text())["identity"]
+        config = json.loads(file.read_text())
+        return config, identity.compare(config)
     except (ValueError, KeyError, TypeError):
         raise UsageError(f"{file} is not a run's configuration; choose another --out.") from None
-    ours = json.loads(json.dumps(identity))
-    if changed := [key for key in sorted(ours.keys() | theirs.keys()) if ours.get(key) != theirs.get(key)]:
-        shown = [f"{key} = {_short(theirs.get(key))}, this one has {_short(ours.get(key))}" for key in changed[:4]]
-        more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
-        why = " (the learning-rate schedule depends on the steps)" if "steps" in changed else ""
+
+
+def _untrained(path: Path) -> bool:
+    """Whether the run in `path` was stopped before its first step."""
+    metrics = path / "metrics.jsonl"
+    trained = metrics.is_file() and metrics.stat().st_size
+    return not trained and checkpoints_of(path).newest_step() is None
+
+
+def _refusal(path: Path, refused: Mapping[str, str], following: frozenset[str] | None) -> str:
+    """The sentence; `following` are the options that go with more steps, None where there are none."""
+    clauses = list(refused.values())
+    more = f" and {len(clauses) - 4} more" if len(clauses) > 4 else ""
+    why = " (the learning-rate schedule depends on the steps)" if "steps" in refused else ""
+    extend = (
+        ", --extend to train that run for more steps"
+        if following is not None and refused.keys() <= {"steps", *following}
+        else ""
+    )
+    return (
+        f"--out {path} holds a run with {' and '.join(clauses[:4])}{more}{why}; choose another --out{extend}, or --resume "
+        "never to move that run aside and start a new one."
+    )
+
+
+def schedule_in(config: Mapping[str, Any]) -> list[dict[str, int]]:
+    """The schedule of a run's configuration; that of an old one has one entry."""
+    known = config.get("schedule")
+    return (
+        [dict(entry) for entry in known] if known else [{"from_step": 0, "steps": config["identity"].get("steps", 0)}]
+    )
+
+
+def schedule_of(path: Path) -> tuple[tuple[int, int], ...]:
+    """(first step, steps in all that hold from it on) of the run in `path`, for its beginning and every extension."""
+    entries = schedule_in(json.loads((path / "config.json").read_text()))
+    return tuple((entry["from_step"], entry["steps"]) for entry in entries)
+
+
+def trained_with(path: Path, option: str, value: str) -> bool:
+    """Whether `path` holds a run that has saved a checkpoint and whose identity has this value of the option."""
+    try:
+        same = json.loads((path / "config.json").read_text())["identity"].get(option) == value
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+    return same and checkpoints_of(path).newest_step() is not None
+
+
+def require_space(path: Path, need: int, *, fresh: bool = False) -> None:
+    """Raises UsageError unless the disk of the run folder, which need not exist yet, has room for `need` bytes in all.
+
+    Args:
+        fresh: an existing run will be moved aside; otherwise what it holds of them already is not needed again.
+    """
+    there = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir())
+    held = 0 if fresh else sum(file.stat().st_size for file in (*checkpoints_of(path).paths(), *path.glob("*.pth")))
+    if (free := shutil.disk_usage(there).free) < need - held:
         raise UsageError(
-            f"--out {path} holds a run with {' and '.join(shown)}{more}{why}; choose another --out, or --resume never "
-            "to move that run aside and start a new one."
+            f"--out {path} has {free / 2**30:.2f} GiB free, but checkpoints and weights of this run need "
+            f"{(need - held) / 2**30:.2f} GiB{' more' if held else ''}; free some space or choose another --out."
         )
-
-
-def _short(value: Any) -> str:
-    """A value for a message; checksums (file -> sha256) are shortened to their first digits."""
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {str(entry)[:12]}" for name, entry in value.items())
-    return str(value)
 
 
 def _step_of(line: str) -> float:

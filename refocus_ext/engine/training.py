@@ -15,10 +15,12 @@ from typing import Any, Protocol
 import torch
 from torch.utils.data import DataLoader
 
+from refocus_ext import invocation
 from refocus_ext.engine.checkpoints import checkpoints_of, load_checkpoint
 from refocus_ext.engine.devices import kind_of
 from refocus_ext.engine.distributed import World
 from refocus_ext.engine.interruption import Interruption, from_loader, leave_signals_to_parent
+from refocus_ext.engine.memory import MemoryWatch
 from refocus_ext.engine.progress import Progress
 from refocus_ext.engine.run_folder import RunFolder
 from refocus_ext.errors import RunFailed
@@ -65,6 +67,8 @@ class RunPlan:
         save_every: steps between checkpoints; 0 saves only at the end and when interrupted.
         picture_every: steps between validations.
         resume: "auto", "never", or a checkpoint file.
+        schedule: (first step, steps in all that hold from it on) of an extended run, in order; empty for another one.
+        gone: the weights the run started from, if their file is not there any more; it can then only be resumed.
     """
 
     out: Path
@@ -76,9 +80,11 @@ class RunPlan:
     save_every: int
     picture_every: int
     resume: str
+    schedule: tuple[tuple[int, int], ...] = ()
+    gone: str = ""
 
     @classmethod
-    def of(cls, options: RunOptions) -> RunPlan:
+    def of(cls, options: RunOptions, schedule: tuple[tuple[int, int], ...] = (), gone: str = "") -> RunPlan:
         return cls(
             out=Path(options.out),
             steps=options.steps,
@@ -89,7 +95,13 @@ class RunPlan:
             save_every=options.save_every,
             picture_every=options.picture_every,
             resume=options.resume,
+            schedule=schedule,
+            gone=gone,
         )
+
+    def steps_at(self, step: int) -> int:
+        """The steps in all over which the schedule is laid out at `step` (0-based): those before an extension, or after."""
+        return next((steps for first, steps in reversed(self.schedule) if step >= first), self.steps)
 
     def images_at_once(self, processes: int) -> int:
         """Images per micro-batch on each of `processes` processes."""
@@ -120,6 +132,7 @@ class Training(ABC):
         self.step = 0  # optimizer steps done
         self.skipped_in_a_row = 0
         self.saved_at = -1
+        self.memory = MemoryWatch(plan.batch_size, plan.accumulate, world)
 
     # ------------------------------------------------------------------ what a stage defines
 
@@ -177,7 +190,8 @@ class Training(ABC):
 
     def _one_step(self, batches: Sequence[Any], progress: Progress) -> None:
         torch.manual_seed(stream_seed(self.plan.seed, Stream.STEP, self.step, self.world.rank))
-        values = self.train_step(self.step, batches)
+        with self.memory.watched(self.step):
+            values = self.train_step(self.step, batches)
         self.step += 1
         self._watch_finiteness(values, progress)
         values = self.world.mean(values) if values else {"skipped": 1.0}
@@ -187,7 +201,8 @@ class Training(ABC):
         progress.update(self.step, {name: values[name] for name in self.progress_values if name in values})
         last = self.step == self.plan.steps
         if last or _due(self.step, self.plan.picture_every):
-            self.observe(progress)
+            with self.memory.watched_validation(self.step):
+                self.observe(progress)
         if last or _due(self.step, self.plan.save_every):
             self.save()
 
@@ -293,6 +308,11 @@ class Training(ABC):
         checkpoints = checkpoints_of(self.plan.out)
         state = load_checkpoint(Path(self.plan.resume)) if given else checkpoints.load_latest(self.world.say)
         if state is None:
+            if self.plan.gone:
+                raise RunFailed(
+                    f"no intact checkpoint is left in {self.plan.out}, and --init {self.plan.gone}, from which the run started, "
+                    "is not there any more; put that file back."
+                )
             return
         self.load_state_dict(state)
         self.step = self.saved_at = int(state["step"])
@@ -308,10 +328,22 @@ class Training(ABC):
 
 def _without_traceback(loader: Iterable[Any]) -> Iterator[Any]:
     """The loader's batches; an error in a loader process is raised without that process's traceback."""
-    try:
-        yield from loader
-    except RunFailed as error:
-        raise from_loader(error) from None
+    batches = iter(loader)
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except RunFailed as error:
+            raise from_loader(error) from None
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise RunFailed(
+                "a loader process was killed, most likely because the memory (or /dev/shm) of this machine is full; lower "
+                f"--workers. To resume from the last checkpoint: {invocation.again()}"
+            ) from None
+        yield batch
 
 
 def _due(step: int, every: int) -> bool:

@@ -20,6 +20,7 @@ class EvalOptions(Options):
     numbers. Needs Inception's weights as a local file.
 
       bash run.sh eval --samples samples.npz --reference VIRTUAL_imagenet256_labeled.npz
+      bash run.sh eval --reference pictures/ --write-reference pictures.npz
 
     Without --samples: measures a finished tokenizer on validation images: PSNR, SSIM and LPIPS of each focus state's
     prefix, rFID, use of the codebook per token scale, explained variance of the alias tokens. LPIPS and rFID need the
@@ -29,8 +30,22 @@ class EvalOptions(Options):
     samples: str = SAMPLES("", "npz or folder of images: FID, sFID, IS, precision and recall", metavar="NPZ_OR_DIR")
     reference: str = SAMPLES(
         "",
-        "what they are compared with: ADM's npz (its stored statistics and images), or a folder of images",
+        "what they are compared with: ADM's npz (its stored statistics and images), pytorch-fid's npz (statistics; FID only), "
+        "one of --write-reference, or a folder of images",
         metavar="NPZ_OR_DIR",
+    )
+    write_reference: str = SAMPLES(
+        "",
+        "instead of measuring, write the statistics of --reference to this npz (mu, sigma, mu_s, sigma_s: ADM's and "
+        "pytorch-fid's tools read it); it can be a --reference from then on",
+        metavar="FILE",
+    )
+    reference_size: int | None = SAMPLES(
+        None,
+        "side to which a folder's images are centre-cropped and resized for --write-reference; without it they must have "
+        "one size",
+        positive(int),
+        unit="pixels",
     )
     depth: int | None = SAMPLES(
         None,
@@ -82,4 +97,4 @@ class EvalOptions(Options):
 
     def several_processes(self) -> bool:
         """Inception's features of samples are shared out; a tokenizer is measured by one process."""
-        return bool(self.samples)
+        return bool(self.samples or self.write_reference)

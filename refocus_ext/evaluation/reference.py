@@ -1,4 +1,4 @@
-"""The reference of an evaluation: images, or ADM's statistics of them."""
+"""The reference of an evaluation: images, or ADM's or pytorch-fid's statistics of them."""
 
 from __future__ import annotations
 
@@ -17,13 +17,22 @@ STATISTICS = {
     "spatial": ("mu_s", "sigma_s", 2023),
 }  # names in ADM's files, and their width
 
+COUNT, STANDARD = "count", "standard_inception"  # of our own files; others ignore them
+
 
 class Reference(NamedTuple):
-    """The reference of samples; parts may be absent, but not both the images and `pool`."""
+    """The reference of samples; parts may be absent, but not both the images and `pool`.
+
+    Attributes:
+        count: images behind the stored statistics, None if the file does not tell.
+        standard: whether they were computed with the published Inception weights, None if the file does not tell.
+    """
 
     images: ImageSet | None
     pool: Gaussian | None
     spatial: Gaussian | None
+    count: int | None = None
+    standard: bool | None = None
 
 
 def open_reference(name: str, like: ImageSet, threads: int) -> Reference:
@@ -39,7 +48,10 @@ def open_reference(name: str, like: ImageSet, threads: int) -> Reference:
     pool, spatial = (_stored(path, *names) for names in STATISTICS.values())
     if images is None and pool is None:
         raise UsageError(f"{path} holds neither images (arr_0) nor statistics (mu and sigma); give another file.")
-    return Reference(images, pool, spatial)
+    count, standard = _array(path, COUNT), _array(path, STANDARD)
+    return Reference(
+        images, pool, spatial, None if count is None else int(count), None if standard is None else bool(standard)
+    )
 
 
 def _stored(path: Path, mean: str, covariance: str, width: int) -> Gaussian | None:

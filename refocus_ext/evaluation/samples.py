@@ -150,6 +150,8 @@ def evaluate(
         precision=precision,
         recall=recall,
         ordered_by_class=ordered,
+        statistics_images=reference.count,
+        stored_statistics=reference.pool is not None,
         not_measured=missing,
         notes=_notes(samples, reference, inception, ordered),
     )
@@ -210,6 +212,11 @@ def _notes(samples: ImageSet, reference: Reference, inception: InceptionFeatures
     if not inception.standard:
         notes.append(
             "the Inception weights are not the published ones: these numbers are not comparable with published ones."
+        )
+    if reference.standard is not None and reference.standard != inception.standard:
+        notes.append(
+            "the reference's statistics were computed with other Inception weights than these: FID and sFID mean nothing; "
+            "write them again with these weights."
         )
     if ordered:
         notes.append(

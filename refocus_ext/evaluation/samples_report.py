@@ -28,11 +28,44 @@ class SampleReport:
     precision: float | None
     recall: float | None
     ordered_by_class: bool
+    statistics_images: int | None = None  # behind the reference's stored statistics, if there are any and it tells
+    stored_statistics: bool = False
     not_measured: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def counts(self) -> dict[str, dict[str, int | None]]:
+        """What each number was computed from; None where a file of statistics does not tell."""
+        behind = self.statistics_images if self.stored_statistics else self.reference_images
+        distances: dict[str, int | None] = {"samples": self.images, "reference": behind}
+        neighbours: dict[str, int | None] = {"samples": self.images, "reference": self.reference_images}
+        alone: dict[str, int | None] = {"samples": self.images}
+        every = {
+            "fid": distances, "sfid": distances, "inception_score": alone, "inception_score_shuffled": alone,
+            "precision": neighbours, "recall": neighbours,
+        }  # fmt: skip
+        return {name: count for name, count in every.items() if getattr(self, name) is not None}
+
 
 # ------------------------------------------------------------------------------------------------ results
+
+ENOUGH = 10_000  # images, below which a distribution's numbers are not to be trusted
+
+
+def too_few(count: int | None, what: str, numbers: str) -> list[str]:
+    """A warning if there are fewer than `ENOUGH` images.
+
+    >>> too_few(500, "samples", "FID")
+    ['warning: 500 samples are fewer than 10,000: FID depends on their number; compare only with the same number.']
+    """
+    if count is None or count >= ENOUGH:
+        return []
+    depend = "depend" if numbers.endswith("s") else "depends"
+    return [
+        f"warning: {count:,} {what} are fewer than {ENOUGH:,}: {numbers} {depend} on their number; compare only with the "
+        "same number."
+    ]
+
 
 COLUMNS = {
     "fid": ("FID", ".2f"),
@@ -67,9 +100,26 @@ def table(report: SampleReport, depth: int | None = None) -> list[str]:
         "published, ImageNet 256 px, 50000 samples (another machine, TensorFlow's Inception):",
         *published,
         "",
+        *_counted(report),
+        *too_few(report.images, "samples", "these numbers"),
+        *too_few(report.counts.get("fid", {}).get("reference"), "reference images", "these numbers"),
         *(f"note: {note}" for note in report.notes),
         *(f"not measured: {COLUMNS[name][0]}, because {reason}" for name, reason in report.not_measured.items()),
     ]
+
+
+def _counted(report: SampleReport) -> list[str]:
+    """'FID, sFID: 50,000 samples against 10,000 reference images'."""
+    short = {"inception_score": "is"}
+    lines: dict[str, list[str]] = {}
+    for name, count in report.counts.items():
+        if name != "inception_score_shuffled":
+            words = f"{count['samples']:,} samples"
+            if "reference" in count:
+                behind = count["reference"]
+                words += f" against {'statistics of an unknown number of' if behind is None else f'{behind:,}'} reference images"
+            lines.setdefault(words, []).append(COLUMNS[short.get(name, name)][0])
+    return [f"{', '.join(names)}: {words}" for words, names in lines.items()]
 
 
 def _row(name: str, values: dict[str, float | None] | dict[str, float]) -> str:
@@ -83,4 +133,6 @@ def write_json(path: Path, samples: str, reference: str, report: SampleReport) -
     Raises:
         RunFailed: the file cannot be written.
     """
-    write_numbers(path, {"samples": samples, "reference": reference} | dataclasses.asdict(report))
+    write_numbers(
+        path, {"samples": samples, "reference": reference, "counts": report.counts} | dataclasses.asdict(report)
+    )

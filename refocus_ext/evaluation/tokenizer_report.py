@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from refocus_ext.evaluation.samples_report import too_few
 from refocus_ext.storage.results import write_numbers
 from refocus_ext.tokens.trained_tokenizer import Tokenizer
 
@@ -52,6 +53,14 @@ class TokenizerReport:
     notes: list[str]
 
     @property
+    def counts(self) -> dict[str, int]:
+        """The images that each number was computed from."""
+        names = [*self.states[-1].sharp, "rfid", "usage", "perplexity", "alias_explained"]
+        missing = {"rfid"} if self.rfid is None else set()
+        missing |= {"alias_explained"} if self.alias_explained is None else set()
+        return {name: self.images for name in names if name not in missing}
+
+    @property
     def reconstruction(self) -> dict[str, float]:
         """The whole reconstruction against x."""
         return self.states[-1].sharp | ({} if self.rfid is None else {"rfid": self.rfid})
@@ -66,12 +75,14 @@ FORMATS = {"psnr": ".2f", "ssim": ".4f", "lpips": ".4f", "rfid": ".2f"}
 def table(report: TokenizerReport) -> list[str]:
     """The report as lines: prefixes per state, codes per scale, the whole reconstruction, and what is missing."""
     return [
+        f"of {report.images:,} images:",
         *_state_table(report.states),
         "",
         *_scale_table(report),
         "",
         *_alias_lines(report.alias_explained),
-        f"all tokens against x, {report.images} images: {_numbers(report.reconstruction)}",
+        f"all tokens against x, {report.images:,} images: {_numbers(report.reconstruction)}",
+        *too_few(report.images, "images", "rFID" if report.rfid is not None else "these numbers"),
         *(f"note: {note}" for note in report.notes),
         *(f"not measured: {LABELS[name]}, because {reason}" for name, reason in report.not_measured.items()),
     ]
@@ -121,4 +132,10 @@ def write_json(path: Path, tokenizer: Tokenizer, source: str, report: TokenizerR
     """
     origin = {"tokenizer": str(tokenizer.path), "weights": tokenizer.config.get("weights", {}), "data": source}
     pyramid = {"pyramid": tokenizer.pyramid.to_dict()}
-    write_numbers(path, origin | pyramid | {"reconstruction": report.reconstruction} | dataclasses.asdict(report))
+    write_numbers(
+        path,
+        origin
+        | pyramid
+        | {"reconstruction": report.reconstruction, "counts": report.counts}
+        | dataclasses.asdict(report),
+    )

@@ -21,7 +21,7 @@ from typed_argparse import TypedArgs
 from typed_argparse.arg import Arg
 from typed_argparse.type_utils import TypeAnnotation, collect_type_annotations
 
-from refocus_ext.options.presets import Stage
+from refocus_ext.options.presets import Stage, presets_of
 
 T = TypeVar("T")
 Own = TypeVar("Own", bound="Options")
@@ -38,6 +38,7 @@ class Option(Arg):
         identity: whether it is part of what makes two runs the same run (resume refuses a change).
         added: whether it came after runs had been made: config.json and its identity then hold it only where it is not the
             default, so that those runs stay the same runs.
+        told: whether a resumed run says that it has changed; such an option is not part of the identity.
         follows: the option in proportion to which a preset's value is scaled, where this one is not given.
         shown: what --help shows in the place of its value, or of each of its words.
     """
@@ -46,6 +47,7 @@ class Option(Arg):
     unit: str
     identity: bool
     added: bool
+    told: bool
     follows: str
     shown: str | tuple[str, ...] | None
 
@@ -67,6 +69,7 @@ class Heading:
         choices: Sequence[T] | None = None,
         metavar: str | tuple[str, ...] | None = None,
         identity: bool = True,
+        told: bool = False,
         follows: str = "",
     ) -> T: ...
 
@@ -83,6 +86,7 @@ class Heading:
         nargs: NArgs | None = None,
         identity: bool = True,
         added: bool = False,
+        told: bool = False,
         positional: bool = False,
     ) -> T: ...
 
@@ -98,6 +102,7 @@ class Heading:
         nargs: NArgs | None = None,
         identity: bool = True,
         added: bool = False,
+        told: bool = False,
         positional: bool = False,
         follows: str = "",
     ) -> object:
@@ -108,6 +113,7 @@ class Heading:
             text: help, one clause; unit and default are appended.
             kind: parser of the text, or of each word; by default the annotated type, of words str.
             choices: the values it can have, or what returns them.
+            told: it does not change the result of a run; a resumed run says that it has changed.
             nargs: how many words it takes, "+" for one or more; their annotation is a tuple.
             positional: a bare word on the command line, which may be left out.
             follows: the option (such as steps) in proportion to which the preset's value is scaled.
@@ -124,7 +130,8 @@ class Heading:
             metavar=None,
             auto_default_help=False,
         )
-        option.heading, option.unit, option.identity, option.follows = self.title, unit, identity, follows
+        option.heading, option.unit, option.follows = self.title, unit, follows
+        option.identity, option.told = identity and not told, told
         option.shown, option.added = metavar, added
         return option
 
@@ -197,6 +204,16 @@ class Options(TypedArgs):
         """Values by name, but for options that were added later and have their default."""
         values = {name: getattr(self, name) for name in options}
         return {name: _plain(v) for name, v in values.items() if not options[name].added or v != options[name].default}
+
+    def told(self) -> dict[str, object]:
+        """Those that do not change the result of a run, but that a resumed run names if they have changed."""
+        return {name: _plain(getattr(self, name)) for name, option in self.fields().items() if option.told}
+
+    def defaults(self) -> dict[str, object]:
+        """Their values where nothing is typed but the preset."""
+        stages = presets_of(self.stage)
+        stage = stages.get(str(getattr(self, "preset", "")), {})
+        return {name: _plain(stage.get(name, option.default)) for name, option in self.fields().items()}
 
 
 def _plain(value: object) -> object:

@@ -13,7 +13,7 @@ from refocus_ext.options.presets import preset_names
 
 
 def preset(under: Heading, text: str) -> str:
-    return under("", text, choices=preset_names)
+    return under("", text, choices=preset_names, told=True)
 
 
 def patch_nums(under: Heading) -> tuple[int, ...] | None:
@@ -41,7 +41,7 @@ def small_images(under: Heading) -> str:
         "images whose shorter side is below the crop: refuse to start, or upsample them as VAR does; auto refuses in data "
         "sets of up to 5000 images and upsamples in larger ones (ImageNet has such images)"
     )
-    return under("auto", text, choices=("auto", "refuse", "upsample"))
+    return under("auto", text, choices=("auto", "refuse", "upsample"), told=True)
 
 
 def crop_scale(under: Heading) -> float:
@@ -53,11 +53,11 @@ def batch_size(under: Heading) -> int:
 
 
 def accumulate(under: Heading) -> int:
-    return under(1, "micro-batches per step on each process", positive(int))
+    return under(1, "micro-batches per step on each process", positive(int), told=True)
 
 
 def workers(under: Heading) -> int:
-    return under(None, "loader processes", non_negative(int), identity=False)
+    return under(None, "loader processes", non_negative(int), told=True)
 
 
 def device(under: Heading, prefix: str = "") -> str:
@@ -71,6 +71,14 @@ def resume(under: Heading) -> str:
         "continue from"
     )
     return under("auto", text, metavar="auto|never|PATH", identity=False)
+
+
+def extend(under: Heading) -> bool:
+    text = (
+        "continue the run in --out beyond its steps, to --steps; from its last checkpoint on the schedule is that of the new "
+        "number of steps"
+    )
+    return under(False, text, identity=False)
 
 
 def dry_run(under: Heading, text: str = "print the plan and exit") -> bool:

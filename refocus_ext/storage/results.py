@@ -11,21 +11,22 @@ from refocus_ext.storage.atomic import save_json
 
 
 def results_folder(word: str) -> Path:
-    """The folder, created if it is missing.
+    """The folder, which may be made later, when there are results.
 
     Raises:
-        UsageError: it is a file, or cannot be made.
+        UsageError: it is a file, or cannot be made or written to.
     """
     path = Path(word)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"{path} cannot be a folder ({error.strerror}); choose another one.") from None
+    there = next((folder for folder in (path, *path.absolute().parents) if folder.exists()), path)
+    if not there.is_dir():
+        raise UsageError(f"{path} cannot be a folder ({there} is a file); choose another one.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UsageError(f"{path} cannot be written (no permission in {there}); choose another one.")
     return path
 
 
 def results_file(word: str) -> Path:
-    """A file in a folder that exists or can be created.
+    """A file in a folder that exists or can be made later.
 
     Raises:
         UsageError: it is a folder, or its folder cannot be made or written to.
@@ -33,19 +34,21 @@ def results_file(word: str) -> Path:
     path = Path(word)
     if path.is_dir():
         raise UsageError(f"{path} is a folder; give the name of a file.")
-    folder = results_folder(str(path.parent))
-    if not os.access(folder, os.W_OK):
-        raise UsageError(f"{path} cannot be written (no permission in {folder}); choose another one.")
+    try:
+        results_folder(str(path.parent))
+    except UsageError as error:
+        raise UsageError(f"{path} cannot be written: {error}") from None
     return path
 
 
 def write_numbers(path: Path, numbers: Any) -> None:
-    """Writes JSON, completely or not at all.
+    """Writes JSON, completely or not at all, in a folder that is made if it is missing.
 
     Raises:
         RunFailed: the file cannot be written.
     """
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         save_json(path, numbers)
     except OSError as error:
         raise RunFailed(f"{path} could not be written ({error.strerror}).") from error

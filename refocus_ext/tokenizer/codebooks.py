@@ -211,7 +211,7 @@ class Codebooks:
         """Updates one codebook, and its averaged copy."""
         revival.count(idx)
         # none in the last fifth: a code revived there would not be trained
-        if (step + 1) % self.recipe.revive or step + 1 > 0.8 * self.plan.steps:
+        if (step + 1) % self.recipe.revive or step + 1 > 0.8 * self.plan.steps_at(step):
             return {}
         generator = torch.Generator().manual_seed(stream_seed(self.plan.seed, Stream.REVIVAL, step))
         revived = revival.revive(pool, optimizer, generator, self.world)

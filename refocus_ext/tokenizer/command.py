@@ -5,17 +5,19 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from patches import Upstream, load_upstream
 from patches.protocols import FocusedVQVAE, as_module
-from refocus_ext.engine.checks import check_share
+from refocus_ext.engine.checks import check_init, check_share
+from refocus_ext.engine.devices import autocast_dtype, precision_name
 from refocus_ext.engine.distributed import World, join_world, preflight_device
 from refocus_ext.engine.interruption import Interruption
-from refocus_ext.engine.run_folder import RunFolder, check_run_folder
+from refocus_ext.engine.run_folder import RunFolder, check_run_folder, require_space, schedule_of
+from refocus_ext.engine.same_run import RunIdentity, file_meaning
 from refocus_ext.engine.training import RunPlan
 from refocus_ext.errors import UsageError, named
 from refocus_ext.images.checks import check_images
@@ -56,6 +58,7 @@ class Prepared(NamedTuple):
     geometry: AliasGeometry | None
     vae: FocusedVQVAE
     notes: list[str]
+    gone: str  # --init, if it is needed no more and not there any more
 
 
 def main(options: TokenizerOptions) -> int:
@@ -66,16 +69,40 @@ def main(options: TokenizerOptions) -> int:
 
 def preflight(options: TokenizerOptions, processes: int) -> None:
     """Raises the UsageErrors that `main` would raise in each of `processes` processes; uses no GPU and writes nothing."""
-    preflight_device(options.device)
+    device = preflight_device(options.device)
     cpu = torch.device("cpu")
     prepared = prepare(load_upstream(), options, cpu)
-    if options.dry_run:
-        return
     perceptual_loss(prepared.options, cpu)
-    check_share(options, prepared.train, processes)
-    if options.resume != "never":
-        check_run_folder(Path(options.out), prepared.options.identity())
-        check_class_map(Path(options.out) / "classes.json", prepared.train.classes)
+    check(prepared, World(0, processes, device))
+
+
+def check(prepared: Prepared, world: World) -> None:
+    """Raises UsageError if the run cannot begin as planned: its batch, its folder, the space for it. Writes nothing."""
+    options = prepared.options
+    check_share(options, prepared.train, world.size)
+    out, fresh = Path(options.out), options.resume == "never"
+    check_run_folder(out, identity_of(prepared, world), fresh=fresh, extend=options.extend)
+    if not fresh:
+        check_class_map(out / "classes.json", prepared.train.classes)
+    require_space(out, 3 * 3 * state_bytes(as_module(prepared.vae)), fresh=fresh)
+
+
+def identity_of(prepared: Prepared, world: World) -> RunIdentity:
+    """What makes another invocation the same run."""
+    options = prepared.options
+    return RunIdentity(
+        options=options.identity(),
+        meant={
+            "data": prepared.train.identity(),
+            "init": file_meaning(options.init),
+            "precision": precision_name(autocast_dtype(options.precision, world.device)),
+        },
+        told=options.told() | {"processes": world.size, "type of device": world.device.type},
+        defaults=options.defaults(),
+        idle=options.idle(),
+        following=frozenset(name for name, option in options.fields().items() if option.follows),
+        command="tokenizer",
+    )
 
 
 def prepare(upstream: Upstream, options: TokenizerOptions, device: torch.device) -> Prepared:
@@ -92,6 +119,7 @@ def prepare(upstream: Upstream, options: TokenizerOptions, device: torch.device)
     with named("--data"), hinting_at_share():
         train, val = find_images(options.data, options.val_share)
     check_plan(options, pyramid, train)
+    gone = check_init(options, Path(options.out), "VQVAE weights such as vae_ch160v4096z32.pth")
     with named("--data"):
         note = check_images(train, options.image_size, options.small_images)
         check_images(val, options.image_size, "upsample")
@@ -99,7 +127,7 @@ def prepare(upstream: Upstream, options: TokenizerOptions, device: torch.device)
     geometry = alias_geometry(options, pyramid)
     torch.manual_seed(stream_seed(options.seed, Stream.WEIGHTS))
     vae = build_vae(upstream, options, pyramid, device)
-    return Prepared(options, pyramid, train, val, geometry, vae, [note for note in notes if note])
+    return Prepared(options, pyramid, train, val, geometry, vae, [note for note in notes if note], gone)
 
 
 @contextlib.contextmanager
@@ -115,21 +143,22 @@ def _run(options: TokenizerOptions, world: World) -> int:
     upstream = load_upstream()
     world.say(upstream.describe())
     world.say(why_preset(options))
-    options, pyramid, train, val, geometry, vae, notes = prepare(upstream, options, world.device)
+    prepared = prepare(upstream, options, world.device)
+    options, pyramid, train, val, geometry, vae, notes, gone = prepared
     for note in notes:
         world.say(f"note: {note}")
     if world.main:
         print_plan(options, pyramid, vae, geometry, train, world.device)
-    if options.dry_run:
-        if world.main:
-            print_cost(options, pyramid, vae, world.device, world.size)
-        return 0
+    if options.dry_run and world.main:
+        print_cost(options, pyramid, vae, world.device, world.size)
     lpips = perceptual_loss(options, world.device)
-    run = open_run(options, pyramid, geometry, upstream, train) if world.main else None
-    if run:
-        run.require_space(3 * 3 * state_bytes(as_module(vae)))
+    check(prepared, world)
+    if options.dry_run:
+        return 0
+    world.barrier()  # rank 0 changes the folder only after the others have checked it
+    run = open_run(prepared, upstream, world) if world.main else None
     world.barrier()  # the others read the folder only after rank 0 has prepared it
-    plan, recipe = RunPlan.of(options), recipe_of(options)
+    plan, recipe = RunPlan.of(options, schedule_of(Path(options.out)), gone), recipe_of(options)
     data = Crops(train, options.image_size, scale=options.crop_scale, hflip=options.hflip, seed=options.seed)
     training: TokenizerTraining
     if options.only and geometry is not None:
@@ -178,22 +207,22 @@ def perceptual_loss(options: TokenizerOptions, device: torch.device) -> nn.Modul
     return load_lpips(options.lpips_weights, device)
 
 
-def open_run(
-    options: TokenizerOptions, pyramid: Any, geometry: AliasGeometry | None, upstream: Upstream, images: ImageSource
-) -> RunFolder:
+def open_run(prepared: Prepared, upstream: Upstream, world: World) -> RunFolder:
     """The run folder, with its configuration and class map written."""
+    options, geometry = prepared.options, prepared.geometry
     config = {
-        "command": "tokenizer",
-        "identity": options.identity(),
         "options": options.to_dict(),
-        "pyramid": pyramid.to_dict(),
+        "pyramid": prepared.pyramid.to_dict(),
         "alias": geometry.to_dict() if geometry else None,
         "upstream": upstream.describe(),
         "torch": torch.__version__,
     }
-    run = RunFolder(Path(options.out), config, fresh=options.resume == "never")
+    fresh = options.resume == "never"
+    run = RunFolder(Path(options.out), identity_of(prepared, world), config, fresh=fresh, extend=options.extend)
+    for note in run.notes:
+        print(f"note: {note}")
     if run.moved_to:
         print(f"the run that was in {options.out} is now in {run.moved_to}")
-    check_class_map(run.path / "classes.json", images.classes)
-    save_json(run.path / "classes.json", list(images.classes))
+    check_class_map(run.path / "classes.json", prepared.train.classes)
+    save_json(run.path / "classes.json", list(prepared.train.classes))
     return run

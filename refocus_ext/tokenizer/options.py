@@ -130,18 +130,20 @@ class TokenizerOptions(Options):
     seed: int = TRAIN(0, "seed of weights, data order, crops and noise")
     precision: str = SPEED(
         "auto",
-        "autocast of the networks (the codebook search stays fp32); auto is bf16 on CUDA, fp32 on a CPU",
+        "autocast of the networks (the codebook search stays fp32); auto is bf16 on CUDA (fp16 before compute capability 8), "
+        "fp32 on a CPU",
         choices=("auto", "fp32", "bf16", "fp16"),
     )
-    compile: bool = SPEED(False, "torch.compile encoder and decoder", identity=False)
+    compile: bool = SPEED(False, "torch.compile encoder and decoder", told=True)
     channels_last: str = SPEED(
-        "auto", "memory layout of the networks; auto is on for CUDA", choices=("auto", "on", "off")
+        "auto", "memory layout of the networks; auto is on for CUDA", choices=("auto", "on", "off"), told=True
     )
     workers: int = shared.workers(SPEED)
     device: str = shared.device(SPEED)
 
     out: str = RUN("runs/tokenizer", "run folder", metavar="DIR", identity=False)
     resume: str = shared.resume(RUN)
+    extend: bool = shared.extend(RUN)
     save_every: int = RUN(None, "steps between checkpoints", positive(int), identity=False)
     picture_every: int = RUN(None, "steps between pictures and validations", positive(int), identity=False)
     val_images: int = RUN(
@@ -151,17 +153,30 @@ class TokenizerOptions(Options):
 
     @classmethod
     def begun(cls, typed: Mapping[str, object], stage: Stage) -> dict[str, object]:
-        """The preset's own values where the run in --out has them: until they followed the steps, every run had."""
+        """Its values that follow the steps, of the run in --out where it is extended, or where they are the preset's own:
+        until they followed the steps, every run had those."""
         if typed.get("resume") == "never":
             return {}
         try:
             file = Path(str(typed.get("out") or cls.fields()["out"].default)) / "config.json"
-            theirs = json.loads(file.read_text())["options"]
+            config = json.loads(file.read_text())
+            theirs = config["options"]
             followers = [name for name, option in cls.fields().items() if option.follows]
-            same = theirs["steps"] == typed.get("steps")
+            same = theirs["steps"] == typed.get("steps", stage["steps"])
+            if typed.get("extend") or (same and len(config.get("schedule", ())) > 1):
+                return {name: theirs[name] for name in followers}
             return {name: stage[name] for name in followers if same and theirs[name] == stage[name]}
         except (OSError, ValueError, KeyError, TypeError):  # no run of this command
             return {}
+
+    def idle(self) -> frozenset[str]:
+        """The options without effect, given the others."""
+        alias = ("alias_codebook", "alias_stride", "alias_codes", "alias_width", "alias_lr")
+        names: tuple[str, ...] = (
+            alias if self.alias == "off" else ("alias_codes",) if self.alias_codebook == "shared" else ()
+        )
+        names += ("gan_start", "gan_warmup", "gan_floor", "lecam") if not self.gan else ()
+        return frozenset(names)
 
     def several_processes(self) -> bool:
         return True

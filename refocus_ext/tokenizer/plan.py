@@ -11,6 +11,7 @@ from patches import Focus, Upstream
 from patches.protocols import VQVAE, as_module
 from patches.vae_init import init_vae_weights
 from refocus_ext.engine.checks import check_run_options
+from refocus_ext.engine.devices import autocast_dtype, precision_in_words
 from refocus_ext.errors import UsageError, named
 from refocus_ext.images.source import ImageSource, classes_in_words
 from refocus_ext.optics.pyramid import FocusPyramid
@@ -54,8 +55,6 @@ def check_plan(options: TokenizerOptions, pyramid: FocusPyramid, images: ImageSo
     if options.ch % 32:
         raise UsageError(f"--ch {options.ch} is not a multiple of 32, the groups of the VQVAE's normalization.")
     check_run_options(options, images)
-    if options.init and not Path(options.init).exists():
-        raise UsageError(f"--init {options.init} is not a file; it takes VQVAE weights such as vae_ch160v4096z32.pth.")
     if options.warm_autoencoder >= options.steps:
         raise UsageError(
             f"--warm-autoencoder {options.warm_autoencoder} leaves no step of --steps {options.steps} with quantization; lower it."
@@ -106,14 +105,14 @@ def build_vae(upstream: Upstream, options: TokenizerOptions, pyramid: FocusPyram
         share_quant_resi=_phis(options.init),
     )
     init_vae_weights(vae)
-    if options.init:
+    if options.init and Path(options.init).exists():  # a run that has begun may be resumed without it
         load_published(vae, Path(options.init))
     Focus(pyramid).apply(vae)
     return vae.requires_grad_(False).eval() if options.only else vae.train()
 
 
 def _phis(init: str) -> int:
-    if not init:
+    if not init or not Path(init).exists():  # a run that has begun may be resumed without it
         return 4
     with named("--init"):
         return phis_of(vae_state_dict(Path(init)))
@@ -156,7 +155,7 @@ def print_plan(
     )
     if options.init:
         print(f"starts from {options.init}")
-        for note in read_vae(Path(options.init)).notes:
+        for note in read_vae(Path(options.init)).notes if Path(options.init).exists() else ():
             print(f"  {note}")
     if options.only:
         print("  its weights stay as they are; only the alias tokenizer is trained, and the VQVAE's losses are off")
@@ -168,7 +167,8 @@ def print_plan(
         )
     print(
         f"training: {options.steps} steps of {options.batch_size} images ({options.warm_autoencoder} of them without "
-        f"quantization), peak lr {options.alias_lr if options.only else options.lr:g}, on {device}"
+        f"quantization), peak lr {options.alias_lr if options.only else options.lr:g}, "
+        f"in {precision_in_words(options.precision, device)} on {device}"
     )
 
 
@@ -178,7 +178,7 @@ def print_cost(
     """Prints the FLOPs of a step and the memory of a process, for --dry-run."""
     parameters = sum(p.numel() for p in vae.parameters())
     cost = step_cost(vae, options.image_size, options.focus_states, pyramid.refocuses)
-    half = options.precision in ("bf16", "fp16") or (options.precision == "auto" and device.type == "cuda")
+    half = autocast_dtype(options.precision, device) != torch.float32
     images_at_once = max(1, options.batch_size // options.accumulate // world_size)
     memory = memory_bytes(parameters, cost, images_at_once, half, options.ema > 0)
     print(

@@ -90,14 +90,15 @@ class TokenizerTraining(Training):
         recipe, size = self.recipe, self.vae.focus_pyramid.image_size
         if not recipe.critic.weight:
             return NoCritic()
-        return Critic(recipe.critic, self.plan.steps, size, self.world, recipe.lr, recipe.clip, **adamw)
+        first = self.plan.steps_at(0)  # an extension does not end what has begun
+        return Critic(recipe.critic, first, size, self.world, recipe.lr, recipe.clip, **adamw)
 
     # ------------------------------------------------------------------ one step
 
     def train_step(self, step: int, batches: Sequence[Sample]) -> dict[str, float] | None:
         recipe, plan = self.recipe, self.plan
         self.codebooks.initialise(step)
-        factor = warmup_cosine(step, plan.steps, recipe.warmup, recipe.lr_end)
+        factor = warmup_cosine(step, plan.steps_at(step), recipe.warmup, recipe.lr_end)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * factor
         # every process takes the same focus state, although their noise differs
@@ -191,7 +192,8 @@ class TokenizerTraining(Training):
         self.vae.load_state_dict(state["vae"], strict=True)
         self.vae.quantize.record_hit = state["record_hit"]
         self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # empty if the run was in another precision so far
+            self.scaler.load_state_dict(state["scaler"])
         if self.alias is not None:
             self.alias.load_state_dict(state["alias"], strict=True)
         for part in (self.codebooks, self.averages, self.critic):

@@ -23,7 +23,7 @@ from refocus_ext.tokens.builder import Built, CacheBuilder
 from refocus_ext.tokens.identity import CacheIdentity
 from refocus_ext.tokens.index import inspect, read_index, require_space, size_text, write_index
 from refocus_ext.tokens.shards import Layout, find_shards, layout_of, open_shard
-from refocus_ext.tokens.tokenize import prepare
+from refocus_ext.tokens.tokenize import pick_precision, prepare
 from refocus_ext.tokens.trained_tokenizer import Tokenizer
 
 
@@ -115,6 +115,22 @@ def open_cache(folder: Path, source: CacheSource, world: World, *, verify: bool 
             "rerun its `bash run.sh tokens` command to resume."
         )
     return TokenCache(source.images, source.plan, layout, paths)
+
+
+def check_cache(folder: Path, source: CacheSource, device: torch.device) -> None:
+    """Checks what can be checked before a cache is made or continued in `folder`, on `device`; writes nothing.
+
+    Raises:
+        UsageError: the folder holds something else, its disk has too little space, or shards are missing and the device
+            has no arithmetic like that of the others.
+    """
+    layout = read_index(folder, source.identity())
+    there = find_shards(folder, layout) if layout else {}
+    missing = source.layout() if layout is None else layout
+    held = sum(path.stat().st_size for path in there.values())
+    if len(there) < missing.shards:
+        pick_precision(source.precision, device)
+        require_space(folder, max(0, missing.bytes - held))
 
 
 def build_cache(

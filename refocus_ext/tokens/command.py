@@ -15,8 +15,8 @@ from refocus_ext.images.source import ImageSource
 from refocus_ext.images.sources import find_split, split_name
 from refocus_ext.images.views import ViewPlan
 from refocus_ext.tokens.bare_tokenizer import Assumed, open_tokenizer
-from refocus_ext.tokens.cache import CacheSource, build_cache, default_folder, summary
-from refocus_ext.tokens.index import read_index, size_text
+from refocus_ext.tokens.cache import CacheSource, build_cache, check_cache, default_folder, summary
+from refocus_ext.tokens.index import size_text
 from refocus_ext.tokens.options import TokensOptions
 from refocus_ext.tokens.shards import Layout
 from refocus_ext.tokens.tokenize import pick_precision
@@ -32,10 +32,11 @@ def main(options: TokensOptions) -> int:
 def preflight(options: TokensOptions, processes: int) -> None:
     """Raises the UsageErrors that `main` would raise in every process; uses no GPU and writes nothing."""
     with named("--precision"):
-        precision = pick_precision(options.precision, preflight_device(options.device))
+        device = preflight_device(options.device)
+        precision = pick_precision(options.precision, device)
     source, _, _ = prepare(options, torch.device("cpu"), precision)
     with named("--out"):
-        read_index(cache_folder(options, source), source.identity())
+        check_cache(cache_folder(options, source), source, device)
 
 
 def prepare(options: TokensOptions, device: torch.device, precision: str) -> tuple[CacheSource, str, tuple[str, ...]]:
@@ -75,8 +76,11 @@ def _run(options: TokensOptions, world: World) -> int:
         world.say(line)
     processes = f", {world.size} processes" if world.size > 1 else ""
     world.say(f"cache: {folder}, encoded in {precision} on {world.device}{processes}")
+    with named("--out"):
+        check_cache(folder, source, world.device)
     if options.dry_run:
         return 0
+    world.barrier()  # every process has checked the folder before rank 0 writes
     workers = theirs.workers if options.workers is None else options.workers
     with Interruption("stopping after this batch; finished shards are kept") as interruption, named("--out"):
         built = build_cache(

@@ -51,6 +51,14 @@ def read_index(folder: Path, identity: CacheIdentity) -> Layout | None:
     return layout
 
 
+def precision_of(folder: Path) -> str:
+    """The arithmetic in which the cache in `folder` was encoded; '' without a cache."""
+    try:
+        return str(json.loads((folder / FILE).read_text())["identity"]["precision"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
 def write_index(folder: Path, identity: CacheIdentity, layout: Layout) -> None:
     """Makes the folder and its index.
 

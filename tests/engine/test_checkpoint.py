@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from refocus_ext.engine.checkpoints import Checkpoints, load_checkpoint
-from refocus_ext.engine.run_folder import RunFolder
+from refocus_ext.engine.run_folder import RunFolder, require_space
+from refocus_ext.engine.same_run import RunIdentity
 from refocus_ext.errors import RunFailed, UsageError
 from refocus_ext.storage import atomic
 
@@ -167,33 +168,33 @@ def test_json_is_replaced_whole(tmp_path: Path) -> None:
 
 
 def test_the_same_run_is_reopened_another_is_refused(tmp_path: Path) -> None:
-    RunFolder(tmp_path / "run", {"identity": {"steps": 5, "lr": 0.1}})
-    RunFolder(tmp_path / "run", {"identity": {"steps": 5, "lr": 0.1}})
+    RunFolder(tmp_path / "run", RunIdentity({"steps": 5, "lr": 0.1}))
+    RunFolder(tmp_path / "run", RunIdentity({"steps": 5, "lr": 0.1}))
     with pytest.raises(
         UsageError, match=r"holds a run with lr = 0\.1, this one has 0\.2 and steps = 5, this one has 6"
     ):
-        RunFolder(tmp_path / "run", {"identity": {"steps": 6, "lr": 0.2}})
+        RunFolder(tmp_path / "run", RunIdentity({"steps": 6, "lr": 0.2}))
 
 
 def test_fresh_moves_the_old_run_aside(tmp_path: Path) -> None:
-    RunFolder(tmp_path / "run", {"identity": {"steps": 5}})
+    RunFolder(tmp_path / "run", RunIdentity({"steps": 5}))
     (tmp_path / "run" / "vae.pth").write_text("precious")
-    run = RunFolder(tmp_path / "run", {"identity": {"steps": 6}}, fresh=True)
+    run = RunFolder(tmp_path / "run", RunIdentity({"steps": 6}), fresh=True)
     assert run.moved_to == tmp_path / "run.1" and (tmp_path / "run.1" / "vae.pth").read_text() == "precious"
 
 
 def test_folders_that_are_no_runs_are_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="is a file"):
-        RunFolder(tmp_path / "file", {"identity": {}})
+        RunFolder(tmp_path / "file", RunIdentity({}))
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.jpg").write_text("")
     with pytest.raises(UsageError, match="holds files but no run"):
-        RunFolder(tmp_path / "photos", {"identity": {}})
+        RunFolder(tmp_path / "photos", RunIdentity({}))
     (tmp_path / "odd").mkdir()
     (tmp_path / "odd" / "config.json").write_text("[]")
     with pytest.raises(UsageError, match="not a run's configuration"):
-        RunFolder(tmp_path / "odd", {"identity": {}})
+        RunFolder(tmp_path / "odd", RunIdentity({}))
 
 
 def test_no_permission_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,23 +203,24 @@ def test_no_permission_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(Path, "mkdir", denied)  # root may write anywhere, so a read-only folder proves nothing here
     with pytest.raises(UsageError, match=r"cannot write to --out .*Permission denied"):
-        RunFolder(tmp_path / "run", {"identity": {}})
+        RunFolder(tmp_path / "run", RunIdentity({}))
 
 
 def test_no_space_is_told(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="GiB free, but checkpoints and weights of this run need"):
-        RunFolder(tmp_path / "run", {"identity": {}}).require_space(1 << 60)
+        require_space(tmp_path / "run", 1 << 60)
+    assert not (tmp_path / "run").exists()
 
 
 def test_metrics_past_the_resumed_step_are_dropped(tmp_path: Path) -> None:
-    run = RunFolder(tmp_path / "run", {"identity": {}})
+    run = RunFolder(tmp_path / "run", RunIdentity({}))
     run.begin_metrics(0)
     for step in (1, 2, 3):
         run.log(step, {"loss": step})
     run.close()
     file = tmp_path / "run" / "metrics.jsonl"
     file.write_text(file.read_text() + '{"step": 4, "lo')  # the torn last line of a killed process
-    again = RunFolder(tmp_path / "run", {"identity": {}})
+    again = RunFolder(tmp_path / "run", RunIdentity({}))
     again.begin_metrics(2)
     again.log(3, {"loss": 30.0})
     again.close()

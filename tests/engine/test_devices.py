@@ -6,7 +6,17 @@ import pytest
 import torch
 
 from refocus_ext.engine import devices
-from refocus_ext.engine.devices import Cuda, DeviceKind, autocast, autocast_dtype, kind_of, pick_device, rewound
+from refocus_ext.engine.devices import (
+    Cuda,
+    DeviceKind,
+    autocast,
+    autocast_dtype,
+    kind_of,
+    pick_device,
+    precision_in_words,
+    precision_name,
+    rewound,
+)
 from refocus_ext.errors import UsageError
 
 CPU = torch.device("cpu")
@@ -16,7 +26,9 @@ class Toy(DeviceKind):
     """A type that is always there, under a name that PyTorch knows and has no memory for."""
 
     name = "meta"
-    half = torch.bfloat16
+
+    def half(self, device: torch.device) -> torch.dtype:
+        return torch.bfloat16
 
 
 def test_auto_takes_the_first_type_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,6 +54,25 @@ def test_the_cpu_needs_no_care() -> None:
     block = torch.ones(2**24)  # 64 MiB
     assert used == 0 or kind.peak_memory(CPU) - used >= 0.9 * block.numel() * 4
     kind.synchronize(CPU)
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "words"),
+    [
+        ((7, 5), torch.float16, "fp16 with a loss scaler (this GPU has no bf16)"),
+        ((8, 0), torch.bfloat16, "bf16"),
+        ((9, 0), torch.bfloat16, "bf16"),
+        ((12, 0), torch.bfloat16, "bf16"),
+    ],
+)
+def test_auto_is_bf16_where_the_gpu_has_it(
+    capability: tuple[int, int], dtype: torch.dtype, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    gpu = torch.device("cuda:1")
+    assert autocast_dtype("auto", gpu) == dtype and precision_in_words("auto", gpu) == words
+    assert precision_in_words("fp16", gpu) == "fp16 with a loss scaler" and precision_in_words("fp32", gpu) == "fp32"
+    assert precision_name(dtype) == words.split()[0]
 
 
 def test_fewer_gpus_than_processes_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,16 @@ with join_world("cpu") as world, Interruption() as interruption:
 """
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        (signal.SIGINT, 130),
+        (signal.SIGTERM, 143),
+        (signal.SIGUSR1, 138),
+        (signal.SIGUSR2, 140),
+        (signal.SIGHUP, 129),
+    ],
+)
 def test_one_process_ends_with_its_signals_code(number: int, code: int, capsys: pytest.CaptureFixture[str]) -> None:
     before = signal.getsignal(number)
     with Interruption("saving first") as interruption:
@@ -38,6 +48,30 @@ def test_one_process_ends_with_its_signals_code(number: int, code: int, capsys: 
         assert interruption.agreed(ALONE) == code
     assert signal.getsignal(number) is before
     assert "interrupted: saving first" in capsys.readouterr().err
+
+
+def test_the_first_signal_counts_and_its_echo_does_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Schedulers signal all processes of a job, and the launcher passes it on: the same signal arrives twice."""
+    with Interruption() as interruption:
+        for number in (signal.SIGUSR1, signal.SIGUSR1, signal.SIGTERM, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+        assert interruption.agreed(ALONE) == 138
+        monkeypatch.setattr("refocus_ext.engine.interruption.ECHO", 0.0)
+        os.kill(os.getpid(), signal.SIGUSR1)  # a warning stays one
+        assert interruption.agreed(ALONE) == 138
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+
+
+def test_nohup_stays_in_force() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Interruption() as interruption:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert interruption.agreed(ALONE) == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_process_that_was_not_signalled_ends_with_the_same_code(tmp_path: Path) -> None:

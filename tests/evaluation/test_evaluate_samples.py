@@ -25,7 +25,7 @@ from refocus_ext.evaluation.frechet import FeatureStatistics, frechet_distance
 from refocus_ext.evaluation.inception import load_inception
 from refocus_ext.evaluation.options import EvalOptions
 from refocus_ext.evaluation.reference import open_reference
-from refocus_ext.evaluation.samples_report import PUBLISHED, SampleReport, table
+from refocus_ext.evaluation.samples_report import PUBLISHED, SampleReport, table, too_few
 from refocus_ext.evaluation.scores import inception_score, precision_recall
 from refocus_ext.images.npz import NpzImages, write_npz
 from refocus_ext.images.readers import FolderImages, open_samples
@@ -415,3 +415,88 @@ def test_json_is_looked_at_before_any_work(
     assert main(words) == 2 and main(["--preflight", "2", *words]) == 2
     out, error = capsys.readouterr()
     assert not out and error.count("is a folder; give the name of a file") == 2
+
+
+# ------------------------------------------------------------------------------------------------ reference statistics
+
+
+def write_reference(images: Path, file: Path, *words: str) -> int:
+    return main(["eval", "--reference", str(images), "--write-reference", str(file), "--device", "cpu", *words])
+
+
+@pytest.fixture
+def written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("refocus_ext.evaluation.reference_writer.load_inception", load_colours)
+
+
+def test_written_statistics_give_the_distances_of_their_images(
+    colours: None, written: None, files: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    samples_file, images = files
+    folder = save_folder(tmp_path / "folder", pictures(40, seed=1))
+    direct = numbers(samples_file, images)
+    for source in (images, folder):
+        statistics = tmp_path / "new" / "statistics.npz"
+        assert write_reference(source, statistics) == 0
+        said = capsys.readouterr().out
+        assert "mu_s and sigma_s of 40 images" in said and "warning: 40 reference images are fewer than 10,000" in said
+        found = numbers(samples_file, statistics)
+        assert [found["fid"], found["sfid"]] == pytest.approx([direct["fid"], direct["sfid"]], rel=1e-6)
+        assert found["precision"] is None and "no images" in found["not_measured"]["precision"]
+        assert found["counts"]["fid"] == {"samples": 50, "reference": 40} == direct["counts"]["recall"]
+        assert found["counts"]["inception_score"] == {"samples": 50} and "precision" not in found["counts"]
+        assert "FID, sFID: 50 samples against 40 reference images" in capsys.readouterr().out
+
+
+def test_others_read_our_file_and_we_theirs(
+    colours: None, written: None, files: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    samples_file, images = files
+    statistics = tmp_path / "statistics.npz"
+    assert write_reference(images, statistics) == 0
+    with np.load(statistics) as ours:  # what pytorch-fid, and ADM's evaluator, take from it
+        theirs = {name: ours[name] for name in ("mu", "sigma")}
+        assert ours["mu"].shape == (2048,) and ours["sigma_s"].shape == (2023, 2023) and ours["mu"].dtype == np.float64
+        assert {"mu", "sigma", "mu_s", "sigma_s"} <= set(ours.files)
+    whole = numbers(samples_file, statistics)
+    np.savez(tmp_path / "pytorch_fid.npz", **theirs)
+    capsys.readouterr()
+    found = numbers(samples_file, tmp_path / "pytorch_fid.npz")
+    assert found["fid"] == pytest.approx(whole["fid"], rel=1e-9) and found["sfid"] is None
+    assert found["counts"]["fid"] == {"samples": 50, "reference": None}
+    said = capsys.readouterr().out
+    assert "not measured: sFID, because the reference stores mu and sigma but no mu_s and sigma_s" in said
+    assert "FID: 50 samples against statistics of an unknown number of reference images" in said
+    assert "warning: 50 samples are fewer than 10,000" in said
+
+
+def test_a_warning_ends_at_ten_thousand() -> None:
+    assert too_few(9_999, "samples", "FID") and not too_few(10_000, "samples", "FID")
+    assert not too_few(None, "reference images", "FID")
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["--write-reference", "a.npz"], "needs --reference"),
+        (["--write-reference", "a.npz", "--reference", "x", "--samples", "y"], "omit --samples"),
+        (["--write-reference", "a.npz", "--reference", "x", "--json", "y"], "omit --json"),
+        (["--write-reference", "a.txt", "--reference", "x"], "must end in .npz"),
+        (["--write-reference", "a.npz", "--reference", "mixed"], "or give --reference-size"),
+        (["--write-reference", "a.npz", "--reference", "one"], "a covariance needs two"),
+        (["--samples", "x", "--reference", "y", "--reference-size", "8"], "is for --write-reference"),
+    ],
+)
+def test_what_cannot_be_written_is_refused_first(
+    written: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    words: list[str], text: str,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    save_folder(tmp_path / "one", pictures(1))
+    save_folder(tmp_path / "mixed", pictures(2))
+    Image.fromarray(pictures(1, size=30)[0]).save(tmp_path / "mixed" / "z.png")
+    assert main(["eval", *words]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert text in line and not list(tmp_path.glob("a.*"))
+    if "mixed" in words:
+        assert main(["eval", *words, "--reference-size", "12", "--device", "cpu"]) == 0

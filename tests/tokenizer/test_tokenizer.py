@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +20,7 @@ from patches import Focus, Upstream, load_upstream
 from refocus_ext import vector_quantization
 from refocus_ext.commands import main
 from refocus_ext.engine.checkpoints import load_checkpoint
+from refocus_ext.engine.optimization import warmup_cosine
 from refocus_ext.optics.pyramid import FocusPyramid
 from refocus_ext.storage.atomic import sha256
 from refocus_ext.tokenizer import codebooks, prefixes
@@ -464,3 +467,181 @@ def test_short_training_orders_the_prefixes(tmp_path: Path) -> None:
     to_focus = [report[f"val/psnr_prefix{k}_F{k}"] for k in (1, 2, 3)]
     assert to_focus[0] > to_sharp[0] and to_focus[1] > to_sharp[1]
     assert to_sharp[0] < to_sharp[1] < to_sharp[2]
+
+
+# ------------------------------------------------------------------------------------------------ the same run
+
+
+def interrupt_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGTERM in the step after `step` steps, once."""
+    real = TokenizerTraining.train_step
+    signals = {step - 1}
+
+    def interrupted(self: TokenizerTraining, number: int, batches: Any) -> Any:
+        if number in signals:
+            signals.remove(number)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, number, batches)
+
+    monkeypatch.setattr(TokenizerTraining, "train_step", interrupted)
+
+
+def test_a_run_goes_on_where_it_computes_the_same(
+    image_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A moved data set, other spellings of it, other micro-batches and a raised precision."""
+    out = tmp_path / "run"
+    interrupt_after(2, monkeypatch)
+    assert train(image_tree, out, "--precision", "bf16") == 143
+    moved = image_tree.rename(tmp_path / "moved")
+    (tmp_path / "link").symlink_to(moved)
+    monkeypatch.chdir(tmp_path)
+    interrupt_after(4, monkeypatch)
+    capsys.readouterr()
+    assert train(Path("link/"), out, "--precision", "fp32", "--accumulate", "2", "--workers", "1") == 143
+    said = capsys.readouterr().out
+    assert "note: the same run as before, but for data = link" in said and "with the same contents" in said
+    assert "precision = fp32 (was bf16)" in said and "accumulate = 2 (was 1)" in said and "workers = 1 (was 0)" in said
+    before = (out / "config.json").read_text()
+    assert train(moved, out, "--precision", "fp16") == 2
+    assert "precision = fp32, this one has fp16" in capsys.readouterr().err
+    assert train(moved, out, "--lr", "0.5") == 2
+    (moved / "train" / "cat" / "zz.png").write_bytes(next((moved / "train" / "dog").iterdir()).read_bytes())
+    assert train(moved, out) == 2
+    assert "data = " in capsys.readouterr().err and (out / "config.json").read_text() == before
+    (moved / "train" / "cat" / "zz.png").unlink()
+    assert train(Path("moved"), out, "--precision", "fp32") == 0
+
+
+def test_init_may_be_gone_once_it_is_not_needed(
+    image_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(image_tree, tmp_path / "first") == 0
+    weights = tmp_path / "first" / "vae.pth"
+    init, out = tmp_path / "init.pth", tmp_path / "run"
+    init.write_bytes(weights.read_bytes())
+    interrupt_after(2, monkeypatch)
+    assert train(image_tree, out, "--init", str(init)) == 143
+    interrupt_after(3, monkeypatch)
+    assert train(image_tree, out, "--init", str(init.rename(tmp_path / "moved.pth"))) == 143
+    (tmp_path / "moved.pth").unlink()
+    assert train(image_tree, tmp_path / "other", "--init", str(tmp_path / "moved.pth")) == 2
+    assert "is no file" in capsys.readouterr().err
+    kept = {path: path.read_bytes() for path in (out / "checkpoints").iterdir()}
+    for path in kept:
+        path.write_bytes(b"damaged")
+    assert train(image_tree, out, "--init", str(tmp_path / "moved.pth")) == 1
+    assert "put that file back" in capsys.readouterr().err
+    for path, content in kept.items():
+        path.write_bytes(content)
+    assert train(image_tree, out, "--init", str(tmp_path / "moved.pth")) == 0
+
+
+def test_an_extended_run_is_one_run_to_the_bit(
+    image_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    for out in (whole, parts):
+        assert train(image_tree, out, "--warmup", "1") == 0
+    capsys.readouterr()
+    assert train(image_tree, whole, "--steps", "10") == 2
+    refused = sentence(capsys)
+    assert "steps = 6, this one has 10" in refused and "(the learning-rate schedule depends on the steps)" in refused
+    assert "--extend to train that run for more steps" in refused
+    assert train(image_tree, whole, "--steps", "4", "--extend") == 2
+    assert "--extend cannot lower the 6 steps" in sentence(capsys)
+    assert train(image_tree, tmp_path / "none", "--extend") == 2 and not (tmp_path / "none").exists()
+    assert train(image_tree, whole, "--warmup", "1", "--steps", "10", "--extend") == 0
+    assert "steps = 10 from step 6 on (was 6)" in capsys.readouterr().out
+    interrupt_after(8, monkeypatch)
+    assert train(image_tree, parts, "--warmup", "1", "--steps", "10", "--extend") == 143
+    assert train(image_tree, parts, "--warmup", "1", "--steps", "10") == 0  # without --extend
+    configs = [json.loads((run / "config.json").read_text()) for run in (whole, parts)]
+    assert all(c["schedule"] == [{"from_step": 0, "steps": 6}, {"from_step": 6, "steps": 10}] for c in configs)
+    logs = [[json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in (whole, parts)]
+    assert logs[0] == logs[1]
+    for name in ("vae.pth", "alias.pth"):
+        states = [torch.load(run / name, weights_only=True) for run in (whole, parts)]
+        assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+    rates = [record["train/lr"] for record in logs[0] if "train/lr" in record]
+    peak = max(rates)
+    expected = [warmup_cosine(s, 6, 1, 0.05) for s in range(6)] + [warmup_cosine(s, 10, 1, 0.05) for s in range(6, 10)]
+    assert rates == pytest.approx([peak * factor for factor in expected])
+
+
+def test_out_of_memory_is_arithmetic_and_a_command(
+    image_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real, calls = StructureObjective.forward, iter(range(100))
+
+    def full(self: StructureObjective, *args: Any, **kwargs: Any) -> Any:
+        if next(calls) == 3:
+            raise errors.pop()
+        return real(self, *args, **kwargs)
+
+    monkeypatch.setattr(StructureObjective, "forward", full)
+    errors: list[BaseException] = [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")]
+    assert train(image_tree, tmp_path / "run", "--accumulate=1") == 1
+    said = sentence(capsys)
+    assert "out of memory on cpu in step 4: a micro-batch of 4 images took " in said
+    assert "--accumulate 2 makes that 2, about " in said and "The last checkpoint is intact" in said
+    command = said[said.index("bash run.sh tokenizer") :].strip()
+    assert command.endswith("--accumulate 2") and "--accumulate=1" not in command
+    assert main(shlex.split(command)[2:]) == 0
+    calls = iter(range(100))
+    errors.append(RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes"))
+    assert train(image_tree, tmp_path / "ones", "--batch-size", "1") == 1
+    said = sentence(capsys)
+    assert "a micro-batch of 1 image took" in said and "It cannot be smaller" in said
+    calls = iter(range(100))
+    errors.append(MemoryError())
+    assert train(image_tree, tmp_path / "more") == 1 and "out of memory" in sentence(capsys)
+    calls = iter(range(100))
+    errors.append(RuntimeError("a bug"))
+    with pytest.raises(RuntimeError, match="a bug"):
+        train(image_tree, tmp_path / "bug")
+
+
+def sentence(capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line on stderr since the last call."""
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    return line
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (("--lpips", "1", "--lpips-weights", "/nowhere/vgg.pth"), "/nowhere/vgg.pth"),
+        (("--out", "another"), "holds a run with"),
+        (("--batch-size", "99"), "larger than the data set"),
+        (("--extend",), "holds none to continue"),
+    ],
+)
+def test_a_dry_run_refuses_what_the_run_would_refuse(
+    image_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    words: tuple[str, ...], text: str,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "another" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "another" / "config.json").write_text('{"command": "tokenizer", "identity": {"lr": 5}}')
+    (tmp_path / "another" / "metrics.jsonl").write_text('{"step": 1}')
+    before = sorted(tmp_path.rglob("*"))
+    for mode in (["--dry-run"], []):
+        assert main(["tokenizer", *TINY, "--data", str(image_tree), "--out", "run", *words, *mode]) == 2
+        assert text in sentence(capsys)
+        assert (
+            main(["--preflight", "1", "tokenizer", *TINY, "--data", str(image_tree), "--out", "run", *words, *mode])
+            == 2
+        )
+        assert text in sentence(capsys)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_dry_run_refuses_a_full_disk_and_a_batch_that_does_not_divide(
+    image_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["tokenizer", *TINY, "--data", str(image_tree), "--out", str(tmp_path / "run"), "--dry-run"]
+    assert main(["--preflight", "3", *words]) == 2 and "choose a multiple of 3" in sentence(capsys)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
+    assert main(words) == 2 and "0.00 GiB free, but checkpoints and weights" in sentence(capsys)
+    assert not (tmp_path / "run").exists()

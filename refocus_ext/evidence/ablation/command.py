@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from refocus_ext.engine.devices import pick_device
+from refocus_ext.engine.interruption import WARNINGS
 from refocus_ext.errors import RunFailed, UsageError, named
 from refocus_ext.evidence.ablation.differences import summarise
 from refocus_ext.evidence.ablation.measure import Measure, inception_if_there, measure_run
@@ -42,7 +44,7 @@ def main(options: AblateOptions) -> int:
     for number, words in enumerate(plan, start=1):
         print(f"\n[{number}/{len(plan)}] bash run.sh {shlex.join(words)}", flush=True)
         if code := launch(words):
-            if code in (130, 143):
+            if code >= 128:  # 128 + a signal: interrupted and saved
                 print("stopped; rerun the same command to resume")
                 return code
             raise RunFailed(f"`bash run.sh {shlex.join(words)}` ended with exit code {code}; its output is above.")
@@ -135,6 +137,9 @@ def launch(words: Sequence[str]) -> int:
     """One command in a separate process, by run.sh, which starts several processes on several GPUs."""
     environment = os.environ | {"REFOCUS_PYTHON": os.environ.get("REFOCUS_PYTHON", sys.executable)}
     process = subprocess.Popen(["bash", str(ROOT / "run.sh"), *words], env=environment)
+    for number in (signal.SIGTERM, *WARNINGS):  # schedulers signal this process, a terminal's Ctrl-C reaches both
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, lambda number, _frame: process.send_signal(number))
     while True:
         try:
             return process.wait()

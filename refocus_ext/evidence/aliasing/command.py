@@ -58,6 +58,7 @@ def main(options: AliasingOptions) -> int:
         out = results_folder(options.out)
     with named("--json"):
         json = results_file(options.json) if options.json else None
+    out.mkdir(parents=True, exist_ok=True)
     page = Page(out)
     numbers: dict[str, Any] = {"pyramid": pyramid.to_dict()}
     numbers |= optics(page, pyramid, photographs)

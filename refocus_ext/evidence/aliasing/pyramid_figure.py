@@ -50,6 +50,7 @@ def main(options: PyramidOptions) -> int:
     for warning in pyramid.rayleigh_warnings():
         print(f"note: {warning}")
     states = look(pyramid, x, periodic)
+    out.parent.mkdir(parents=True, exist_ok=True)
     save_png(out, draw(pyramid, x, states, name, periodic))
     print("\n".join(table(pyramid, states)))
     print(f"\nwrote {out}")

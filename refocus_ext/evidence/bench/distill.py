@@ -68,7 +68,7 @@ def measure(
 
     def step(objective: DistillObjective) -> None:
         taught = objective.teacher is not None
-        with autocast(kind_of(device).half, device):
+        with autocast(kind_of(device).half(device), device):
             alias_K = embed.alias(alias_BT) if taught else []
             loss, _ = objective(label_B, embed.structure(idx_BL), idx_BL, alias_K)
         loss.backward()
@@ -81,7 +81,7 @@ def measure(
     if upstream.kind == "submodule":
         with contextlib.suppress(ModuleNotFoundError):
             parts["upstream"] = upstream_train_step(
-                vae, var, optimizers["var"], label_B, idx_BL, bf16=kind_of(device).half == torch.bfloat16
+                vae, var, optimizers["var"], label_B, idx_BL, bf16=kind_of(device).half(device) == torch.bfloat16
             )
     alone, both = (DistillObjective(var, member, DistillWeights()) for member in (None, teacher))
     parts |= {"student": lambda: step(alone), "distillation": lambda: step(both)}

@@ -1,0 +1,39 @@
+"""The command line of this process, for messages that give it back with a change."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Mapping, Sequence
+
+_words: list[str] = []
+
+
+def remember(words: Sequence[str]) -> None:
+    """The command's name and its options, as they were typed."""
+    _words[:] = words
+
+
+def again(changes: Mapping[str, str | None] | None = None) -> str:
+    """The same command with some options changed.
+
+    Args:
+        changes: flag -> value, None for a flag without one.
+
+    >>> remember(["tokenizer", "--accumulate=2", "--data", "my pictures"])
+    >>> again({"--accumulate": "4", "--grad-checkpoint": None})
+    "bash run.sh tokenizer --data 'my pictures' --accumulate 4 --grad-checkpoint"
+    """
+    changes = changes or {}
+    kept: list[str] = []
+    words = iter(_words)
+    for word in words:
+        flag, equals, _ = word.partition("=")
+        if flag not in changes:
+            kept.append(word)
+        elif changes[flag] is not None and not equals:
+            next(words, None)
+    added = [word for flag, value in changes.items() for word in (flag, value) if word is not None]
+    names = (name for name in ("NPROC", "NNODES", "NODE_RANK", "MASTER_ADDR") if name in os.environ)
+    where = [f"{name}={shlex.quote(os.environ[name])}" for name in names if os.environ.get("WORLD_SIZE", "1") != "1"]
+    return " ".join([*where, "bash run.sh", shlex.join([*kept, *added])])
