@@ -189,7 +189,10 @@ if [ "$processes" -gt 1 ] || [ "${NNODES:-1}" -gt 1 ]; then
     fi
     # What every process would refuse is refused once, by one process.
     "$python" -m refocus_ext --preflight $((processes * ${NNODES:-1})) "$@" || exit $?
-    export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+    export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" REFOCUS_PROCESSES=$((processes * ${NNODES:-1}))
+    for word in "$@"; do # a plan needs one process, and no other node
+        if [ "$word" = --dry-run ]; then exec "$python" -m refocus_ext "$@"; fi
+    done
     exec "$python" -m refocus_ext.launch --processes "$processes" ${where[@]+"${where[@]}"} -- -m refocus_ext "$@"
 fi
 exec "$python" -m refocus_ext "$@"

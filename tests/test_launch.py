@@ -156,3 +156,29 @@ def test_the_batch_script_saves_requeues_and_resumes(
     output = second.communicate(timeout=120)[0]
     assert second.returncode == 143 and f"resuming after step {step}" in output, output
     assert [line.split()[0] for line in log.read_text().splitlines()] == ["show", "requeue", "show", "show"]
+
+
+def test_the_plan_of_a_job_is_made_on_one_node(image_tree: Path, tmp_path: Path) -> None:
+    """For four nodes of two processes, none of which is there."""
+    nodes = {"NNODES": "4", "NODE_RANK": "0", "MASTER_ADDR": "nowhere", "NPROC": "2", "REFOCUS_PYTHON": sys.executable}
+    words = [
+        "bash",
+        "run.sh",
+        *TINY,
+        "--data",
+        str(image_tree),
+        "--out",
+        str(tmp_path / "run"),
+        "--steps",
+        "3",
+        "--dry-run",
+    ]
+
+    def plan(batch: str) -> subprocess.CompletedProcess[str]:
+        command = [*words, "--batch-size", batch]
+        return subprocess.run(command, cwd=ROOT, env=os.environ | nodes, capture_output=True, text=True, timeout=120)
+
+    good = plan("8")
+    assert good.returncode == 0 and "per process for 1 images at once" in good.stdout, good.stderr
+    bad = plan("4")
+    assert bad.returncode == 2 and "does not divide over 8 processes" in bad.stderr and not (tmp_path / "run").exists()

@@ -29,7 +29,7 @@ from refocus_ext.distill.teacher.geometry import TeacherGeometry
 from refocus_ext.distill.training import DistillTraining
 from refocus_ext.engine.checks import check_init, check_share
 from refocus_ext.engine.devices import autocast_dtype, precision_name
-from refocus_ext.engine.distributed import World, join_world, preflight_device
+from refocus_ext.engine.distributed import World, join_world, planned, preflight_device
 from refocus_ext.engine.interruption import Interruption
 from refocus_ext.engine.run_folder import RunFolder, check_run_folder, require_space, schedule_of
 from refocus_ext.engine.same_run import RunIdentity, file_meaning
@@ -145,6 +145,7 @@ def starting_weights(options: DistillOptions, tokenizer: Tokenizer, classes: int
 
 
 def _run(options: DistillOptions, world: World) -> int:
+    world = planned(world) if options.dry_run else world
     upstream = load_upstream()
     world.say(upstream.describe())
     prepared = prepare_run(upstream, options, world.device)

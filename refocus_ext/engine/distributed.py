@@ -7,7 +7,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -92,6 +92,14 @@ class World:
         with warnings.catch_warnings():  # renamed after torch 2.11; the oldest supported version has only this name
             warnings.simplefilter("ignore", FutureWarning)
             return nn.parallel.DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False)
+
+
+def planned(world: World) -> World:
+    """For --dry-run, which run.sh starts in one process: the world of as many processes as the run would have.
+
+    It must not communicate.
+    """
+    return replace(world, size=int(os.environ.get("REFOCUS_PROCESSES") or world.size)) if world.size == 1 else world
 
 
 def preflight_device(name: str) -> torch.device:

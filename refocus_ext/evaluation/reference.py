@@ -24,14 +24,14 @@ class Reference(NamedTuple):
     """The reference of samples; parts may be absent, but not both the images and `pool`.
 
     Attributes:
-        count: images behind the stored statistics, None if the file does not tell.
+        statistics_images: images behind the stored statistics, None if the file does not tell.
         standard: whether they were computed with the published Inception weights, None if the file does not tell.
     """
 
     images: ImageSet | None
     pool: Gaussian | None
     spatial: Gaussian | None
-    count: int | None = None
+    statistics_images: int | None = None
     standard: bool | None = None
 
 

@@ -150,7 +150,7 @@ def evaluate(
         precision=precision,
         recall=recall,
         ordered_by_class=ordered,
-        statistics_images=reference.count,
+        statistics_images=reference.statistics_images,
         stored_statistics=reference.pool is not None,
         not_measured=missing,
         notes=_notes(samples, reference, inception, ordered),

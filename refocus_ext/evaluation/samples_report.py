@@ -28,10 +28,10 @@ class SampleReport:
     precision: float | None
     recall: float | None
     ordered_by_class: bool
-    statistics_images: int | None = None  # behind the reference's stored statistics, if there are any and it tells
-    stored_statistics: bool = False
     not_measured: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    statistics_images: int | None = None  # behind the reference's stored statistics, if there are any and it tells
+    stored_statistics: bool = False
 
     @property
     def counts(self) -> dict[str, dict[str, int | None]]:

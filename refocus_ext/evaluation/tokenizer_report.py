@@ -131,11 +131,5 @@ def write_json(path: Path, tokenizer: Tokenizer, source: str, report: TokenizerR
         RunFailed: the file cannot be written.
     """
     origin = {"tokenizer": str(tokenizer.path), "weights": tokenizer.config.get("weights", {}), "data": source}
-    pyramid = {"pyramid": tokenizer.pyramid.to_dict()}
-    write_numbers(
-        path,
-        origin
-        | pyramid
-        | {"reconstruction": report.reconstruction, "counts": report.counts}
-        | dataclasses.asdict(report),
-    )
+    whole = {"pyramid": tokenizer.pyramid.to_dict(), "reconstruction": report.reconstruction, "counts": report.counts}
+    write_numbers(path, origin | whole | dataclasses.asdict(report))

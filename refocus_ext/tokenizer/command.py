@@ -14,7 +14,7 @@ from patches import Upstream, load_upstream
 from patches.protocols import FocusedVQVAE, as_module
 from refocus_ext.engine.checks import check_init, check_share
 from refocus_ext.engine.devices import autocast_dtype, precision_name
-from refocus_ext.engine.distributed import World, join_world, preflight_device
+from refocus_ext.engine.distributed import World, join_world, planned, preflight_device
 from refocus_ext.engine.interruption import Interruption
 from refocus_ext.engine.run_folder import RunFolder, check_run_folder, require_space, schedule_of
 from refocus_ext.engine.same_run import RunIdentity, file_meaning
@@ -140,6 +140,7 @@ def hinting_at_share() -> Iterator[None]:
 
 
 def _run(options: TokenizerOptions, world: World) -> int:
+    world = planned(world) if options.dry_run else world
     upstream = load_upstream()
     world.say(upstream.describe())
     world.say(why_preset(options))

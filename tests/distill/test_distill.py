@@ -8,6 +8,7 @@ import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -227,6 +228,92 @@ def test_interruption_saves_and_resume_ends_in_the_same_bits(
         assert_same(weights(tmp_path / "whole", name), weights(tmp_path / "parts", name))
     assert run("parts", "--save-every", "0") == 0
     assert "already trained for 6 steps" in capsys.readouterr().out
+
+
+def test_an_extended_run_is_one_run_to_the_bit(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Interrupted after its extension; then resumed with other words for the same classes and another attention."""
+    for name in ("whole", "parts"):
+        assert run(name) == 0
+    assert run("whole", "--steps", "9") == 2 and "--extend to train that run for more steps" in capsys.readouterr().err
+    assert run("whole", "--steps", "9", "--extend") == 0
+    real, steps = DistillTraining.train_step, iter(range(100))
+
+    def train_step(self: DistillTraining, *args: Any) -> Any:
+        if next(steps) == 1:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return real(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DistillTraining, "train_step", train_step)
+        assert run("parts", "--steps", "9", "--extend") == 138
+    capsys.readouterr()
+    assert run("parts", "--steps", "9", "--num-classes", "2", "--workers", "1", "--grad-checkpoint") == 0
+    said = capsys.readouterr().out
+    assert "num_classes = 2 (was 0)" in said and "workers = 1 (was 0)" in said and "grad_checkpoint = True" in said
+    for name in ("var_d2.pth", "teacher.pth"):
+        assert_same(weights(tmp_path / "whole", name), weights(tmp_path / "parts", name))
+    schedule = [{"from_step": 0, "steps": 6}, {"from_step": 6, "steps": 9}]
+    assert json.loads((tmp_path / "parts" / "config.json").read_text())["schedule"] == schedule
+
+
+def test_a_cache_of_another_device_is_taken(run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Made in tf32 on a GPU, and resumed on a CPU."""
+    cache = tmp_path / "tokens"
+    assert run("run", "--cache", str(cache), "--save-every", "2") == 0
+    index = json.loads((cache / "index.json").read_text())
+    index["identity"]["precision"] = "tf32"
+    (cache / "index.json").write_text(json.dumps(index))
+    assert run("run", "--cache", str(cache)) == 0
+    shard = next(path for path in cache.iterdir() if path.name != "index.json")
+    shard.unlink()  # what is missing can be made in fp32 only
+    capsys.readouterr()
+    assert run("run", "--cache", str(cache)) == 2
+    assert "tf32 is CUDA's" in capsys.readouterr().err
+
+
+def test_out_of_memory_names_what_saves_memory(
+    run: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(self: DistillTraining, *args: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(DistillTraining, "_backward", full)
+    assert run("run") == 1
+    assert "--accumulate 2 makes that" in (said := capsys.readouterr().err) and "--grad-checkpoint saves more" in said
+    assert run("one", "--batch-size", "1") == 1
+    assert "--grad-checkpoint keeps fewer activations" in (said := capsys.readouterr().err)
+    assert said.strip().endswith("--grad-checkpoint")
+    assert run("one", "--batch-size", "1", "--grad-checkpoint") == 1
+    assert "It cannot be smaller" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (("--batch-size", "99"), "larger than the data set"),
+        (("--extend",), "holds none to continue"),
+        (("--init", "nowhere.pth"), "--init nowhere.pth is no file"),
+    ],
+)
+def test_a_dry_run_refuses_what_the_run_would_refuse(
+    run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], text: str
+) -> None:
+    assert run("run", "--dry-run", *words) == 2 and text in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_refuses_a_full_disk(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=10))
+    for words, text in (
+        (("--cache", str(tmp_path / "t")), "but the token cache needs"),
+        (("--cache", "off"), "GiB free, but"),
+    ):
+        assert run("run", "--dry-run", *words) == 2 and text in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_damaged_checkpoint_is_passed_over(run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -195,7 +195,7 @@ def test_two_processes_give_the_numbers_of_one(colours: None, files: tuple[Path,
     argv = [*map(str, launch), *map(str, words), "--json", str(out)]
     result = subprocess.run(argv, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=300)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.count("precision") == 1, "only rank 0 talks"
+    assert result.stdout.count("published, ImageNet") == 1, "only rank 0 talks"
     assert metrics(json.loads(out.read_text())) == pytest.approx(metrics(one), rel=1e-9)
 
 
@@ -427,6 +427,8 @@ def write_reference(images: Path, file: Path, *words: str) -> int:
 @pytest.fixture
 def written(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("refocus_ext.evaluation.reference_writer.load_inception", load_colours)
+    for kind, widths in (("pool", ("mu", "sigma", 12)), ("spatial", ("mu_s", "sigma_s", 27))):
+        monkeypatch.setitem(reference.STATISTICS, kind, widths)
 
 
 def test_written_statistics_give_the_distances_of_their_images(
@@ -456,7 +458,7 @@ def test_others_read_our_file_and_we_theirs(
     assert write_reference(images, statistics) == 0
     with np.load(statistics) as ours:  # what pytorch-fid, and ADM's evaluator, take from it
         theirs = {name: ours[name] for name in ("mu", "sigma")}
-        assert ours["mu"].shape == (2048,) and ours["sigma_s"].shape == (2023, 2023) and ours["mu"].dtype == np.float64
+        assert ours["mu"].shape == (12,) and ours["sigma_s"].shape == (27, 27) and ours["mu"].dtype == np.float64
         assert {"mu", "sigma", "mu_s", "sigma_s"} <= set(ours.files)
     whole = numbers(samples_file, statistics)
     np.savez(tmp_path / "pytorch_fid.npz", **theirs)
