@@ -90,6 +90,11 @@ def prepare(upstream: Upstream, options: TokenizerOptions, device: torch.device)
     with named("--data"):
         note = check_images(train, options.image_size, options.small_images)
     notes = [note, *pyramid.rayleigh_warnings()]
+    if options.only and pyramid.refocuses:
+        notes.append(
+            f"with blur {options.blur} the frozen VQVAE's tokens follow focus states, on which published weights were not "
+            "trained; with --blur none they are VAR's own, and the alias tokens the same"
+        )
     geometry = alias_geometry(options, pyramid)
     torch.manual_seed(stream_seed(options.seed, Stream.WEIGHTS))
     vae = build_vae(upstream, options, pyramid, device)
@@ -106,7 +111,7 @@ def _run(options: TokenizerOptions, world: World) -> int:
     if world.main:
         print_plan(options, pyramid, vae, geometry, train, world.device)
     if options.dry_run:
-        if world.main:
+        if world.main and not options.only:  # what is counted is a step of the VQVAE
             print_cost(options, pyramid, vae, world.device, world.size)
         return 0
     lpips = perceptual_loss(options, world.device)
