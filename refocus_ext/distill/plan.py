@@ -101,7 +101,7 @@ def teacher_geometry(options: DistillOptions, tokenizer: Tokenizer) -> TeacherGe
     if tokenizer.bare:
         raise UsageError(
             f"--tokenizer {tokenizer.path} is a bare file without alias tokens, which the teacher reads; add --teacher off, or "
-            f"train them first: `bash run.sh tokenizer --init {tokenizer.path} --only alias`."
+            f"train them first: `bash run.sh tokenizer --init {tokenizer.path} --only alias --blur none`."
         )
     if tokenizer.alias is None:
         raise UsageError(

@@ -124,6 +124,11 @@ def prepare(upstream: Upstream, options: TokenizerOptions, device: torch.device)
         note = check_images(train, options.image_size, options.small_images)
         check_images(val, options.image_size, "upsample")
     notes = [*dict.fromkeys(train.notes() + val.notes()), note, *pyramid.rayleigh_warnings()]
+    if options.only and pyramid.refocuses:
+        notes.append(
+            f"with blur {options.blur} the frozen VQVAE's tokens follow focus states, on which published weights were not "
+            "trained; with --blur none they are VAR's own, and the alias tokens the same"
+        )
     geometry = alias_geometry(options, pyramid)
     torch.manual_seed(stream_seed(options.seed, Stream.WEIGHTS))
     vae = build_vae(upstream, options, pyramid, device)
@@ -150,7 +155,7 @@ def _run(options: TokenizerOptions, world: World) -> int:
         world.say(f"note: {note}")
     if world.main:
         print_plan(options, pyramid, vae, geometry, train, world.device)
-    if options.dry_run and world.main:
+    if options.dry_run and world.main and not options.only:  # what is counted is a step of the VQVAE
         print_cost(options, pyramid, vae, world.device, world.size)
     lpips = perceptual_loss(options, world.device)
     check(prepared, world)
