@@ -36,7 +36,8 @@ class DistillOptions(Options):
     tokenizer: str = DATA("runs/tokenizer", "run folder of a finished `tokenizer`", metavar="RUN", identity=False)
     data: str = DATA(
         "",
-        "ImageFolder with train/CLASS/*.JPEG and val/CLASS/*.JPEG; without it what the tokenizer was trained on",
+        "ImageFolder with train/CLASS/*.JPEG and val/CLASS/*.JPEG, or any folder that the tokenizer takes (its --val-share "
+        "holds here too); without it what the tokenizer was trained on",
         metavar="DIR",
     )
     small_images: str = shared.small_images(DATA)
