@@ -47,7 +47,8 @@ class DistillOptions(Options):
     rho_max: float | None = shared.rho_max(DATA)
     data: str = DATA(
         "",
-        "ImageFolder with train/CLASS/*.JPEG and val/CLASS/*.JPEG; without it what the tokenizer was trained on",
+        "ImageFolder with train/CLASS/*.JPEG and val/CLASS/*.JPEG, or any folder that the tokenizer takes (its --val-share "
+        "holds here too); without it what the tokenizer was trained on",
         metavar="DIR",
     )
     small_images: str = shared.small_images(DATA)

@@ -49,8 +49,8 @@ def check_class_map(file: Path, classes: Sequence[str]) -> None:
     changed = sorted(set(classes) ^ set(theirs)) if isinstance(theirs, list) else []
     what = f"{'without' if changed[0] in classes else 'with'} the class {changed[0]}" if changed else "in another order"
     raise UsageError(
-        f"{file.parent} was begun on {len(theirs)} classes, {what}, and the data now has {len(classes)}: labels would change "
-        "their meaning; restore the data, or start a new run."
+        f"{file.parent} was begun on other classes ({len(theirs)}, {what}; the data now has {len(classes)}), so that labels "
+        "would change their meaning; restore the data, or start a new run."
     )
 
 

@@ -86,20 +86,27 @@ def image_folder(root: str, split: str) -> ImageList:
     base = Path(root)
     if not base.is_dir():
         raise UsageError(f"{root} is not a folder; give a folder that holds train/CLASS/*.JPEG and val/CLASS/*.JPEG.")
-    if folder := _split_folder(base, split):
-        return _in_split(folder, _Contents.of(folder), base)
     other = _split_folder(base, "train" if split == "val" else "val")
-    contents = None if other else _Contents.of(base)
-    if split == "val" and (other or (contents and contents.holds_pictures())):
+    if folder := _split_folder(base, split):
+        contents = _Contents.of(folder)
+        if (
+            split == "val" and not contents.classes and other and _has_folders(other)
+        ):  # as ImageNet's, when it is unpacked
+            raise UsageError(
+                f"{folder} has no class folders, which {other} has; images belong in {folder}/CLASS/*.JPEG."
+            )
+        return _in_split(folder, contents, base)
+    whole = None if other else _Contents.of(base)
+    if split == "val" and (other or (whole and whole.holds_pictures())):
         raise NoValidation(
             f"{root} has no val/ folder for validation (it holds {_inside(base)}); put images in val/CLASS/*.JPEG, or hold "
             "out a share of the training images."
         )
-    if contents is None or not contents.holds_pictures():
+    if whole is None or not whole.holds_pictures():
         raise UsageError(
             f"{root} has no {split}/ folder (it holds {_inside(base)}); images belong in {split}/CLASS/*.JPEG."
         )
-    return _without_splits(contents, base)
+    return _without_splits(whole, base)
 
 
 def _inside(base: Path) -> str:
@@ -113,6 +120,10 @@ def _split_folder(base: Path, split: str) -> Path | None:
         return base / split
     twins = [entry.path for entry in entries(str(base)) if entry.name.lower() == split and entry.is_dir()]
     return Path(twins[0]) if len(twins) == 1 else None
+
+
+def _has_folders(folder: Path) -> bool:
+    return any(entry.is_dir() and not left_out_kind(entry) for entry in entries(str(folder)))
 
 
 @dataclass(frozen=True)

@@ -63,8 +63,9 @@ class FolderImages:
             raise UsageError(f"{folder} holds no images ({', '.join(EXTENSIONS)}); give another folder, or an npz.")
         self.count, self.threads = len(self.paths), max(1, threads)
         self.labels: np.ndarray | None = None
+        self.shorter = max(size) if size else None  # what a huge JPEG is decoded for
         with ThreadPoolExecutor(self.threads) as pool:
-            sizes = list(pool.map(_size_of, self.paths))
+            sizes = list(pool.map(self._size_of, self.paths))
         self.size = size or sizes[0]
         others = [(path, found) for path, found in zip(self.paths, sizes, strict=True) if found != self.size]
         if others and size is None:
@@ -90,7 +91,7 @@ class FolderImages:
         height, width = self.size
         try:
             with open(path, "rb") as file:
-                image = decode(file)
+                image = decode(file, self.shorter)
         except BrokenImage as error:
             raise RunFailed(f"{shown(str(path))} {error}; replace or remove it.") from error
         except OSError as error:
@@ -99,14 +100,15 @@ class FolderImages:
             image = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
         return np.asarray(image)
 
-
-def _size_of(path: Path) -> tuple[int, int]:
-    """(H,W) of the upright image."""
-    try:
-        with open(path, "rb") as file:
-            header = read_header(file)
-    except BrokenImage as error:
-        raise UsageError(f"{shown(str(path))} {error}; remove it or replace it.") from None
-    except OSError as error:
-        raise UsageError(f"{shown(str(path))} cannot be read ({error.strerror}); remove it or replace it.") from None
-    return header.height, header.width
+    def _size_of(self, path: Path) -> tuple[int, int]:
+        """(H,W) of the upright image."""
+        try:
+            with open(path, "rb") as file:
+                header = read_header(file, self.shorter)
+        except BrokenImage as error:
+            raise UsageError(f"{shown(str(path))} {error}; remove it or replace it.") from None
+        except OSError as error:
+            raise UsageError(
+                f"{shown(str(path))} cannot be read ({error.strerror}); remove it or replace it."
+            ) from None
+        return header.height, header.width

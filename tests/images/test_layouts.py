@@ -63,7 +63,7 @@ def test_a_run_keeps_its_numbers(tmp_path: Path) -> None:
         (["a"], "with the class c"),
         (["c", "a"], "another order"),
     ):
-        with pytest.raises(UsageError, match=rf"run was begun on 2 classes, .*{words}.*labels would change"):
+        with pytest.raises(UsageError, match=rf"run was begun on other classes \(2, .*{words}.*labels would change"):
             check_class_map(file, classes)
     file.write_text("[")
     with pytest.raises(UsageError, match="cannot be read as class names"):
@@ -95,6 +95,14 @@ def test_splits_without_class_folders(tmp_path: Path) -> None:
     write_images(tmp_path / "faces" / "val", 2)
     train, val = find_images(str(tmp_path / "faces"))
     assert train.classes == val.classes == ("faces",) and (len(train), len(val)) == (3, 2)
+
+
+def test_a_val_folder_as_imagenet_unpacks_it(tmp_path: Path) -> None:
+    for name in ("n1", "n2"):
+        write_images(tmp_path / "train" / name, 1)
+    write_images(tmp_path / "val", 2)
+    with pytest.raises(UsageError, match=r"val has no class folders, which .*train has; images belong in .*val/CLASS"):
+        find_images(str(tmp_path))
 
 
 def test_letter_case_of_the_splits(tmp_path: Path) -> None:
