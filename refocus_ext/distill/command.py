@@ -38,8 +38,8 @@ from refocus_ext.errors import named
 from refocus_ext.images.checks import check_images
 from refocus_ext.images.class_names import check_class_map
 from refocus_ext.images.class_numbers import class_list, digest_of, renumbered
-from refocus_ext.images.source import ImageSource
-from refocus_ext.images.sources import find_images
+from refocus_ext.images.sources.interface import ImageSource
+from refocus_ext.images.sources.kinds import find_images
 from refocus_ext.images.views import ViewPlan
 from refocus_ext.storage.atomic import save_json
 from refocus_ext.tokens.bare_tokenizer import Assumed, open_tokenizer

@@ -20,7 +20,7 @@ from refocus_ext.engine.devices import kind_of, precision_in_words
 from refocus_ext.errors import UsageError
 from refocus_ext.images.class_names import IMAGENET_CLASSES
 from refocus_ext.images.class_numbers import are_wnids
-from refocus_ext.images.source import ImageSource, classes_in_words
+from refocus_ext.images.sources.interface import ImageSource, classes_in_words
 from refocus_ext.storage.weights import state_bytes
 from refocus_ext.tokens.trained_tokenizer import Tokenizer
 

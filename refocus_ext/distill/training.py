@@ -35,7 +35,7 @@ from refocus_ext.engine.training import RunPlan, Training, TrainingData
 from refocus_ext.images.class_numbers import numbers_in_use
 from refocus_ext.images.crops import Sample
 from refocus_ext.images.order import spread
-from refocus_ext.images.source import ImageSource
+from refocus_ext.images.sources.interface import ImageSource
 from refocus_ext.tokens.tokenize import pick_precision, tokenize, tokenize_images
 from refocus_ext.tokens.trained_tokenizer import Tokenizer
 

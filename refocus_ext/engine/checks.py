@@ -8,7 +8,7 @@ from typing import Any
 from refocus_ext.engine.run_folder import trained_with
 from refocus_ext.errors import UsageError, named
 from refocus_ext.images.order import StepBatches
-from refocus_ext.images.source import ImageSource
+from refocus_ext.images.sources.interface import ImageSource
 
 
 def check_run_options(options: Any, images: ImageSource) -> None:

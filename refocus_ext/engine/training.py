@@ -25,7 +25,7 @@ from refocus_ext.engine.progress import Progress
 from refocus_ext.engine.run_folder import RunFolder
 from refocus_ext.errors import RunFailed
 from refocus_ext.images.order import StepBatches
-from refocus_ext.images.source import ImageSource
+from refocus_ext.images.sources.interface import ImageSource
 from refocus_ext.seeds import Stream, stream_seed
 from refocus_ext.storage.atomic import save_tensors
 

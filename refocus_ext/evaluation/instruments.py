@@ -12,7 +12,7 @@ from torch import Tensor
 
 from refocus_ext.errors import UsageError
 from refocus_ext.evaluation.inception import InceptionFeatures, load_inception
-from refocus_ext.tokenizer.perceptual import load_lpips
+from refocus_ext.tokenizer.losses.perceptual import load_lpips
 from refocus_ext.tokenizer.prefixes import psnr
 from refocus_ext.tokens.trained_tokenizer import Tokenizer
 

@@ -29,9 +29,9 @@ from refocus_ext.evaluation.tokenizer_report import ScaleHealth, StateQuality, T
 from refocus_ext.images.checks import check_images
 from refocus_ext.images.crops import Crops
 from refocus_ext.images.order import spread
-from refocus_ext.images.parts import numbered_as
-from refocus_ext.images.source import ImageSource
-from refocus_ext.images.sources import find_split, split_name
+from refocus_ext.images.sources.interface import ImageSource
+from refocus_ext.images.sources.kinds import find_split, split_name
+from refocus_ext.images.sources.parts import numbered_as
 from refocus_ext.tokenizer.alias.explained_variance import ExplainedVariance
 from refocus_ext.tokens.bare_tokenizer import Assumed, open_tokenizer
 from refocus_ext.tokens.trained_tokenizer import Tokenizer

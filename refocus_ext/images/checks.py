@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from refocus_ext.errors import UsageError
 from refocus_ext.images.decode import BrokenImage, Header, read_header
-from refocus_ext.images.source import ImageSource
+from refocus_ext.images.sources.interface import ImageSource
 
 SMALL_DATA_SET = (
     5000  # up to this many images every header is read before training, beyond it an even sample of this many

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 from refocus_ext.errors import UsageError
 from refocus_ext.images.class_names import FIRST_WNID, IMAGENET_CLASSES, LAST_WNID
-from refocus_ext.images.source import ImageSource
+from refocus_ext.images.sources.interface import ImageSource
 
 IMAGENET = "imagenet"
 WNID = re.compile(r"n\d{8}")

@@ -15,7 +15,7 @@ from refocus_ext.errors import RunFailed
 from refocus_ext.images.checks import broken_limit
 from refocus_ext.images.decode import BrokenImage, load_resized
 from refocus_ext.images.order import SampleKey
-from refocus_ext.images.source import ImageSource
+from refocus_ext.images.sources.interface import ImageSource
 from refocus_ext.seeds import Stream, stream_seed
 
 

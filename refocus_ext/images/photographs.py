@@ -10,9 +10,9 @@ from torch import Tensor
 from refocus_ext.errors import UsageError
 from refocus_ext.images.crops import to_tensor
 from refocus_ext.images.decode import BrokenImage, load_resized
-from refocus_ext.images.files import EXTENSIONS, find_pictures, shown
-from refocus_ext.images.folder import ImageList
 from refocus_ext.images.order import spread
+from refocus_ext.images.sources.files import EXTENSIONS, find_pictures, shown
+from refocus_ext.images.sources.folder import ImageList
 
 
 def find_photographs(words: Sequence[str], at_most: int | None = None) -> ImageList:

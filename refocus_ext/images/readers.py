@@ -12,8 +12,8 @@ from PIL import Image, ImageOps
 
 from refocus_ext.errors import RunFailed, UsageError
 from refocus_ext.images.decode import BrokenImage, decode, read_header
-from refocus_ext.images.files import EXTENSIONS, find_pictures, shown
 from refocus_ext.images.npz import NpzImages, has_array
+from refocus_ext.images.sources.files import EXTENSIONS, find_pictures, shown
 
 
 class ImageSet(Protocol):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from refocus_ext.images.crops import Crops, Sample
 from refocus_ext.images.order import SampleKey
-from refocus_ext.images.source import ImageSource
+from refocus_ext.images.sources.interface import ImageSource
 from refocus_ext.seeds import Stream, stream_seed
 
 

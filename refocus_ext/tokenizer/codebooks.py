@@ -18,7 +18,7 @@ from refocus_ext.optics.pyramid import alias_views
 from refocus_ext.seeds import Stream, stream_seed
 from refocus_ext.tokenizer.alias.tokenizer import AliasOutput, AliasTokenizer
 from refocus_ext.tokenizer.averages import Averages
-from refocus_ext.tokenizer.objective import StructureOutput
+from refocus_ext.tokenizer.losses.objective import StructureOutput
 from refocus_ext.tokenizer.recipe import TokenizerRecipe
 from refocus_ext.vector_quantization import kmeans
 

@@ -23,9 +23,9 @@ from refocus_ext.errors import UsageError, named
 from refocus_ext.images.checks import check_images
 from refocus_ext.images.class_names import check_class_map
 from refocus_ext.images.crops import Crops
-from refocus_ext.images.folder import NoValidation
-from refocus_ext.images.source import ImageSource
-from refocus_ext.images.sources import find_images
+from refocus_ext.images.sources.folder import NoValidation
+from refocus_ext.images.sources.interface import ImageSource
+from refocus_ext.images.sources.kinds import find_images
 from refocus_ext.optics.pyramid import FocusPyramid
 from refocus_ext.seeds import Stream, stream_seed
 from refocus_ext.storage.atomic import save_json
@@ -208,7 +208,7 @@ def perceptual_loss(options: TokenizerOptions, device: torch.device) -> nn.Modul
     """LPIPS if its weight is not 0; its weights file is loaded before any work."""
     if not options.lpips:
         return None
-    from refocus_ext.tokenizer.perceptual import load_lpips
+    from refocus_ext.tokenizer.losses.perceptual import load_lpips
 
     return load_lpips(options.lpips_weights, device)
 

@@ -64,7 +64,7 @@ class StepCost:
 
 
 def step_cost(vae: VQVAE, image_size: int, states: int, refocuses: bool) -> StepCost:
-    """Cost of a step of `refocus_ext.tokenizer.objective`: every state is encoded; the reconstruction, a random state's anchor, and
+    """Cost of a step of `losses.objective`: every state is encoded; the reconstruction, a random state's anchor, and
     its prefix unless it is the sharp one, are decoded."""
     latent = image_size // 16
     return StepCost(

@@ -13,7 +13,7 @@ from patches.vae_init import init_vae_weights
 from refocus_ext.engine.checks import check_run_options
 from refocus_ext.engine.devices import autocast_dtype, precision_in_words
 from refocus_ext.errors import UsageError, named
-from refocus_ext.images.source import ImageSource, classes_in_words
+from refocus_ext.images.sources.interface import ImageSource, classes_in_words
 from refocus_ext.optics.pyramid import FocusPyramid
 from refocus_ext.storage.upstream_weights import phis_of, read_vae, scales_of_vae, vae_geometry, vae_state_dict
 from refocus_ext.storage.weights import load_strictly

@@ -22,8 +22,8 @@ from refocus_ext.tokenizer.alias.geometry import AliasGeometry
 from refocus_ext.tokenizer.alias.tokenizer import AliasOutput, AliasTokenizer, build_alias
 from refocus_ext.tokenizer.averages import Averages
 from refocus_ext.tokenizer.codebooks import Codebooks
-from refocus_ext.tokenizer.critic import Critic, NoCritic
-from refocus_ext.tokenizer.objective import StructureObjective, StructureOutput, TokenizerObjective
+from refocus_ext.tokenizer.losses.critic import Critic, NoCritic
+from refocus_ext.tokenizer.losses.objective import StructureObjective, StructureOutput, TokenizerObjective
 from refocus_ext.tokenizer.recipe import TokenizerRecipe
 from refocus_ext.tokenizer.validation import Validation
 

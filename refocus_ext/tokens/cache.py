@@ -17,7 +17,7 @@ from refocus_ext.engine.progress import duration
 from refocus_ext.errors import UsageError
 from refocus_ext.images.checks import broken_limit
 from refocus_ext.images.order import SampleKey
-from refocus_ext.images.source import ImageSource
+from refocus_ext.images.sources.interface import ImageSource
 from refocus_ext.images.views import ViewCrops, ViewPlan
 from refocus_ext.tokens.builder import Built, CacheBuilder
 from refocus_ext.tokens.identity import CacheIdentity

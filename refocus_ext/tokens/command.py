@@ -11,8 +11,8 @@ from refocus_ext.engine.distributed import World, join_world, preflight_device
 from refocus_ext.engine.interruption import Interruption
 from refocus_ext.errors import named
 from refocus_ext.images.checks import check_images
-from refocus_ext.images.source import ImageSource
-from refocus_ext.images.sources import find_split, split_name
+from refocus_ext.images.sources.interface import ImageSource
+from refocus_ext.images.sources.kinds import find_split, split_name
 from refocus_ext.images.views import ViewPlan
 from refocus_ext.tokens.bare_tokenizer import Assumed, open_tokenizer
 from refocus_ext.tokens.cache import CacheSource, build_cache, check_cache, default_folder, summary

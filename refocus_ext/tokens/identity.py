@@ -10,7 +10,7 @@ from typing import Any
 
 from refocus_ext.errors import UsageError
 from refocus_ext.images.checks import SMALL_DATA_SET, header_of
-from refocus_ext.images.source import ImageSource
+from refocus_ext.images.sources.interface import ImageSource
 from refocus_ext.images.views import ViewPlan
 from refocus_ext.tokens.trained_tokenizer import Tokenizer
 

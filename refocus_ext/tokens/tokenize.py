@@ -17,7 +17,7 @@ from refocus_ext.engine.devices import kind_of
 from refocus_ext.engine.progress import Progress
 from refocus_ext.errors import UsageError
 from refocus_ext.images.crops import Crops
-from refocus_ext.images.source import ImageSource
+from refocus_ext.images.sources.interface import ImageSource
 from refocus_ext.optics.pyramid import alias_views
 from refocus_ext.tokens.trained_tokenizer import Tokenizer
 

@@ -18,8 +18,8 @@ from refocus_ext.engine.progress import Progress, duration
 from refocus_ext.engine.sharding import load_named_optimizer_state, named_optimizer_state
 from refocus_ext.engine.training import RunPlan
 from refocus_ext.errors import UsageError
-from refocus_ext.images.folder import image_folder
-from refocus_ext.images.source import ImageSource
+from refocus_ext.images.sources.folder import image_folder
+from refocus_ext.images.sources.interface import ImageSource
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ from refocus_ext.evaluation.instruments import Instruments, ssim
 from refocus_ext.evaluation.options import EvalOptions
 from refocus_ext.evaluation.tokenizer import Evaluation, main
 from refocus_ext.images.crops import Crops
-from refocus_ext.images.folder import image_folder
+from refocus_ext.images.sources.folder import image_folder
 from refocus_ext.optics.pyramid import FocusPyramid
 from refocus_ext.storage import results
 from refocus_ext.tokenizer import prefixes

@@ -17,10 +17,10 @@ from runs import TINY, run_main
 from scipy.io import savemat
 
 from refocus_ext.errors import UsageError
-from refocus_ext.images import archives
-from refocus_ext.images.archives import DEVKIT, TRAIN_TAR, VAL_TAR
-from refocus_ext.images.source import ImageSource
-from refocus_ext.images.sources import find_images, find_split
+from refocus_ext.images.sources import archives
+from refocus_ext.images.sources.archives import DEVKIT, TRAIN_TAR, VAL_TAR
+from refocus_ext.images.sources.interface import ImageSource
+from refocus_ext.images.sources.kinds import find_images, find_split
 from refocus_ext.storage.atomic import sha256
 
 WNIDS = ("n01440764", "n01443537", "n02119022")

@@ -13,7 +13,7 @@ from conftest import write_images
 from refocus_ext.errors import UsageError
 from refocus_ext.images.class_names import choose_class_names, imagenet_names
 from refocus_ext.images.class_numbers import are_wnids, class_list, imagenet_wnids, numbers_in_use, renumbered
-from refocus_ext.images.folder import image_folder
+from refocus_ext.images.sources.folder import image_folder
 
 GOLDEN, CAT = "n02099601", "n02123045"  # 207 and 281
 

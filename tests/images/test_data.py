@@ -12,9 +12,11 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from refocus_ext.errors import RunFailed, UsageError
-from refocus_ext.images import checks, folder, order, sources
+from refocus_ext.images import checks, order
 from refocus_ext.images.crops import Crops
 from refocus_ext.images.order import SampleKey, StepBatches
+from refocus_ext.images.sources import folder
+from refocus_ext.images.sources import kinds as sources
 
 
 def test_demo_photographs_are_real_files_one_class_each() -> None:

@@ -19,10 +19,10 @@ from refocus_ext.images import decode as decoding
 from refocus_ext.images.checks import check_images
 from refocus_ext.images.crops import Crops
 from refocus_ext.images.decode import UPRIGHT, BrokenImage, decode, load_resized, read_header
-from refocus_ext.images.folder import ImageList, image_folder
 from refocus_ext.images.order import SampleKey
 from refocus_ext.images.photographs import load_square
 from refocus_ext.images.readers import FolderImages
+from refocus_ext.images.sources.folder import ImageList, image_folder
 from refocus_ext.tokens.identity import _decoding
 
 BLUE, WHITE = [0, 0, 255], [255, 255, 255]

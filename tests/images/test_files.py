@@ -11,9 +11,9 @@ from conftest import write_images
 from PIL import Image
 
 from refocus_ext.errors import UsageError
-from refocus_ext.images.files import EXTENSIONS, IMAGE_FOLDER, find_pictures, in_words, shown
-from refocus_ext.images.folder import image_folder
 from refocus_ext.images.photographs import find_photographs
+from refocus_ext.images.sources.files import EXTENSIONS, IMAGE_FOLDER, find_pictures, in_words, shown
+from refocus_ext.images.sources.folder import image_folder
 
 
 def names(folder: Path) -> list[str]:

@@ -11,10 +11,10 @@ from conftest import write_images
 
 from refocus_ext.errors import UsageError
 from refocus_ext.images.class_names import check_class_map, label_of, labels_of
-from refocus_ext.images.folder import ImageList, NoValidation, image_folder
-from refocus_ext.images.parts import Part, Renumbered, hold_out, numbered_as
-from refocus_ext.images.source import ImageSource
-from refocus_ext.images.sources import find_images, find_split, split_name
+from refocus_ext.images.sources.folder import ImageList, NoValidation, image_folder
+from refocus_ext.images.sources.interface import ImageSource
+from refocus_ext.images.sources.kinds import find_images, find_split, split_name
+from refocus_ext.images.sources.parts import Part, Renumbered, hold_out, numbered_as
 
 
 def labels(images: ImageSource) -> dict[str, int]:

@@ -17,7 +17,7 @@ from runs import TINY, run_main
 from refocus_ext.errors import UsageError
 from refocus_ext.images.crops import Crops
 from refocus_ext.images.order import SampleKey
-from refocus_ext.images.sources import find_images, find_split
+from refocus_ext.images.sources.kinds import find_images, find_split
 
 arrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed: parquet files are not tested")
 from pyarrow import parquet  # noqa: E402

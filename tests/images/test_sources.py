@@ -15,13 +15,13 @@ import torch
 from torch.utils.data import DataLoader
 
 from refocus_ext.errors import RunFailed, UsageError
-from refocus_ext.images import sources
 from refocus_ext.images.checks import broken_limit, check_images, size_of
 from refocus_ext.images.crops import Crops
-from refocus_ext.images.folder import ImageList, image_folder
 from refocus_ext.images.order import SampleKey, StepBatches, spread
-from refocus_ext.images.source import ImageSource, identity_of
-from refocus_ext.images.sources import Kind, demo_photographs, find_images, find_split
+from refocus_ext.images.sources import kinds as sources
+from refocus_ext.images.sources.folder import ImageList, image_folder
+from refocus_ext.images.sources.interface import ImageSource, identity_of
+from refocus_ext.images.sources.kinds import Kind, demo_photographs, find_images, find_split
 
 
 class InMemory(ImageSource):

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from refocus_ext.images.crops import Crops
-from refocus_ext.images.folder import ImageList, image_folder
 from refocus_ext.images.order import SampleKey
+from refocus_ext.images.sources.folder import ImageList, image_folder
 from refocus_ext.images.views import ViewCrops, ViewPlan
 
 

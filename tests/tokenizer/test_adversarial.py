@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as tdist
 
-from refocus_ext.tokenizer import adversarial
-from refocus_ext.tokenizer.adversarial import Adversary, LeCam, PatchDiscriminator, adaptive_weight, layers_for
+from refocus_ext.tokenizer.losses import adversarial
+from refocus_ext.tokenizer.losses.adversarial import Adversary, LeCam, PatchDiscriminator, adaptive_weight, layers_for
 
 
 def adversary(size: int = 32, lecam: float = 0.0, seed: int = 0) -> Adversary:

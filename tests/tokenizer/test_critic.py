@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from refocus_ext.engine.distributed import World
-from refocus_ext.tokenizer.critic import Critic, NoCritic
+from refocus_ext.tokenizer.losses.critic import Critic, NoCritic
 from refocus_ext.tokenizer.recipe import CriticRecipe
 
 ALONE = World(0, 1, torch.device("cpu"))

@@ -24,7 +24,7 @@ TINY = (
 
 POISON_RANK_1 = """
 import os, sys
-from refocus_ext.tokenizer import objective
+from refocus_ext.tokenizer.losses import objective
 real, calls = objective.StructureObjective.forward, iter(range(1000))
 def forward(self, *args, **kwargs):
     out = real(self, *args, **kwargs)

@@ -15,8 +15,8 @@ from conftest import no_download
 from torch import Tensor
 
 from refocus_ext.errors import UsageError
-from refocus_ext.tokenizer import perceptual
-from refocus_ext.tokenizer.perceptual import LPIPS, VGG16_FILE, load_lpips
+from refocus_ext.tokenizer.losses import perceptual
+from refocus_ext.tokenizer.losses.perceptual import LPIPS, VGG16_FILE, load_lpips
 
 # Of torchvision's VGG16: index in `features` and channels of each convolution that LPIPS looks through.
 CONVOLUTIONS = {

@@ -25,7 +25,7 @@ from refocus_ext.optics.pyramid import FocusPyramid
 from refocus_ext.storage.atomic import sha256
 from refocus_ext.tokenizer import codebooks, prefixes
 from refocus_ext.tokenizer.cost import pass_cost
-from refocus_ext.tokenizer.objective import StructureObjective, StructureWeights
+from refocus_ext.tokenizer.losses.objective import StructureObjective, StructureWeights
 from refocus_ext.tokenizer.training import TokenizerTraining
 
 
@@ -378,7 +378,7 @@ def test_lpips_is_part_of_the_loss(image_tree: Path, tmp_path: Path, monkeypatch
         def forward(self, image: Tensor, target: Tensor) -> Tensor:
             return (image - target).abs().flatten(1).mean(1) + 2
 
-    monkeypatch.setattr("refocus_ext.tokenizer.perceptual.load_lpips", lambda weights, device: Distance())
+    monkeypatch.setattr("refocus_ext.tokenizer.losses.perceptual.load_lpips", lambda weights, device: Distance())
     assert train(image_tree, tmp_path / "run", "--lpips", "3") == 0
     first = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
     terms = [first[f"train/{name}"] for name in ("recon", "lpips")]

@@ -30,11 +30,11 @@ from patches import Focus, Upstream
 from refocus_ext.engine.distributed import World
 from refocus_ext.engine.interruption import Interruption
 from refocus_ext.errors import RunFailed, UsageError
-from refocus_ext.images import sources
 from refocus_ext.images.crops import Crops
-from refocus_ext.images.folder import ImageList, image_folder
 from refocus_ext.images.order import StepBatches
-from refocus_ext.images.source import ImageSource, identity_of
+from refocus_ext.images.sources import kinds as sources
+from refocus_ext.images.sources.folder import ImageList, image_folder
+from refocus_ext.images.sources.interface import ImageSource, identity_of
 from refocus_ext.images.views import ViewCrops, ViewPlan
 from refocus_ext.optics.pyramid import FocusPyramid, alias_views
 from refocus_ext.tokenizer.alias.geometry import AliasGeometry

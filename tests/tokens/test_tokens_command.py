@@ -11,8 +11,8 @@ import pytest
 from runs import TRAINED_WITH, run_main
 
 from refocus_ext.errors import UsageError
-from refocus_ext.images.folder import image_folder
-from refocus_ext.images.sources import demo_photographs
+from refocus_ext.images.sources.folder import image_folder
+from refocus_ext.images.sources.kinds import demo_photographs
 from refocus_ext.images.views import ViewPlan
 from refocus_ext.optics.pyramid import FocusPyramid
 from refocus_ext.tokens.command import plan_lines, train_images

@@ -23,7 +23,7 @@ from refocus_ext.evaluation.frechet import FeatureStatistics, frechet_distance
 from refocus_ext.evaluation.inception import InceptionFeatures, load_inception, to_uint8
 from refocus_ext.evaluation.scores import inception_score
 from refocus_ext.images.order import SampleKey, spread
-from refocus_ext.images.sources import find_images
+from refocus_ext.images.sources.kinds import find_images
 from refocus_ext.images.views import ViewCrops, ViewPlan
 from refocus_ext.sampling.sampler import FOR_FID, sample_images
 from refocus_ext.sampling.student import Student, load_student

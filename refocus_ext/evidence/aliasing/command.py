@@ -36,8 +36,8 @@ from refocus_ext.images.crops import Crops
 from refocus_ext.images.order import spread
 from refocus_ext.images.photographs import find_photographs
 from refocus_ext.images.picture import save_png
-from refocus_ext.images.source import ImageSource
-from refocus_ext.images.sources import demo_photographs
+from refocus_ext.images.sources.interface import ImageSource
+from refocus_ext.images.sources.kinds import demo_photographs
 from refocus_ext.optics.charts import chart
 from refocus_ext.optics.names import CHARTS
 from refocus_ext.optics.pyramid import FocusPyramid

@@ -22,7 +22,7 @@ from refocus_ext.images.decode import BrokenImage, decode
 from refocus_ext.images.npz import NpzImages, has_array
 from refocus_ext.images.order import spread
 from refocus_ext.images.photographs import find_photographs
-from refocus_ext.images.source import ImageSource
+from refocus_ext.images.sources.interface import ImageSource
 from refocus_ext.optics.spectrum import radial_mean, spectrum
 
 BATCH = 64  # images per read

@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 
 from refocus_ext.evidence.bench.clock import time_interleaved
-from refocus_ext.images.archives import TRAIN_TAR
 from refocus_ext.images.crops import Crops
 from refocus_ext.images.order import SampleKey
-from refocus_ext.images.sources import demo_photographs, find_split
+from refocus_ext.images.sources.archives import TRAIN_TAR
+from refocus_ext.images.sources.kinds import demo_photographs, find_split
 
 SIZE = (500, 375)  # pixels, ImageNet's most frequent size
 QUALITY = 90  # of the JPEGs

@@ -17,8 +17,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from refocus_ext.errors import UsageError
-from refocus_ext.images.folder import NoValidation
-from refocus_ext.images.source import ImageSource, identity_of
+from refocus_ext.images.sources.folder import NoValidation
+from refocus_ext.images.sources.interface import ImageSource, identity_of
 
 FILE = re.compile(r"^(train|val|validation)[-_.].*\.parquet$|^(train|val|validation)\.parquet$")
 GROUPS = 4  # row groups that a process keeps

@@ -14,7 +14,7 @@ from torch import Tensor
 from refocus_ext.engine.devices import autocast
 from refocus_ext.engine.distributed import World
 from refocus_ext.engine.optimization import finite, gradient_norm
-from refocus_ext.tokenizer.adversarial import Adversary, adaptive_weight
+from refocus_ext.tokenizer.losses.adversarial import Adversary, adaptive_weight
 from refocus_ext.tokenizer.recipe import CriticRecipe
 
 

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any, BinaryIO, NamedTuple
 
 from refocus_ext.errors import UsageError
-from refocus_ext.images.source import ImageSource
+from refocus_ext.images.sources.interface import ImageSource
 
 LEAST = 2  # images held out, if so many can be
 

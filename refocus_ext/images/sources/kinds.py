@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from refocus_ext.errors import UsageError
-from refocus_ext.images.archives import holds_imagenet, holds_shards, imagenet_tars, webdataset
-from refocus_ext.images.folder import ImageList, NoValidation, image_folder
-from refocus_ext.images.parquet import holds_parquet, parquet_images
-from refocus_ext.images.parts import Part, hold_out, numbered_as
-from refocus_ext.images.source import ImageSource
+from refocus_ext.images.sources.archives import holds_imagenet, holds_shards, imagenet_tars, webdataset
+from refocus_ext.images.sources.folder import ImageList, NoValidation, image_folder
+from refocus_ext.images.sources.interface import ImageSource
+from refocus_ext.images.sources.parquet import holds_parquet, parquet_images
+from refocus_ext.images.sources.parts import Part, hold_out, numbered_as
 
 # The photographs in scikit-image's wheel (no download), without drawings, charts and icons.
 DEMO_PHOTOGRAPHS = (

@@ -11,7 +11,8 @@ from typing import Any, BinaryIO
 
 from refocus_ext.errors import UsageError
 from refocus_ext.images.checks import SMALL_DATA_SET
-from refocus_ext.images.files import (
+from refocus_ext.images.order import spread
+from refocus_ext.images.sources.files import (
     BESIDE,
     EXTENSIONS,
     TWICE,
@@ -22,8 +23,7 @@ from refocus_ext.images.files import (
     left_out_kind,
     shown,
 )
-from refocus_ext.images.order import spread
-from refocus_ext.images.source import ImageSource, identity_of
+from refocus_ext.images.sources.interface import ImageSource, identity_of
 
 
 class NoValidation(UsageError):

@@ -23,10 +23,10 @@ from tqdm import tqdm
 
 from refocus_ext.errors import UsageError
 from refocus_ext.images.checks import SMALL_DATA_SET
-from refocus_ext.images.files import EXTENSIONS
-from refocus_ext.images.folder import NoValidation
 from refocus_ext.images.order import spread
-from refocus_ext.images.source import ImageSource, identity_of
+from refocus_ext.images.sources.files import EXTENSIONS
+from refocus_ext.images.sources.folder import NoValidation
+from refocus_ext.images.sources.interface import ImageSource, identity_of
 from refocus_ext.storage.atomic import written_beside
 
 TRAIN_TAR, VAL_TAR = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
