@@ -17,11 +17,7 @@ def results_folder(word: str) -> Path:
         UsageError: it is a file, or cannot be made or written to.
     """
     path = Path(word)
-    there = next((folder for folder in (path, *path.absolute().parents) if folder.exists()), path)
-    if not there.is_dir():
-        raise UsageError(f"{path} cannot be a folder ({there} is a file); choose another one.")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise UsageError(f"{path} cannot be written (no permission in {there}); choose another one.")
+    _refuse_folder(path, path)
     return path
 
 
@@ -34,11 +30,17 @@ def results_file(word: str) -> Path:
     path = Path(word)
     if path.is_dir():
         raise UsageError(f"{path} is a folder; give the name of a file.")
-    try:
-        results_folder(str(path.parent))
-    except UsageError as error:
-        raise UsageError(f"{path} cannot be written: {error}") from None
+    _refuse_folder(path.parent, path)
     return path
+
+
+def _refuse_folder(folder: Path, asked: Path) -> None:
+    """Raises UsageError about `asked` if `folder` cannot be a folder to write to."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise UsageError(f"{folder} cannot be a folder ({there} is a file); choose another one.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UsageError(f"{asked} cannot be written (no permission in {there}); choose another one.")
 
 
 def write_numbers(path: Path, numbers: Any) -> None:

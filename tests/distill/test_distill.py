@@ -294,7 +294,7 @@ def test_out_of_memory_names_what_saves_memory(
     [
         (("--batch-size", "99"), "larger than the data set"),
         (("--extend",), "holds none to continue"),
-        (("--init", "nowhere.pth"), "--init nowhere.pth is no file"),
+        (("--init", "nowhere.pth"), "--init nowhere.pth is not a file"),
     ],
 )
 def test_a_dry_run_refuses_what_the_run_would_refuse(
@@ -398,7 +398,7 @@ def refusals() -> Iterator[Any]:
     yield pytest.param(("--accumulate", "3"), "--accumulate 3 does not divide", id="accumulate")
     yield pytest.param(("--val-images", "1"), "at least two images", id="validation")
     yield pytest.param(("--alias-scales", "9"), "--alias-scales", id="alias scales")
-    yield pytest.param(("--init", "nowhere.pth"), "--init nowhere.pth is no file", id="init")
+    yield pytest.param(("--init", "nowhere.pth"), "--init nowhere.pth is not a file", id="init")
     yield pytest.param(("--tokens-precision", "tf32", "--device", "cpu"), "tf32", id="tf32 on a CPU")
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,13 +14,15 @@ import pytest
 import torch
 from conftest import write_images
 from torch import nn
+from torch.utils.data import DataLoader
 
+from refocus_ext import invocation
 from refocus_ext.engine.checks import check_run_options, check_share
 from refocus_ext.engine.optimization import finite, gradient_norm, warmup_cosine
 from refocus_ext.engine.progress import Progress, duration
 from refocus_ext.engine.sharding import load_named_optimizer_state, named_optimizer_state
-from refocus_ext.engine.training import RunPlan
-from refocus_ext.errors import UsageError
+from refocus_ext.engine.training import RunPlan, _without_traceback
+from refocus_ext.errors import RunFailed, UsageError
 from refocus_ext.images.sources.folder import image_folder
 from refocus_ext.images.sources.interface import ImageSource
 
@@ -112,3 +117,35 @@ def test_optimizer_states_travel_by_name() -> None:
     ours_b, theirs_b = module.get_parameter("b.weight"), other.get_parameter("b.weight")
     assert torch.equal(theirs.state[theirs_b]["exp_avg"], optimizer.state[ours_b]["exp_avg"])
     assert [group["lr"] for group in theirs.param_groups] == [0.2, 0.1]
+
+
+def test_a_killed_loader_process_is_one_sentence(tmp_path: Path) -> None:
+    """As the system's out-of-memory killer ends it."""
+    invocation.remember(["tokenizer", "--workers", "1"])
+    with pytest.raises(
+        RunFailed, match=r"a loader process was killed.*lower --workers.*bash run\.sh tokenizer --workers 1"
+    ):
+        list(_without_traceback(DataLoader(Killed(), num_workers=1)))  # type: ignore[arg-type]
+    with pytest.raises(RuntimeError, match="a bug"):
+        list(_without_traceback(raising()))
+
+
+class Killed:
+    """Images of which each ends its reader."""
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def raising() -> Iterator[None]:
+    yield None
+    raise RuntimeError("a bug")
+
+
+def test_the_schedule_of_an_extended_run() -> None:
+    plan = RunPlan.of(options(steps=20), schedule=((0, 9), (6, 15), (12, 20)))
+    assert [plan.steps_at(step) for step in (0, 5, 6, 11, 12, 19)] == [9, 9, 15, 15, 20, 20]
+    assert RunPlan.of(options()).steps_at(3) == 9

@@ -526,7 +526,7 @@ def test_init_may_be_gone_once_it_is_not_needed(
     assert train(image_tree, out, "--init", str(init.rename(tmp_path / "moved.pth"))) == 143
     (tmp_path / "moved.pth").unlink()
     assert train(image_tree, tmp_path / "other", "--init", str(tmp_path / "moved.pth")) == 2
-    assert "is no file" in capsys.readouterr().err
+    assert "is not a file" in capsys.readouterr().err
     kept = {path: path.read_bytes() for path in (out / "checkpoints").iterdir()}
     for path in kept:
         path.write_bytes(b"damaged")
