@@ -44,7 +44,9 @@ UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # the limits above take its place
+# The limits above take the place of Pillow's, and a file that it only warns of is shown as well as it can be.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
 class BrokenImage(Exception):
