@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -169,6 +170,11 @@ def test_single_images_cannot_be_held_out(tmp_path: Path) -> None:
         write_images(tmp_path / name, 1, size=(8, 8))
     with pytest.raises(UsageError, match="no image can be held out for validation"):
         find_images(str(tmp_path), 0.5)
+
+
+def test_validation_images_alone_can_be_measured(image_tree: Path) -> None:
+    shutil.rmtree(image_tree / "train")
+    assert find_split(str(image_tree), "val", 0.1) == find_split(str(image_tree), "val")
 
 
 def test_a_val_folder_comes_before_a_share(image_tree: Path) -> None:

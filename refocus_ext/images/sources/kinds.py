@@ -69,10 +69,14 @@ def find_split(data: str, split: str, val_share: float = 0.0) -> ImageSource:
     Raises:
         UsageError: they are missing.
     """
-    if not val_share:
-        return _open(data, split)
-    train, val = _divided(data, val_share)
-    return val if split == "val" else train
+    if split == "val":
+        try:
+            return _open(data, "val")
+        except NoValidation:
+            if not val_share:
+                raise
+            return _divided(data, val_share)[1]
+    return _divided(data, val_share)[0] if val_share else _open(data, split)
 
 
 def find_images(data: str, val_share: float = 0.0) -> tuple[ImageSource, ImageSource]:
@@ -102,14 +106,13 @@ def split_name(data: str, split: str, images: ImageSource) -> str:
 
 def _divided(data: str, val_share: float) -> tuple[ImageSource, ImageSource]:
     """Training and validation images, with a share of the former as the latter where the data has none of its own."""
+    train = _open(data, "train")
     try:
-        val = _open(data, "val")
+        return train, _open(data, "val")
     except NoValidation:
         if not val_share:
             raise
-        divided = hold_out(_open(data, "train"), val_share)
-        return divided.train, divided.val
-    return _open(data, "train"), val
+        return hold_out(train, val_share)
 
 
 def _open(data: str, split: str) -> ImageSource:
