@@ -27,7 +27,7 @@ from refocus_ext.distill.recipe import DistillRecipe, DistillWeights
 from refocus_ext.distill.start import Start, Wanted, plan_start, read_start
 from refocus_ext.distill.teacher.geometry import TeacherGeometry
 from refocus_ext.distill.training import DistillTraining
-from refocus_ext.engine.checks import check_init, check_share
+from refocus_ext.engine.checks import check_classes, check_init, check_share
 from refocus_ext.engine.devices import autocast_dtype, precision_name
 from refocus_ext.engine.distributed import World, join_world, planned, preflight_device
 from refocus_ext.engine.interruption import Interruption
@@ -36,7 +36,6 @@ from refocus_ext.engine.same_run import RunIdentity, file_meaning
 from refocus_ext.engine.training import RunPlan, TrainingData
 from refocus_ext.errors import named
 from refocus_ext.images.checks import check_images
-from refocus_ext.images.class_names import check_class_map
 from refocus_ext.images.class_numbers import class_list, digest_of, renumbered
 from refocus_ext.images.sources.interface import ImageSource
 from refocus_ext.images.sources.kinds import find_images
@@ -92,9 +91,9 @@ def check(options: DistillOptions, prepared: Prepared, world: World) -> None:
                 world.device,
             )
     out, fresh, size = Path(options.out), options.resume == "never", prepared.size
-    check_run_folder(out, run_identity(options, prepared, world), fresh=fresh, extend=options.extend)
     if not fresh:
-        check_class_map(out / "classes.json", prepared.train.classes)
+        check_classes(out, prepared.train.classes)
+    check_run_folder(out, run_identity(options, prepared, world), fresh=fresh, extend=options.extend)
     require_space(out, (options.keep + 1) * size.checkpoint + 2 * size.weights, fresh=fresh)
     require_memory(size.memory // (world.size if options.parallel == "fsdp" else 1), world.device, options)
 
@@ -269,7 +268,6 @@ def open_run(options: DistillOptions, prepared: Prepared, upstream: Upstream, wo
         print(f"note: {note}")
     if run.moved_to:
         print(f"the run that was in {options.out} is now in {run.moved_to}")
-    check_class_map(run.path / "classes.json", prepared.train.classes)
     save_json(run.path / "classes.json", list(prepared.train.classes))
     tokenizer.write_vae(run.path / "vae.pth")
     run.record_weights("vae.pth")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from refocus_ext.engine.run_folder import trained_with
+from refocus_ext.engine.run_folder import trained_with, untrained
 from refocus_ext.errors import UsageError, named
+from refocus_ext.images.class_names import check_class_map
 from refocus_ext.images.order import StepBatches
 from refocus_ext.images.sources.interface import ImageSource
 
@@ -36,6 +38,12 @@ def check_share(options: Any, images: ImageSource, processes: int) -> None:
     batch, accumulate = options.batch_size, options.accumulate
     with named("--batch-size"):
         StepBatches(len(images), batch, start=0, stop=0, seed=0, world=processes, accumulate=accumulate)
+
+
+def check_classes(out: Path, classes: Sequence[str]) -> None:
+    """Raises UsageError if a run that has begun in `out` numbered its classes otherwise."""
+    if not untrained(out):
+        check_class_map(out / "classes.json", classes)
 
 
 def check_init(options: Any, out: Path, what: str) -> str:

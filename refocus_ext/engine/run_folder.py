@@ -137,7 +137,7 @@ def check_run_folder(path: Path, identity: RunIdentity, *, fresh: bool = False, 
             raise UsageError(f"--extend continues a run, but --out {path} holds none to continue; omit it.")
         return Opening([], [{"from_step": 0, "steps": steps}])
     config, found = _compared(path, identity)
-    if found.refused and identity.command and config.get("command") == identity.command and _untrained(path):
+    if found.refused and identity.command and config.get("command") == identity.command and untrained(path):
         return Opening(
             [f"the run in {path} has not made a step; this one, with other options, takes its place"],
             [{"from_step": 0, "steps": steps}],
@@ -167,7 +167,7 @@ def _compared(path: Path, identity: RunIdentity) -> tuple[dict[str, Any], Compar
         raise UsageError(f"{file} is not a run's configuration; choose another --out.") from None
 
 
-def _untrained(path: Path) -> bool:
+def untrained(path: Path) -> bool:
     """Whether the run in `path` was stopped before its first step."""
     metrics = path / "metrics.jsonl"
     trained = metrics.is_file() and metrics.stat().st_size

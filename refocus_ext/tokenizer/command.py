@@ -12,7 +12,7 @@ from torch import nn
 
 from patches import Upstream, load_upstream
 from patches.protocols import FocusedVQVAE, as_module
-from refocus_ext.engine.checks import check_init, check_share
+from refocus_ext.engine.checks import check_classes, check_init, check_share
 from refocus_ext.engine.devices import autocast_dtype, precision_name
 from refocus_ext.engine.distributed import World, join_world, planned, preflight_device
 from refocus_ext.engine.interruption import Interruption
@@ -21,7 +21,6 @@ from refocus_ext.engine.same_run import RunIdentity, file_meaning
 from refocus_ext.engine.training import RunPlan
 from refocus_ext.errors import UsageError, named
 from refocus_ext.images.checks import check_images
-from refocus_ext.images.class_names import check_class_map
 from refocus_ext.images.crops import Crops
 from refocus_ext.images.sources.folder import NoValidation
 from refocus_ext.images.sources.interface import ImageSource
@@ -81,9 +80,9 @@ def check(prepared: Prepared, world: World) -> None:
     options = prepared.options
     check_share(options, prepared.train, world.size)
     out, fresh = Path(options.out), options.resume == "never"
-    check_run_folder(out, identity_of(prepared, world), fresh=fresh, extend=options.extend)
     if not fresh:
-        check_class_map(out / "classes.json", prepared.train.classes)
+        check_classes(out, prepared.train.classes)
+    check_run_folder(out, identity_of(prepared, world), fresh=fresh, extend=options.extend)
     require_space(out, 3 * 3 * state_bytes(as_module(prepared.vae)), fresh=fresh)
 
 
@@ -229,6 +228,5 @@ def open_run(prepared: Prepared, upstream: Upstream, world: World) -> RunFolder:
         print(f"note: {note}")
     if run.moved_to:
         print(f"the run that was in {options.out} is now in {run.moved_to}")
-    check_class_map(run.path / "classes.json", prepared.train.classes)
     save_json(run.path / "classes.json", list(prepared.train.classes))
     return run

@@ -107,4 +107,4 @@ def test_a_bare_word_and_several_words_are_parsed(capsys: pytest.CaptureFixture[
     assert run_main("pyramid", "--help") == 0
     assert "bash run.sh pyramid [IMAGE] [options]" in capsys.readouterr().out
     assert run_main("aliasing", "--help") == 0
-    assert "--tokenizer RUN [RUN ...]" in capsys.readouterr().out
+    assert "--tokenizer RUN|FILE [RUN|FILE ...]" in capsys.readouterr().out
