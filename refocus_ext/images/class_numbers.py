@@ -38,6 +38,12 @@ class Renumbered(ImageSource):
     def name(self, index: int) -> str:
         return self.inner.name(index)
 
+    def key(self, index: int) -> str:
+        return self.inner.key(index)
+
+    def notes(self) -> tuple[str, ...]:
+        return self.inner.notes()
+
     def label(self, index: int) -> int:
         return self.numbers[self.inner.label(index)]
 

@@ -36,6 +36,7 @@ def test_an_imagenet_subset_keeps_imagenets_numbers(subset: Path) -> None:
     assert [kept.label(i) for i in range(len(kept))] == [207, 207, 281, 281]
     assert numbers_in_use(kept) == [207, 281] and numbers_in_use(images) == [0, 1]
     assert kept.identity() == images.identity() and [kept.name(i) for i in range(4)] == list(images.paths)
+    assert [kept.key(i) for i in range(4)] == [images.key(i) for i in range(4)] and kept.notes() == images.notes()
     again = pickle.loads(pickle.dumps(kept))
     assert again == kept != renumbered(image_folder(str(subset), "val"), class_list("imagenet"))
 
