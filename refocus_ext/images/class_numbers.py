@@ -9,11 +9,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from refocus_ext.errors import UsageError
 from refocus_ext.images.class_names import FIRST_WNID, IMAGENET_CLASSES, LAST_WNID
 from refocus_ext.images.sources.interface import ImageSource
+from refocus_ext.images.sources.parts import Renumbered
 
 IMAGENET = "imagenet"
 WNID = re.compile(r"n\d{8}")
@@ -21,41 +22,15 @@ TIMMS = "data/_info/imagenet_synsets.txt"  # of the package timm: the 1000 wnids
 
 
 @dataclass(frozen=True)
-class Renumbered(ImageSource):
-    """The same images under other labels: `classes` is the larger list, `numbers` the label of each of `inner.classes`."""
-
-    inner: ImageSource
-    classes: tuple[str, ...]
-    numbers: tuple[int, ...]
-
-    @property
-    def square(self) -> bool:  # type: ignore[override]
-        return self.inner.square
-
-    def __len__(self) -> int:
-        return len(self.inner)
-
-    def name(self, index: int) -> str:
-        return self.inner.name(index)
-
-    def key(self, index: int) -> str:
-        return self.inner.key(index)
-
-    def notes(self) -> tuple[str, ...]:
-        return self.inner.notes()
-
-    def label(self, index: int) -> int:
-        return self.numbers[self.inner.label(index)]
-
-    def open(self, index: int) -> BinaryIO:
-        return self.inner.open(index)
+class OfList(Renumbered):
+    """The images of a source whose classes have their numbers in a larger list."""
 
     def identity(self) -> dict[str, Any]:
         """That of the images as they are: a token cache holds no labels, so it serves every numbering."""
         return self.inner.identity()
 
 
-def renumbered(source: ImageSource, classes: Sequence[str]) -> Renumbered:
+def renumbered(source: ImageSource, classes: Sequence[str]) -> OfList:
     """The source with the labels that its classes have in the list `classes`.
 
     Raises:
@@ -70,12 +45,12 @@ def renumbered(source: ImageSource, classes: Sequence[str]) -> Renumbered:
             f"the list of {len(classes)} classes (the first is '{classes[0]}') lacks {len(missing)} of the data's "
             f"{len(source.classes)}, such as '{missing[0]}'; name the folders as the list does, or use the data's own numbers."
         )
-    return Renumbered(source, tuple(classes), tuple(number[name] for name in source.classes))
+    return OfList(source, tuple(classes), tuple(number[name] for name in source.classes))
 
 
 def numbers_in_use(images: ImageSource) -> list[int]:
     """The labels of the data's own class folders."""
-    return sorted(images.numbers) if isinstance(images, Renumbered) else list(range(len(images.classes)))
+    return sorted(images.numbers) if isinstance(images, OfList) else list(range(len(images.classes)))
 
 
 def digest_of(classes: Sequence[str]) -> str:

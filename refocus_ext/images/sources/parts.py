@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, BinaryIO, NamedTuple
 
 from refocus_ext.errors import UsageError
@@ -15,51 +14,14 @@ LEAST = 2  # images held out, if so many can be
 
 
 @dataclass(frozen=True)
-class Part(ImageSource):
-    """Some images of a source, in its order and with all its classes. `what` says which, for the identity."""
+class View(ImageSource):
+    """All images of another source as they are; subclasses change which ones, or their labels."""
 
     inner: ImageSource
-    indices: tuple[int, ...]
-    what: str
-    remarks: tuple[str, ...] = ()
 
     @property
     def classes(self) -> tuple[str, ...]:  # type: ignore[override]
         return self.inner.classes
-
-    @property
-    def square(self) -> bool:  # type: ignore[override]
-        return self.inner.square
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def name(self, index: int) -> str:
-        return self.inner.name(self.indices[index])
-
-    def key(self, index: int) -> str:
-        return self.inner.key(self.indices[index])
-
-    def label(self, index: int) -> int:
-        return self.inner.label(self.indices[index])
-
-    def open(self, index: int) -> BinaryIO:
-        return self.inner.open(self.indices[index])
-
-    def notes(self) -> tuple[str, ...]:
-        return (*self.inner.notes(), *self.remarks)
-
-    def identity(self) -> dict[str, Any]:
-        whole = self.inner.identity()
-        return whole | {"images": len(self), "of": whole["images"], "part": self.what}
-
-
-@dataclass(frozen=True)
-class Renumbered(ImageSource):
-    """A source whose labels are those that `classes`, which hold all of its own, give to the names."""
-
-    inner: ImageSource
-    classes: tuple[str, ...]
 
     @property
     def square(self) -> bool:  # type: ignore[override]
@@ -75,12 +37,7 @@ class Renumbered(ImageSource):
         return self.inner.key(index)
 
     def label(self, index: int) -> int:
-        return self._labels[self.inner.label(index)]
-
-    @cached_property
-    def _labels(self) -> list[int]:
-        numbers = {name: label for label, name in enumerate(self.classes)}
-        return [numbers[name] for name in self.inner.classes]
+        return self.inner.label(index)
 
     def open(self, index: int) -> BinaryIO:
         return self.inner.open(index)
@@ -89,8 +46,57 @@ class Renumbered(ImageSource):
         return self.inner.notes()
 
     def identity(self) -> dict[str, Any]:
-        digest = hashlib.sha256("\n".join(self.classes).encode()).hexdigest()
-        return self.inner.identity() | {"classes": len(self.classes), "numbering": digest}
+        return self.inner.identity()
+
+
+@dataclass(frozen=True)
+class Part(View):
+    """Some images of a source, in its order and with all its classes. `what` says which, for the identity."""
+
+    indices: tuple[int, ...]
+    what: str
+    remarks: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def name(self, index: int) -> str:
+        return super().name(self.indices[index])
+
+    def key(self, index: int) -> str:
+        return super().key(self.indices[index])
+
+    def label(self, index: int) -> int:
+        return super().label(self.indices[index])
+
+    def open(self, index: int) -> BinaryIO:
+        return super().open(self.indices[index])
+
+    def notes(self) -> tuple[str, ...]:
+        return (*super().notes(), *self.remarks)
+
+    def identity(self) -> dict[str, Any]:
+        whole = super().identity()
+        return whole | {"images": len(self), "of": whole["images"], "part": self.what}
+
+
+@dataclass(frozen=True)
+class Renumbered(View):
+    """The same images under other labels: `numbers` has the label in `names` of each of the source's own classes."""
+
+    names: tuple[str, ...]
+    numbers: tuple[int, ...]
+
+    @property
+    def classes(self) -> tuple[str, ...]:  # type: ignore[override]
+        return self.names
+
+    def label(self, index: int) -> int:
+        return self.numbers[super().label(index)]
+
+    def identity(self) -> dict[str, Any]:
+        digest = hashlib.sha256("\n".join(self.names).encode()).hexdigest()
+        return super().identity() | {"classes": len(self.names), "numbering": digest}
 
 
 def numbered_as(images: ImageSource, classes: Sequence[str]) -> ImageSource:
@@ -101,12 +107,12 @@ def numbered_as(images: ImageSource, classes: Sequence[str]) -> ImageSource:
     """
     if tuple(classes) == images.classes:
         return images
-    known = set(classes)
-    if missing := sorted(set(images.classes) - known):
+    number = {name: label for label, name in enumerate(classes)}
+    if missing := sorted(set(images.classes) - set(number)):
         alike = [name for name in classes if name.lower() == missing[0].lower()]
         hint = f" (but {alike[0]}, in other letter case)" if alike else ""
         raise UsageError(f"val/ has the class {missing[0]}, which train/ does not have{hint}; the two must agree.")
-    return Renumbered(images, tuple(classes))
+    return Renumbered(images, tuple(classes), tuple(number[name] for name in images.classes))
 
 
 class Divided(NamedTuple):
