@@ -15,7 +15,7 @@ from torch import distributed as tdist
 from torch.nn import functional as F
 
 from patches.instance import InstancePatch
-from refocus_ext.vector_quantization import full_precision_matmul, straight_through
+from refocus_ext.vector_quantization import code_hits, full_precision_matmul, straight_through
 
 if TYPE_CHECKING:
     from refocus_ext.optics.pyramid import FocusPyramid
@@ -171,7 +171,7 @@ class FocusQuantizer(InstancePatch):
 
         Upstream counts only under a process group, and its `record_hit` counts scales where this one counts steps.
         """
-        hit_SV = torch.stack([idx.flatten().bincount(minlength=self.vocab_size).float() for idx in idx_S])
+        hit_SV = torch.stack([code_hits(idx, self.vocab_size, torch.float32) for idx in idx_S])
         if tdist.is_available() and tdist.is_initialized():
             tdist.all_reduce(hit_SV)
         decay = 0.0 if self.record_hit == 0 else 0.9 if self.record_hit < 100 else 0.99

@@ -69,6 +69,12 @@ def kmeans(points_NC: Tensor, codes: int, generator: torch.Generator, iterations
     return centres
 
 
+def code_hits(idx: Tensor, codes: int, dtype: torch.dtype = torch.long) -> Tensor:
+    """(codes,), how often each code occurs; unlike `bincount` it does not wait for a GPU."""
+    flat = idx.flatten()
+    return flat.new_zeros(codes, dtype=dtype).scatter_add_(0, flat, flat.new_ones(len(flat), dtype=dtype))
+
+
 def codebook_use(hits_V: Tensor) -> tuple[float, float]:
     """(percent of codes seen, perplexity: exp of the entropy in nats) of how often each code was seen, in float64."""
     share = hits_V.double() / hits_V.sum()

@@ -106,14 +106,14 @@ def feature_distance(
     return distance_M.sum(), terms
 
 
-def var_report(terms: Mapping[str, Tensor], patch_nums: Sequence[int], patch_size: int = 16) -> dict[str, float]:
+def var_report(terms: Mapping[str, Tensor], patch_nums: Sequence[int], patch_size: int = 16) -> Terms:
     """The numbers VAR logs, under VAR's names: Lm, Lt (mean, last scale), Accm, Acct, and L_ and acc_ of every scale's
-    resolution in pixels. Losses in nats, accuracies in percent, all of the student."""
-    scales = zip(patch_nums, terms["ce_student_S"].tolist(), terms["acc_student_S"].tolist(), strict=True)
-    report = {"Lm": terms["ce_student"].item(), "Accm": 100 * terms["acc_student"].item()}
+    resolution in pixels. Losses in nats, accuracies in percent, all of the student; tensors ()."""
+    scales = zip(patch_nums, terms["ce_student_S"].unbind(), (100 * terms["acc_student_S"]).unbind(), strict=True)
+    report = {"Lm": terms["ce_student"], "Accm": 100 * terms["acc_student"]}
     for pn, loss, accuracy in scales:
-        report |= {f"L_{pn * patch_size}": loss, f"acc_{pn * patch_size}": 100 * accuracy}
-        report |= {"Lt": loss, "Acct": 100 * accuracy}
+        report |= {f"L_{pn * patch_size}": loss, f"acc_{pn * patch_size}": accuracy}
+        report |= {"Lt": loss, "Acct": accuracy}
     return report
 
 

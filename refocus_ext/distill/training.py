@@ -26,11 +26,12 @@ from refocus_ext.distill.recipe import (
 )
 from refocus_ext.distill.validation import DistillReport, ValidationTokens, validate
 from refocus_ext.engine import sharding
-from refocus_ext.engine.devices import autocast, autocast_dtype
+from refocus_ext.engine.devices import autocast, autocast_dtype, loss_scaler
 from refocus_ext.engine.distributed import World
-from refocus_ext.engine.optimization import finite, gradient_norm
+from refocus_ext.engine.optimization import GuardedStep, gradient_norm
 from refocus_ext.engine.progress import Progress
 from refocus_ext.engine.run_folder import RunFolder
+from refocus_ext.engine.step_result import StepResult
 from refocus_ext.engine.training import RunPlan, Training, TrainingData
 from refocus_ext.images.class_numbers import numbers_in_use
 from refocus_ext.images.crops import Sample
@@ -66,7 +67,7 @@ class DistillTraining(Training):
         self.validation = self._validation_tokens(val)
         self.report: DistillReport | None = None
         self.dtype = autocast_dtype(recipe.precision, world.device)
-        self.scaler = torch.amp.GradScaler(world.device.type, enabled=self.dtype == torch.float16)
+        self.scaler = loss_scaler(self.dtype, world.device)
         self.sharded = recipe.sharded and world.size > 1
         if self.sharded:
             sharding.shard(self.var, world, kept=self.teacher.geometry.blocks if self.teacher else 0)
@@ -76,6 +77,7 @@ class DistillTraining(Training):
         if self.teacher:
             self.modules["teacher"] = self.teacher
         self.optimizers = {name: adamw(module, recipe.teacher_lr) for name, module in self.modules.items()}
+        self.guarded = GuardedStep(world, self.scaler, *self.optimizers.values())
 
     def _validation_tokens(self, val: ImageSource) -> ValidationTokens:
         """Tokens of centre crops, the same on every process."""
@@ -96,7 +98,7 @@ class DistillTraining(Training):
 
     # ------------------------------------------------------------------ one step
 
-    def train_step(self, step: int, batches: Sequence[Any]) -> dict[str, float] | None:
+    def train_step(self, step: int, batches: Sequence[Any]) -> StepResult:
         steps, depth = self.plan.steps_at(step), self.recipe.depth
         lr = self.recipe.lr * lin0(step, steps, warmup_steps(steps), final_lr_factor(depth))
         decay = cosine_weight_decay(step, steps, end=final_weight_decay(depth))
@@ -110,16 +112,10 @@ class DistillTraining(Training):
                     total[name] = total.get(name, 0) + term / len(batches)
         alias_mean_TC = total.pop("alias_mean_TC", None)
         norms = self._gradient_norms()
-        loss = float(total["loss"])
-        # fp16 overflows occasionally: the scaler then skips the step itself and lowers the scale
-        (bad,) = self.world.any(not finite(loss, *(() if self.scaler.is_enabled() else norms.values())))
-        if not bad:
-            for optimizer in self.optimizers.values():
-                self.scaler.step(optimizer)
-            if self.teacher and alias_mean_TC is not None:
-                self.teacher.alias_embedding.follow(self.world.sum(alias_mean_TC) / self.world.size)
-        self.scaler.update()
-        return None if bad else {"lr": lr, **self._logged(step, total), **norms}
+        bad, skipped = self.guarded.step([total["loss"]], list(norms.values()))
+        if self.teacher and alias_mean_TC is not None:
+            self.teacher.alias_embedding.follow(self.world.sum(alias_mean_TC) / self.world.size, unless=skipped)
+        return StepResult({"lr": lr, **self._logged(step, total), **norms}, bad)
 
     def _backward(self, batch: Any) -> Terms:
         """Forward and backward of one micro-batch; returns its detached terms."""
@@ -156,7 +152,7 @@ class DistillTraining(Training):
             return contextlib.nullcontext()
         return self.world.sync_gradients(self.parallel, last)
 
-    def _gradient_norms(self) -> dict[str, float]:
+    def _gradient_norms(self) -> Terms:
         """Norms before clipping; the networks are clipped separately, so that they do not affect each other."""
         norms = {}
         for name, module in self.modules.items():
@@ -166,15 +162,15 @@ class DistillTraining(Training):
             norms["grad_norm" if name == "var" else f"{name}/grad_norm"] = gradient_norm(module, CLIP)
         return norms
 
-    def _logged(self, step: int, total: Terms) -> dict[str, float]:
+    def _logged(self, step: int, total: Terms) -> Terms:
         """Scalars of a step; every `log_every` steps also VAR's own report and the terms of each scale and block."""
-        values = {name: float(term) for name, term in total.items() if term.ndim == 0}
+        values = {name: term for name, term in total.items() if term.ndim == 0}
         if step == 0 or (step + 1) % self.recipe.log_every == 0:
             values |= var_report(total, self.var.patch_nums)
             vectors = {name: term for name, term in total.items() if term.ndim == 1 and not name.endswith("student_S")}
             for name, term in vectors.items():
                 kind = {"S": "scale", "M": "block"}[name[-1]]
-                values |= {f"{name[:-2]}_{kind}{i}": value for i, value in enumerate(term.tolist(), start=1)}
+                values |= {f"{name[:-2]}_{kind}{i}": value for i, value in enumerate(term.unbind(), start=1)}
         return values
 
     # ------------------------------------------------------------------ monitoring

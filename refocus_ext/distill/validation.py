@@ -126,7 +126,7 @@ def validate(
             part = _sums(nll_XBL, hit_XBL, weight_B.to(device), objective.var.begin_ends)
             sums = part if sums is None else sums + part
     assert sums is not None
-    return _report(world.sum(sums.double()).cpu(), objective)
+    return _report(world.sum(sums).cpu(), objective)
 
 
 def shares(count: int, world: World, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -188,12 +188,20 @@ def _tokens(logits_BLV: Tensor, idx_BL: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _sums(nll_XBL: Tensor, hit_XBL: Tensor, weight_B: Tensor, begin_ends: Sequence[tuple[int, int]]) -> Tensor:
-    """(X, 2 S + 4): per scale sums over images of mean NLL and of hits, then of mean NLL, of the gap, its square, and 1."""
-    columns = [nll_XBL[:, :, a:b].mean(2) @ weight_B for a, b in begin_ends]
-    columns += [hit_XBL[:, :, a:b].mean(2) @ weight_B for a, b in begin_ends]
+    """(X, 2 S + 4), float64: per scale sums over images of mean NLL and of hits, then of mean NLL, of the gap, its square, and 1.
+
+    Without a matrix product, which autocast would take in bf16.
+    """
+    nll_XBL, hit_XBL, weight_B = nll_XBL.double(), hit_XBL.double(), weight_B.double()
+
+    def total(value_XB: Tensor) -> Tensor:
+        return (value_XB * weight_B).sum(1)
+
+    columns = [total(nll_XBL[:, :, a:b].mean(2)) for a, b in begin_ends]
+    columns += [total(hit_XBL[:, :, a:b].mean(2)) for a, b in begin_ends]
     nll_XB = nll_XBL.mean(2)
     gap_XB = nll_XB[:1] - nll_XB
-    columns += [nll_XB @ weight_B, gap_XB @ weight_B, gap_XB.square() @ weight_B, weight_B.sum().expand(len(nll_XB))]
+    columns += [total(nll_XB), total(gap_XB), total(gap_XB.square()), weight_B.sum().expand(len(nll_XB))]
     return torch.stack(columns, dim=1)
 
 

@@ -6,7 +6,7 @@ A new type (MPS, say) is a class in this file and an entry in `KINDS`.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -25,6 +25,9 @@ class DeviceKind:
     pins_memory = False  # copies from pinned memory overlap with computation
     fused_optimizer = False
     channels_last = False  # its fastest layout for convolutions
+    runs_behind = False  # the host only queues work, so that reading a value waits for all of it
+    wide_sums = torch.float64  # dtype in which scalars are averaged
+    tokens_at_once = 1024  # of eq. 13; an fp32 temporary is 32 MB at 8192 codes
 
     def available(self) -> bool:
         return True
@@ -47,6 +50,10 @@ class DeviceKind:
 
     def synchronize(self, device: torch.device) -> None:
         """Waits until the device has finished its work."""
+
+    def fetch(self, tensor: Tensor) -> Callable[[], Tensor]:
+        """Starts a copy to the host; the returned function waits for it and gives it."""
+        return lambda: tensor
 
     def memory_in_use(self, device: torch.device) -> int:
         """Bytes in use now; `peak_memory` counts from here."""
@@ -76,6 +83,9 @@ class Cuda(DeviceKind):
     pins_memory = True
     fused_optimizer = True
     channels_last = True
+    runs_behind = True
+    wide_sums = torch.float32
+    tokens_at_once = 8192  # three slices of a batch of 32 images; a temporary is 256 MB
 
     def available(self) -> bool:
         return torch.cuda.is_available()
@@ -98,6 +108,17 @@ class Cuda(DeviceKind):
 
     def synchronize(self, device: torch.device) -> None:
         torch.cuda.synchronize(device)
+
+    def fetch(self, tensor: Tensor) -> Callable[[], Tensor]:
+        host = torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
+        arrived = torch.cuda.Event()
+        arrived.record(torch.cuda.current_stream(tensor.device))
+
+        def wait() -> Tensor:
+            arrived.synchronize()
+            return host
+
+        return wait
 
     def memory_in_use(self, device: torch.device) -> int:
         torch.cuda.reset_peak_memory_stats(device)
@@ -170,6 +191,11 @@ def autocast(dtype: torch.dtype, device: torch.device) -> torch.autocast:
     """Mixed precision in `dtype`; for float32 it changes nothing."""
     enabled = dtype != torch.float32
     return torch.autocast(device.type, dtype=dtype if enabled else None, enabled=enabled)
+
+
+def loss_scaler(dtype: torch.dtype, device: torch.device) -> torch.amp.GradScaler:
+    """A scaler of the loss against fp16's small range; for another dtype it changes nothing."""
+    return torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
 
 
 @contextlib.contextmanager

@@ -45,14 +45,13 @@ class World:
         dist.all_reduce(votes, op=dist.ReduceOp.MAX)
         return tuple(vote > 0 for vote in votes.tolist())
 
-    def mean(self, values: dict[str, float]) -> dict[str, float]:
-        """Averages over processes; every process must hold the same names."""
+    def any_of(self, flags: torch.Tensor) -> torch.Tensor:
+        """The same for a bool tensor on the device, without waiting for it."""
         if self.size == 1:
-            return values
-        total = torch.tensor(list(values.values()), dtype=torch.float64 if self.device.type == "cpu" else torch.float32)
-        total = total.to(self.device)
-        dist.all_reduce(total)
-        return dict(zip(values, (total / self.size).tolist(), strict=True))
+            return flags
+        votes = flags.to(torch.uint8)
+        dist.all_reduce(votes, op=dist.ReduceOp.MAX)
+        return votes.bool()
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """Sum over processes, on the tensor's own device."""

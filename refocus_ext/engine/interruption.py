@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from types import FrameType
 from typing import Any
 
@@ -52,14 +53,22 @@ class Interruption:
             signal.signal(number, self._before[number])
             signal.raise_signal(number)
 
+    def flags(self) -> list[float]:
+        """1 for the signal that has arrived here, otherwise 0, in the order of `SIGNALS`."""
+        return [float(self.signal == number) for number in SIGNALS]
+
+    @staticmethod
+    def code(flags: Sequence[float]) -> int:
+        """The exit code of the first flag that is not 0: 128 + the signal's number (130 after Ctrl-C, 143 SIGTERM, 138
+        SIGUSR1, 140 SIGUSR2, 129 SIGHUP), otherwise 0."""
+        return next((128 + number for number, there in zip(SIGNALS, flags, strict=True) if there), 0)
+
     def agreed(self, world: World) -> int:
-        """The exit code if any process was interrupted: 128 + the signal's number (130 after Ctrl-C, 143 SIGTERM, 138
-        SIGUSR1, 140 SIGUSR2, 129 SIGHUP), otherwise 0.
+        """The exit code if any process was interrupted, otherwise 0.
 
         The same on every process, whichever was signalled; all processes must call it at the same point.
         """
-        arrived = world.any(*(self.signal == number for number in SIGNALS))
-        return next((128 + number for number, there in zip(SIGNALS, arrived, strict=True) if there), 0)
+        return self.code(world.any(*(bool(flag) for flag in self.flags())))
 
 
 def leave_signals_to_parent(_worker: int) -> None:

@@ -1,12 +1,15 @@
-"""Learning-rate schedule and norms of gradients."""
+"""Learning-rate schedule, norms of gradients, and optimizer steps that are skipped where a value is not finite."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from refocus_ext.engine.distributed import World
 
 
 def warmup_cosine(step: int, steps: int, warmup: int, end: float) -> float:
@@ -17,15 +20,66 @@ def warmup_cosine(step: int, steps: int, warmup: int, end: float) -> float:
     return end + (1 - end) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
-def gradient_norm(module: nn.Module, clip: float) -> float:
-    """Norm of all gradients, which are clipped to `clip` if that is positive."""
+def gradient_norm(module: nn.Module, clip: float) -> Tensor:
+    """Norm () of all gradients, which are clipped to `clip` if that is positive."""
     limit = clip if clip > 0 else math.inf
     norm: Any = nn.utils.clip_grad_norm_([p for p in module.parameters() if p.grad is not None], limit)
-    return float(
-        norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-    )  # sharded gradients: the norm over all processes
+    # sharded gradients: the norm over all processes
+    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
 
 
-def finite(*tensors: Tensor | float) -> bool:
-    """Whether every value is finite."""
-    return all(bool(torch.isfinite(torch.as_tensor(value)).all()) for value in tensors)
+def not_finite(*scalars: Tensor) -> Tensor:
+    """Whether one of the scalars is not finite: a bool tensor (), without waiting for the device."""
+    return ~torch.stack([scalar.detach().float() for scalar in scalars]).isfinite().all()
+
+
+class GuardedStep:
+    """Steps of several optimizers that all happen or none: where a gradient or loss is not finite on any process, no process
+    changes its weights.
+
+    Whether it happens is decided on the device: fused optimizers read a flag there, so that the host waits for nothing.
+
+    Args:
+        scaler: the loss scaler; with it a gradient that overflows is expected and only lowers the scale.
+    """
+
+    def __init__(self, world: World, scaler: torch.amp.GradScaler, *optimizers: torch.optim.Optimizer) -> None:
+        self.world, self.scaler, self.optimizers = world, scaler, optimizers
+
+    def step(self, losses: Sequence[Tensor], norms: Sequence[Tensor], skip: Tensor | None = None) -> Guarded:
+        """
+        Args:
+            losses, norms: scalars of this process; the gradients have been unscaled by `scaler.unscale_`.
+            skip: a further reason to skip, a bool tensor ().
+        """
+        bad, overflow = not_finite(*losses), not_finite(*norms)
+        skipped = bad | overflow if skip is None else bad | overflow | skip
+        bad, skipped = self.world.any_of(torch.stack((bad if self.scaler.is_enabled() else skipped, skipped))).unbind()
+        for optimizer in self.optimizers:
+            step_unless(skipped, optimizer)
+        if self.scaler.is_enabled():
+            self.scaler.update()
+        return Guarded(bad, skipped)
+
+
+class Guarded(NamedTuple):
+    """Bool tensors (), the same on every process: whether the step was bad, and whether it was skipped. A step that is skipped
+    because fp16 overflowed is not bad."""
+
+    bad: Tensor
+    skipped: Tensor
+
+
+def step_unless(skipped: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    """`optimizer.step()` unless the bool tensor () is set."""
+    fused = all(group.get("fused") for group in optimizer.param_groups)
+    if not fused:  # a CPU's: reading the flag waits for nothing
+        if not skipped:
+            optimizer.step()
+        return
+    flagged: Any = optimizer  # as torch.amp.GradScaler hands its flag to fused optimizers
+    flagged.found_inf = skipped.float()
+    try:
+        optimizer.step()
+    finally:
+        del flagged.found_inf

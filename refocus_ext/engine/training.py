@@ -23,6 +23,7 @@ from refocus_ext.engine.interruption import Interruption, from_loader, leave_sig
 from refocus_ext.engine.memory import MemoryWatch
 from refocus_ext.engine.progress import Progress
 from refocus_ext.engine.run_folder import RunFolder
+from refocus_ext.engine.step_result import Pending, Read, StepResult
 from refocus_ext.errors import RunFailed
 from refocus_ext.images.order import StepBatches
 from refocus_ext.images.sources.interface import ImageSource
@@ -132,14 +133,16 @@ class Training(ABC):
         self.step = 0  # optimizer steps done
         self.skipped_in_a_row = 0
         self.saved_at = -1
+        self.unread: list[Pending] = []  # steps taken whose numbers have not been read
+        self.reads_late = kind_of(world.device).runs_behind
         self.memory = MemoryWatch(plan.batch_size, plan.accumulate, world)
 
     # ------------------------------------------------------------------ what a stage defines
 
     @abstractmethod
-    def train_step(self, step: int, batches: Sequence[Any]) -> dict[str, float] | None:
-        """One optimizer step (0-based number) from its micro-batches; None if a value was not finite on this process
-        or another, in which case no process may have changed anything."""
+    def train_step(self, step: int, batches: Sequence[Any]) -> StepResult:
+        """One optimizer step (0-based number) from its micro-batches; if it was bad on any process, no process may have changed
+        its weights. It must not read a value from the device (see `step_result.py`)."""
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
@@ -174,9 +177,9 @@ class Training(ABC):
         progress = Progress(self.step, self.plan.steps, self.plan.batch_size, quiet=not self.world.main)
         try:
             for batches in self._steps():
-                self._one_step(batches, progress)
-                code = interruption.agreed(self.world)
+                code = self._one_step(batches, progress, interruption)
                 if code and self.step < self.plan.steps:
+                    self._read_all(progress)
                     self.save()
                     progress.say(f"saved step {self.step}; rerun the same command to resume")
                     return code
@@ -188,31 +191,58 @@ class Training(ABC):
             self.finish()
         return 0
 
-    def _one_step(self, batches: Sequence[Any], progress: Progress) -> None:
+    def _one_step(self, batches: Sequence[Any], progress: Progress, interruption: Interruption) -> int:
+        """Returns the exit code if a process was interrupted, otherwise 0."""
         torch.manual_seed(stream_seed(self.plan.seed, Stream.STEP, self.step, self.world.rank))
         with self.memory.watched(self.step):
-            values = self.train_step(self.step, batches)
+            result = self.train_step(self.step, batches)
         self.step += 1
-        self._watch_finiteness(values, progress)
-        values = self.world.mean(values) if values else {"skipped": 1.0}
-        self._watch_broken(batches, values, progress)
-        if self.run:
-            self.run.log(self.step, values, "train/")
-        progress.update(self.step, {name: values[name] for name in self.progress_values if name in values})
+        broken = self._note_broken(batches)
+        flags = [*interruption.flags(), float(len(broken)), float(len(broken) > self.data.broken_limit)]
+        self.unread.append(Pending(self.step, result, flags, self.world))
         last = self.step == self.plan.steps
-        if last or _due(self.step, self.plan.picture_every):
+        observes, saves = (last or _due(self.step, every) for every in (self.plan.picture_every, self.plan.save_every))
+        code = self._read_some(progress, keep=int(self.reads_late and not (observes or saves)))
+        if observes:
             with self.memory.watched_validation(self.step):
                 self.observe(progress)
-        if last or _due(self.step, self.plan.save_every):
+        if saves:
             self.save()
+        return code
 
-    def _watch_finiteness(self, values: dict[str, float] | None, progress: Progress) -> None:
-        """Skips a non-finite step on all processes; several in a row stop the run and name the batch."""
-        self.skipped_in_a_row = 0 if values is not None else self.skipped_in_a_row + 1
-        if values is not None:
+    def _read_some(self, progress: Progress, keep: int) -> int:
+        """Reads and logs the numbers of the steps taken, all but the last `keep`; returns the exit code that they bring."""
+        code = 0
+        while len(self.unread) > keep:
+            code = self._log(self.unread.pop(0).read(), progress) or code
+        return code
+
+    def _read_all(self, progress: Progress) -> None:
+        self._read_some(progress, keep=0)
+
+    def _log(self, read: Read, progress: Progress) -> int:
+        """Logs a step; returns the exit code if a process was interrupted."""
+        *signals, broken, too_many = read.flags
+        self._watch_finiteness(read, progress)
+        values = {"skipped": 1.0} if read.bad else read.values
+        values["broken_images"] = broken
+        if too_many:
+            raise RunFailed(
+                f"{len(self.data.known_broken)} images of {len(self.data)} cannot be decoded, more than "
+                f"the limit of {self.data.broken_limit}; check the folder, remove these images and rerun the same command."
+            )
+        if self.run:
+            self.run.log(read.step, values, "train/")
+        progress.update(read.step, {name: values[name] for name in self.progress_values if name in values})
+        return Interruption.code(signals)
+
+    def _watch_finiteness(self, read: Read, progress: Progress) -> None:
+        """Names a skipped step; several in a row stop the run and name the batch."""
+        self.skipped_in_a_row = self.skipped_in_a_row + 1 if read.bad else 0
+        if not read.bad:
             return
-        names = self.batch_names(self.step - 1)
-        progress.say(f"step {self.step} skipped: its loss or gradient is not finite (images {names})")
+        names = self.batch_names(read.step - 1)
+        progress.say(f"step {read.step} skipped: its loss or gradient is not finite (images {names})")
         if self.skipped_in_a_row >= NON_FINITE_IN_A_ROW:
             raise RunFailed(
                 f"the loss or gradient was not finite in {self.skipped_in_a_row} steps in a row; the last batch was {names}. "
@@ -255,21 +285,15 @@ class Training(ABC):
                 yield group
                 group = []
 
-    def _watch_broken(self, batches: Sequence[Any], values: dict[str, float], progress: Progress) -> None:
-        """Names each image that was replaced because it cannot be decoded, counts them, and stops the run at too many."""
+    def _note_broken(self, batches: Sequence[Any]) -> set[int]:
+        """Names each image that was replaced because it cannot be decoded; returns all that this process knows."""
         new = {
             int(index) for batch in batches for index in batch.broken.tolist() if index >= 0
         } - self.data.known_broken
         for index in sorted(new):
             print(f"broken image replaced: {self.data.images.name(index)}", flush=True)
         self.data.known_broken |= new
-        values["broken_images"] = float(len(self.data.known_broken))
-        (too_many,) = self.world.any(len(self.data.known_broken) > self.data.broken_limit)
-        if too_many:
-            raise RunFailed(
-                f"{len(self.data.known_broken)} images of {len(self.data)} cannot be decoded, more than "
-                f"the limit of {self.data.broken_limit}; check the folder, remove these images and rerun the same command."
-            )
+        return self.data.known_broken
 
     # ------------------------------------------------------------------ saving and resuming
 

@@ -20,7 +20,7 @@ from refocus_ext.tokenizer.alias.tokenizer import AliasOutput, AliasTokenizer
 from refocus_ext.tokenizer.averages import Averages
 from refocus_ext.tokenizer.losses.objective import StructureOutput
 from refocus_ext.tokenizer.recipe import TokenizerRecipe
-from refocus_ext.vector_quantization import kmeans
+from refocus_ext.vector_quantization import code_hits, kmeans
 
 
 @torch.no_grad()
@@ -71,11 +71,12 @@ class CodeRevival:
 
     def __init__(self, quantizer: Codebook, margin: int = 0) -> None:
         self.quantizer, self.margin = quantizer, margin
-        self.hits_V = torch.zeros(quantizer.vocab_size, dtype=torch.long)
+        table = quantizer.embedding.weight
+        self.hits_V = torch.zeros(quantizer.vocab_size, dtype=torch.long, device=table.device)
 
     def count(self, idx_S: Sequence[Tensor]) -> None:
         for idx in idx_S:
-            self.hits_V += idx.flatten().bincount(minlength=len(self.hits_V)).cpu()
+            self.hits_V += code_hits(idx, len(self.hits_V))
 
     @torch.no_grad()
     def revive(
@@ -96,14 +97,15 @@ class CodeRevival:
         self.hits_V.zero_()
         pool = torch.cat(list(residual_S))
         if len(dead) > len(pool) // 2:  # a batch supplies only so many distinct vectors
-            dead = dead[torch.randperm(len(dead), generator=generator)[: len(pool) // 2]]
+            dead = dead[torch.randperm(len(dead), generator=generator)[: len(pool) // 2].to(dead.device)]
         weight = self.quantizer.embedding.weight
         picks = torch.randperm(len(pool), generator=generator)[: len(dead)].to(pool.device)
         lent = pool[picks].to(weight.dtype)
-        weight.data[dead.to(weight.device)] = lent if world is None else world.broadcast(lent.contiguous())
+        lent = torch.where(lent.isfinite(), lent, weight.data[dead])  # those of a step that was skipped may not be
+        weight.data[dead] = lent if world is None else world.broadcast(lent.contiguous())
         for moment in optimizer.state.get(weight, {}).values():
             if isinstance(moment, Tensor) and moment.shape == weight.shape:
-                moment[dead.to(weight.device)] = 0
+                moment[dead] = 0
         return dead
 
     def state_dict(self) -> dict[str, Tensor]:

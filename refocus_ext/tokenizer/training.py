@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from patches.model_parts import compile_autoencoder, last_decoder_weight
 from patches.protocols import FocusedVQVAE, as_module
-from refocus_ext.engine.devices import autocast, autocast_dtype, kind_of
+from refocus_ext.engine.devices import autocast, autocast_dtype, kind_of, loss_scaler
 from refocus_ext.engine.distributed import World
-from refocus_ext.engine.optimization import finite, gradient_norm, warmup_cosine
+from refocus_ext.engine.optimization import GuardedStep, gradient_norm, warmup_cosine
 from refocus_ext.engine.progress import Progress
 from refocus_ext.engine.run_folder import RunFolder
+from refocus_ext.engine.step_result import Scalars, StepResult, added
 from refocus_ext.engine.training import RunPlan, Training
 from refocus_ext.images.crops import Crops, Sample
 from refocus_ext.seeds import Stream, stream_seed
@@ -26,6 +27,8 @@ from refocus_ext.tokenizer.losses.critic import Critic, NoCritic
 from refocus_ext.tokenizer.losses.objective import StructureObjective, StructureOutput, TokenizerObjective
 from refocus_ext.tokenizer.recipe import TokenizerRecipe
 from refocus_ext.tokenizer.validation import Validation
+
+LOSSES = ("loss", "alias/loss")
 
 
 class TokenizerTraining(Training):
@@ -61,12 +64,13 @@ class TokenizerTraining(Training):
         adamw: dict[str, Any] = dict(
             betas=recipe.betas, weight_decay=recipe.weight_decay, fused=kind_of(world.device).fused_optimizer
         )
+        self.dtype = autocast_dtype(recipe.precision, world.device)
         self.critic = self._build_critic(adamw)
         self.averages = Averages(vae, self.alias, recipe.ema)
         self.codebooks = Codebooks(plan, recipe, world, vae, self.alias, self.averages, data)
         self.optimizer = torch.optim.AdamW(self.optimizer_groups(), lr=recipe.lr, **adamw)
-        self.dtype = autocast_dtype(recipe.precision, world.device)
-        self.scaler = torch.amp.GradScaler(world.device.type, enabled=self.dtype == torch.float16)
+        self.scaler = loss_scaler(self.dtype, world.device)
+        self.guarded = GuardedStep(world, self.scaler, self.optimizer)
 
     def whole_objective(self) -> nn.Module:
         """One module around everything that is trained."""
@@ -91,11 +95,11 @@ class TokenizerTraining(Training):
         if not recipe.critic.weight:
             return NoCritic()
         first = self.plan.steps_at(0)  # an extension does not end what has begun
-        return Critic(recipe.critic, first, size, self.world, recipe.lr, recipe.clip, **adamw)
+        return Critic(recipe.critic, first, size, self.world, recipe.lr, recipe.clip, self.dtype, **adamw)
 
     # ------------------------------------------------------------------ one step
 
-    def train_step(self, step: int, batches: Sequence[Sample]) -> dict[str, float] | None:
+    def train_step(self, step: int, batches: Sequence[Sample]) -> StepResult:
         recipe, plan = self.recipe, self.plan
         self.codebooks.initialise(step)
         factor = warmup_cosine(step, plan.steps_at(step), recipe.warmup, recipe.lr_end)
@@ -107,31 +111,24 @@ class TokenizerTraining(Training):
         self.optimizer.zero_grad(set_to_none=True)
         outputs: list[StructureOutput] = []
         aliases: list[AliasOutput] = []
-        values: dict[str, float] = {}
+        values: Scalars = {}
         for number, x in enumerate(images):
             with self.world.sync_gradients(self.objective, number == len(images) - 1):
                 out, alias, terms = self._backward(step, x, state)
             outputs.append(out)
             aliases += [alias] if alias else []
-            for name, term in terms.items():
-                values[name] = values.get(name, 0.0) + float(term) / len(images)
+            added(values, terms, len(images))
         self.scaler.unscale_(self.optimizer)
-        norm = gradient_norm(as_module(self.vae), recipe.clip)
+        norms = {"grad_norm": gradient_norm(as_module(self.vae), recipe.clip)}
         if self.alias is not None and aliases:  # clipped separately, so that the tokenizers do not affect each other
-            values["alias/grad_norm"] = gradient_norm(self.alias, recipe.clip)
-        # fp16 overflows occasionally: the scaler then skips the step itself and lowers the scale
-        norms = [] if self.scaler.is_enabled() else [norm, values.get("alias/grad_norm", 0.0)]
-        (bad,) = self.world.any(not finite(values["loss"], values.get("alias/loss", 0.0), *norms))
-        if bad:
-            self.scaler.update()
-            return None
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+            norms["alias/grad_norm"] = gradient_norm(self.alias, recipe.clip)
+        losses = [value for name, value in values.items() if name in LOSSES and isinstance(value, Tensor)]
+        bad, skipped = self.guarded.step(losses, list(norms.values()))
         if self.critic.active(step):
-            values |= self.critic.train_step(images, [out.image for out in outputs], factor, self.dtype)
+            values |= self.critic.train_step(images, [out.image for out in outputs], factor, skipped)
         self.averages.update(step, recipe.warm_autoencoder)
         values |= self.codebooks.update(step, outputs, aliases, self.optimizer)
-        return values | {"lr": recipe.lr * factor, "grad_norm": norm}
+        return StepResult(values | norms | {"lr": recipe.lr * factor}, bad)
 
     def _backward(
         self, step: int, x: Tensor, state: int

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from refocus_ext import invocation
 from refocus_ext.engine.checks import check_run_options, check_share
-from refocus_ext.engine.optimization import finite, gradient_norm, warmup_cosine
+from refocus_ext.engine.optimization import gradient_norm, not_finite, warmup_cosine
 from refocus_ext.engine.progress import Progress, duration
 from refocus_ext.engine.sharding import load_named_optimizer_state, named_optimizer_state
 from refocus_ext.engine.training import RunPlan, _without_traceback
@@ -53,9 +53,10 @@ def test_gradients_are_clipped_to_a_norm_and_only_where_asked() -> None:
     layer = nn.Linear(2, 1, bias=False)
     for clip, kept in ((0.0, 5.0), (10.0, 5.0), (2.0, 2.0)):
         layer.weight.grad = torch.tensor([[3.0, 4.0]])
-        assert gradient_norm(layer, clip) == pytest.approx(5.0)
+        assert gradient_norm(layer, clip).item() == pytest.approx(5.0)
         assert layer.weight.grad.norm().item() == pytest.approx(kept, rel=1e-4)
-    assert finite(1.0, torch.ones(2)) and not finite(1.0, torch.tensor([1.0, math.nan])) and not finite(math.inf)
+    one, bad = torch.tensor(1.0), [torch.tensor(value) for value in (math.nan, math.inf, -math.inf)]
+    assert not not_finite(one, one) and all(not_finite(one, value) for value in bad)
 
 
 def test_progress_prints_values_rate_and_time_left(capsys: pytest.CaptureFixture[str]) -> None:

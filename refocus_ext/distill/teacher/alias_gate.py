@@ -70,11 +70,21 @@ class AliasEmbedding(nn.Module):
         return self.embedded(alias_K).mean(0)
 
     @torch.no_grad()
-    def follow(self, mean_TC: Tensor) -> None:
-        """Adds one batch mean: a plain average over the first `MEAN_BATCHES`, then an exponential one."""
-        self.batches += 1
-        weight = 1 / self.batches.clamp(max=MEAN_BATCHES)
-        self.mean_TC += weight * (mean_TC - self.mean_TC)
+    def follow(self, mean_TC: Tensor, unless: Tensor | None = None) -> None:
+        """Adds one batch mean: a plain average over the first `MEAN_BATCHES`, then an exponential one.
+
+        Args:
+            unless: a bool tensor (); if it is set nothing changes.
+        """
+        batches = self.batches + 1
+        followed_TC = self.mean_TC + (mean_TC - self.mean_TC) * (1 / batches.clamp(max=MEAN_BATCHES))
+        if unless is not None:
+            batches, followed_TC = (
+                torch.where(unless, self.batches, batches),
+                torch.where(unless, self.mean_TC, followed_TC),
+            )
+        self.batches.copy_(batches)
+        self.mean_TC.copy_(followed_TC)
 
 
 class AliasGateCrossAttention(nn.Module):

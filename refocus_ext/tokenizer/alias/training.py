@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from refocus_ext.engine.devices import autocast
-from refocus_ext.engine.optimization import finite, gradient_norm, warmup_cosine
+from refocus_ext.engine.optimization import gradient_norm, warmup_cosine
+from refocus_ext.engine.step_result import Scalars, StepResult, added
 from refocus_ext.images.crops import Sample
 from refocus_ext.optics.pyramid import FocusPyramid, alias_views
 from refocus_ext.tokenizer.alias.tokenizer import AliasOutput, AliasTokenizer
@@ -42,7 +43,7 @@ class AliasTraining(TokenizerTraining):
         assert self.alias is not None
         return [{"params": list(self.alias.parameters()), "peak": self.recipe.alias_lr}]
 
-    def train_step(self, step: int, batches: Sequence[Sample]) -> dict[str, float] | None:
+    def train_step(self, step: int, batches: Sequence[Sample]) -> StepResult:
         assert self.alias is not None
         self.codebooks.initialise(step)
         factor = warmup_cosine(step, self.plan.steps, self.recipe.warmup, self.recipe.lr_end)
@@ -54,20 +55,14 @@ class AliasTraining(TokenizerTraining):
             with self.world.sync_gradients(self.objective, number == len(batches) - 1):
                 outputs.append(self._alias_backward(batch.image.to(self.world.device, non_blocking=True)))
         self.scaler.unscale_(self.optimizer)
-        values = _mean([self._values(output) for output in outputs])
-        values["grad_norm"] = gradient_norm(self.alias, self.recipe.clip)
-        # fp16 overflows occasionally: the scaler then skips the step itself and lowers the scale
-        (bad,) = self.world.any(
-            not finite(values["loss"], *([] if self.scaler.is_enabled() else [values["grad_norm"]]))
-        )
-        if not bad:
-            self.scaler.step(self.optimizer)
-        self.scaler.update()
-        if bad:
-            return None
+        values: Scalars = {}
+        for output in outputs:
+            added(values, self._values(output), len(outputs))
+        norm = gradient_norm(self.alias, self.recipe.clip)
+        bad, _ = self.guarded.step([output.loss for output in outputs], [norm])
         self.averages.update(step, self.recipe.warm_autoencoder)
         values |= self.codebooks.update(step, [], outputs, self.optimizer)
-        return values | {"lr": self.recipe.alias_lr * factor}
+        return StepResult(values | {"grad_norm": norm, "lr": self.recipe.alias_lr * factor}, bad)
 
     def _alias_backward(self, x: Tensor) -> AliasOutput:
         with autocast(self.dtype, self.world.device):  # the quantizer disables it for itself
@@ -75,10 +70,6 @@ class AliasTraining(TokenizerTraining):
         self.scaler.scale(output.loss / self.plan.accumulate).backward()
         return output
 
-    def _values(self, output: AliasOutput) -> dict[str, float]:
+    def _values(self, output: AliasOutput) -> dict[str, Tensor]:
         explained = {f"explained{k}": value for k, value in enumerate(output.explained_K, start=1)}
-        return {name: float(term.detach()) for name, term in ({"loss": output.loss} | output.terms | explained).items()}
-
-
-def _mean(rows: Sequence[dict[str, float]]) -> dict[str, float]:
-    return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+        return {"loss": output.loss} | output.terms | explained

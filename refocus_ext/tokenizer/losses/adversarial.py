@@ -91,7 +91,9 @@ def adaptive_weight(
     (rec,) = torch.autograd.grad(reconstruction_loss, last_layer_weight, retain_graph=True)
     (adv,) = torch.autograd.grad(adversarial_loss, last_layer_weight, retain_graph=True)
     norm = adv.float().norm().clamp_min(torch.finfo(torch.float32).tiny)
-    return (rec.float().norm() / norm).clamp(floor, ceiling).detach()
+    ratio = (rec.float().norm() / norm).clamp(floor, ceiling)
+    # with scaled fp16 losses the gradients may overflow; the step is then skipped by its own gradients
+    return ratio.nan_to_num(floor).detach()
 
 
 class LeCam(nn.Module):

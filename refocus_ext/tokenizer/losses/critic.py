@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from refocus_ext.engine.devices import autocast
+from refocus_ext.engine.devices import autocast, loss_scaler
 from refocus_ext.engine.distributed import World
-from refocus_ext.engine.optimization import finite, gradient_norm
+from refocus_ext.engine.optimization import GuardedStep, gradient_norm
+from refocus_ext.engine.step_result import Scalars, added
 from refocus_ext.tokenizer.losses.adversarial import Adversary, adaptive_weight
 from refocus_ext.tokenizer.recipe import CriticRecipe
 
@@ -29,9 +30,7 @@ class NoCritic:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         raise RuntimeError("there is no critic")
 
-    def train_step(
-        self, real: Sequence[Tensor], fake: Sequence[Tensor], factor: float, dtype: torch.dtype
-    ) -> dict[str, float]:
+    def train_step(self, real: Sequence[Tensor], fake: Sequence[Tensor], factor: float, skip: Tensor) -> Scalars:
         raise RuntimeError("there is no critic")
 
     def state_dict(self) -> dict[str, Any]:
@@ -48,17 +47,28 @@ class Critic(NoCritic):
         steps: total steps; `recipe.start` is a share of them.
         lr: peak learning rate.
         clip: limit of its gradient norm.
+        dtype: of autocast; with fp16 it has a loss scaler of its own.
         adamw: further optimizer arguments.
     """
 
     def __init__(
-        self, recipe: CriticRecipe, steps: int, image_size: int, world: World, lr: float, clip: float, **adamw: Any
+        self,
+        recipe: CriticRecipe,
+        steps: int,
+        image_size: int,
+        world: World,
+        lr: float,
+        clip: float,
+        dtype: torch.dtype,
+        **adamw: Any,
     ) -> None:
         self.recipe, self.start, self.world = recipe, recipe.start * steps, world
-        self.lr, self.clip = lr, clip
+        self.lr, self.clip, self.dtype = lr, clip, dtype
         self.adversary = Adversary(image_size, lecam=recipe.lecam).to(world.device)
         self.parallel = world.parallel(self.adversary)
         self.optimizer = torch.optim.AdamW(self.adversary.parameters(), lr=lr, **adamw)
+        self.scaler = loss_scaler(dtype, world.device)
+        self.guarded = GuardedStep(world, self.scaler, self.optimizer)
 
     def active(self, step: int) -> bool:
         """Whether the adversarial loss is on at `step` (0-based)."""
@@ -78,39 +88,43 @@ class Critic(NoCritic):
             (weighted term, detached terms for the log).
         """
         loss = self.adversary.generator_loss(image)
-        weight = adaptive_weight(other_losses, loss, last_layer, floor=self.recipe.floor)
+        scale = self.scaler.scale
+        weight = adaptive_weight(scale(other_losses), scale(loss), last_layer, floor=self.recipe.floor)
         grown = min(1.0, (step - self.start + 1) / self.recipe.warmup)
         return self.recipe.weight * grown * weight * loss, {"gan": loss.detach(), "gan_weight": weight.detach()}
 
-    def train_step(
-        self, real: Sequence[Tensor], fake: Sequence[Tensor], factor: float, dtype: torch.dtype
-    ) -> dict[str, float]:
+    def train_step(self, real: Sequence[Tensor], fake: Sequence[Tensor], factor: float, skip: Tensor) -> Scalars:
         """One discriminator step on the micro-batches of a step; all processes skip it if it is not finite on one.
 
         Args:
             factor: of the peak learning rate, from the schedule.
-            dtype: of autocast.
+            skip: bool tensor (), whether the tokenizer's own step was skipped; this one is then skipped too.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr * factor
         self.optimizer.zero_grad(set_to_none=True)
-        values: dict[str, float] = {}
+        values: Scalars = {}
         for number, (x, image) in enumerate(zip(real, fake, strict=True)):
-            with self.world.sync_gradients(self.parallel, number == len(real) - 1), autocast(dtype, self.world.device):
+            with (
+                self.world.sync_gradients(self.parallel, number == len(real) - 1),
+                autocast(self.dtype, self.world.device),
+            ):
                 loss, terms = self.parallel(x, image.detach())
-            (loss / len(real)).backward()
-            values = {name: values.get(name, 0.0) + float(term) / len(real) for name, term in terms.items()}
+            self.scaler.scale(loss / len(real)).backward()
+            added(values, terms, len(real))
+        self.scaler.unscale_(self.optimizer)
         norm = gradient_norm(self.adversary, self.clip)
-        (bad,) = self.world.any(not finite(norm))
-        if not bad:
-            self.optimizer.step()
-        return values | {"critic_grad_norm": norm if not bad else 0.0}
+        _, skipped = self.guarded.step([loss], [norm], skip)
+        return values | {"critic_grad_norm": torch.where(skipped, 0.0, norm)}
 
     def state_dict(self) -> dict[str, Any]:
         """Entries for a checkpoint."""
-        return {"adversary": self.adversary.state_dict(), "critic_optimizer": self.optimizer.state_dict()}
+        state = {"adversary": self.adversary.state_dict(), "critic_optimizer": self.optimizer.state_dict()}
+        return state | ({"critic_scaler": self.scaler.state_dict()} if self.scaler.is_enabled() else {})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Loads its entries of a checkpoint."""
         self.adversary.load_state_dict(state["adversary"], strict=True)
         self.optimizer.load_state_dict(state["critic_optimizer"])
+        if state.get("critic_scaler"):  # missing if the run was in another precision so far
+            self.scaler.load_state_dict(state["critic_scaler"])
