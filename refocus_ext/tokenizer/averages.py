@@ -36,15 +36,15 @@ class WeightAverage:
         """Adds the network's weights and buffers after update number `step`."""
         weight = 1.0 - decay_at(step, self.decay) if self._begun else 1.0
         self._begun = True
-        averaged, current = _tensors(self.module), _tensors(network)
-        floating = [old.is_floating_point() for old in averaged]
-        pairs = list(zip(averaged, current, strict=True))
-        copied = [pair for pair, moves in zip(pairs, floating, strict=True) if not moves or weight == 1.0]
-        moved = [pair for pair, moves in zip(pairs, floating, strict=True) if moves and weight != 1.0]
-        if copied:
-            torch._foreach_copy_(*map(list, zip(*copied, strict=True)))
-        if moved:
-            torch._foreach_lerp_(*map(list, zip(*moved, strict=True)), weight=weight)
+        moved: tuple[list[Tensor], list[Tensor]] = ([], [])
+        copied: tuple[list[Tensor], list[Tensor]] = ([], [])
+        for pair in zip(_tensors(self.module), _tensors(network), strict=True):
+            for tensors, tensor in zip(moved if pair[0].is_floating_point() else copied, pair, strict=True):
+                tensors.append(tensor)
+        if copied[0]:
+            torch._foreach_copy_(*copied)
+        if moved[0]:
+            torch._foreach_lerp_(*moved, weight=weight)  # a copy at weight 1
 
     def state_dict(self) -> dict[str, Tensor]:
         return self.module.state_dict()
