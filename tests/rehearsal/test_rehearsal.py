@@ -342,7 +342,7 @@ def test_its_backward_pass_is_autograds() -> None:
     weight, x = torch.randn(5, 4, requires_grad=True), torch.randn(2, 3, 4, requires_grad=True)
     targets = torch.randint(5, (2, 3))
     hidden = checkpoint(lambda h: h.tanh() * x.mean(), x, use_reentrant=False)
-    loss, _ = distillation_loss(hidden, None, targets, [(0, 3)], student_head=lambda h: h @ weight.T)
+    loss, _ = distillation_loss(hidden, None, targets, [(0, 3)], student_head=lambda h, images: h @ weight.T)
     expected = torch.autograd.grad(loss, (weight, x), retain_graph=True)
     found = _walk([loss], [None])
     for leaf, theirs in zip((weight, x), expected, strict=True):
