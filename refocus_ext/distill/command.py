@@ -28,7 +28,7 @@ from refocus_ext.distill.start import Start, Wanted, plan_start, read_start
 from refocus_ext.distill.teacher.geometry import TeacherGeometry
 from refocus_ext.distill.training import DistillTraining
 from refocus_ext.engine.checks import check_classes, check_init, check_share
-from refocus_ext.engine.devices import autocast_dtype, precision_name
+from refocus_ext.engine.devices import autocast_dtype, kind_of, precision_name
 from refocus_ext.engine.distributed import World, join_world, planned, preflight_device
 from refocus_ext.engine.interruption import Interruption
 from refocus_ext.engine.run_folder import RunFolder, check_run_folder, require_space, schedule_of
@@ -167,7 +167,9 @@ def _run(options: DistillOptions, world: World) -> int:
         data = training_data(options, tokenizer, train, world, interruption)
         if data is None:
             return interruption.agreed(world)
-        networks = build_networks(network_plan(options, classes, start), upstream, tokenizer, geometry, world.device)
+        networks = build_networks(
+            network_plan(options, classes, world.device, start), upstream, tokenizer, geometry, world.device
+        )
         recipe = recipe_of(options, held_out=val != train)
         plan = RunPlan.of(options, schedule_of(Path(options.out)), gone)
         training = DistillTraining(plan, recipe, world, run, tokenizer, networks, data, val)
@@ -194,14 +196,21 @@ def recipe_of(options: DistillOptions, held_out: bool) -> DistillRecipe:
     )
 
 
-def network_plan(options: DistillOptions, classes: int, start: Start | None = None) -> NetworkPlan:
+def attention_of(options: DistillOptions, device: torch.device) -> str:
+    """The attention of the training pass; "auto" is the device's."""
+    return kind_of(device).attention if options.attention == "auto" else options.attention
+
+
+def network_plan(
+    options: DistillOptions, classes: int, device: torch.device, start: Start | None = None
+) -> NetworkPlan:
     """What the options say about the networks."""
     return NetworkPlan(
         depth=options.depth,
         classes=classes,
         shared_aln=options.shared_aln == "on",
         teacher=options.teacher,
-        attention=options.attention,
+        attention=attention_of(options, device),
         grad_checkpoint=options.grad_checkpoint,
         compile=options.compile,
         start=start,
@@ -222,7 +231,12 @@ def run_identity(options: DistillOptions, prepared: Prepared, world: World) -> R
             "num_classes": prepared.classes,
             "precision": precision_name(autocast_dtype(options.precision, world.device)),
         },
-        told=options.told() | {"processes": world.size, "type of device": world.device.type},
+        told=options.told()
+        | {
+            "attention": attention_of(options, world.device),
+            "processes": world.size,
+            "type of device": world.device.type,
+        },
         defaults=options.defaults(),
         idle=options.idle(),
         command="distill",

@@ -92,9 +92,10 @@ class DistillOptions(Options):
         "auto", "one AdaLN for all blocks; auto is on from d36, as upstream's", choices=("auto", "on", "off")
     )
     attention: str = STUDENT(
-        "dense",
-        "of the training pass: upstream's dense mask, five block-causal groups, or one call per scale (equal to 1e-6)",
-        choices=("dense", "grouped", "per-scale"),
+        "auto",
+        "of the training pass: upstream's dense mask, five block-causal groups, or one call per scale (equal to 1e-6); auto is "
+        "grouped on CUDA, where calls without a mask take the flash kernel, and dense on a CPU",
+        choices=("auto", "dense", "grouped", "per-scale"),
         told=True,
     )
 

@@ -60,6 +60,7 @@ class DistillTraining(Training):
         val: ImageSource,
     ) -> None:
         super().__init__(plan, world, run, data)
+        self.precision = recipe.precision
         self.recipe, self.tokenizer, self.classes = recipe, tokenizer, data.images.classes
         self.var, self.teacher = networks
         self.embed = TokenEmbedding(tokenizer.vae, tokenizer.alias)
@@ -70,7 +71,7 @@ class DistillTraining(Training):
         self.scaler = loss_scaler(self.dtype, world.device)
         self.sharded = recipe.sharded and world.size > 1
         if self.sharded:
-            sharding.shard(self.var, world, kept=self.teacher.geometry.blocks if self.teacher else 0)
+            sharding.shard(self.var, world, self.teacher.geometry.blocks if self.teacher else 0, self.dtype)
         self.objective = DistillObjective(self.var, self.teacher, recipe.weights)
         self.parallel = self.objective if self.sharded else world.parallel(self.objective)
         self.modules: dict[str, nn.Module] = {"var": as_module(self.var)}

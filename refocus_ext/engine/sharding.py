@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.distributed.checkpoint import state_dict as dcp
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
 from patches.model_parts import blocks_of
 from patches.protocols import VAR, as_module
@@ -21,10 +21,12 @@ from refocus_ext.engine.distributed import World
 _WHOLE = dcp.StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
-def shard(var: VAR, world: World, kept: int) -> VAR:
+def shard(var: VAR, world: World, kept: int, dtype: torch.dtype = torch.float32) -> VAR:
     """Shards a VAR block by block, in place; apply patches first.
 
     Args:
+        dtype: of autocast. In half precision the blocks' weights are gathered in it, which halves the traffic; gradients are
+            reduced in fp32, and the optimizer's copies stay fp32.
         kept: number of last blocks that stay whole between forward and backward, because the teacher's pass calls their
             parts and the head directly, where no hook would gather the weights again.
     """
@@ -32,8 +34,11 @@ def shard(var: VAR, world: World, kept: int) -> VAR:
     mesh = init_device_mesh(world.device.type, (world.size,))
     blocks = blocks_of(var)
     first_kept = len(blocks) - kept
+    # autocast casts the inputs of products itself and leaves the rest of a block in fp32, so inputs are not cast here
+    half = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    policy = MixedPrecisionPolicy() if dtype == torch.float32 else half
     for number, block in enumerate(blocks):
-        fully_shard(block, mesh=mesh, reshard_after_forward=number < first_kept)
+        fully_shard(block, mesh=mesh, reshard_after_forward=number < first_kept, mp_policy=policy)
     fully_shard(as_module(var), mesh=mesh, reshard_after_forward=False)
     register_fsdp_forward_method(as_module(var), "autoregressive_infer_cfg")
     return var

@@ -164,11 +164,16 @@ class Training(ABC):
         """Prints the closing lines, on rank 0 after the last step."""
 
     progress_values: tuple[str, ...] = ("loss",)
+    precision = "auto"  # the option; only "fp32" asks for full fp32 in what autocast leaves in fp32
 
     # ------------------------------------------------------------------ the loop
 
     def fit(self, interruption: Interruption) -> int:
         """Trains from the current step to the last; returns the exit code."""
+        with kind_of(self.world.device).tuned(tf32=self.precision != "fp32"):
+            return self._fit(interruption)
+
+    def _fit(self, interruption: Interruption) -> int:
         self._resume()
         if self.step >= self.plan.steps:
             return self._already_done()

@@ -110,3 +110,11 @@ def test_nan_on_one_rank_updates_none(tokenizer: Path, tmp_path: Path) -> None:
     for part in ("var", "teacher"):
         assert all(torch.equal(states[2][part][key], states[3][part][key]) for key in states[2][part])
     assert not all(torch.equal(states[1]["var"][key], states[2]["var"][key]) for key in states[1]["var"])
+
+
+def test_shards_gathered_in_bf16_train_as_copies_do(tokenizer: Path, tmp_path: Path) -> None:
+    """The blocks' weights are gathered in bf16, which autocast makes of them anyway; the files hold fp32."""
+    for name, options in (("ddp", ()), ("fsdp", ("--parallel", "fsdp"))):
+        launch(2, tokenizer, tmp_path / name, "--precision", "bf16", *options)
+    assert losses(tmp_path / "fsdp") == pytest.approx(losses(tmp_path / "ddp"), rel=5e-3)
+    assert all(value.dtype != torch.bfloat16 for value in student(tmp_path / "fsdp").values())

@@ -195,7 +195,7 @@ def stage_two(upstream: Upstream, *options: str) -> DistillTraining:
         states = tokenizer.pyramid.states_of(nums)
         geometry = TeacherGeometry(192, theirs.code_dim, theirs.grids, nums, states, blocks=2, mask=chosen.mask)
     with mock.patch("refocus_ext.distill.networks.load_start"):
-        networks = build_networks(network_plan(chosen, 2), upstream, on_cpu(upstream), geometry, CPU)
+        networks = build_networks(network_plan(chosen, 2, DEVICE), upstream, on_cpu(upstream), geometry, CPU)
     with fake_cuda(waits=True), mock.patch.object(DistillTraining, "_validation_tokens", lambda *_: None):
         for network in networks:
             if network is not None:
@@ -221,8 +221,8 @@ def token_batches() -> list[Any]:
 @pytest.mark.parametrize(
     "options",
     [
-        "",
-        "--attention grouped --mask privileged --precision fp16",
+        "--attention dense",
+        "--mask privileged --precision fp16",
         "--attention per-scale --teacher separate",
         "--teacher off --precision fp32 --grad-checkpoint",
         "--grad-checkpoint --shared-aln on --lambda-feat 0 --lambda-logit 0",
