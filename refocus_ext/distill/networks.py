@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from patches import BlockCausal, Upstream
+from patches import BlockCausal, Patch, Upstream
 from patches.block_causal import GROUPS
 from patches.checkpointed_block import Checkpointed
 from patches.model_parts import blocks_of
@@ -85,20 +85,27 @@ def build_networks(
 
 
 def _patched(var: VAR, plan: NetworkPlan, recorded: int, doubled: int) -> VAR:
-    """Patches the student for a whole run, so that upstream is checked for drift once and not at every step.
-
-    Args:
-        recorded, doubled: number of last blocks that are recorded, and that run twice.
-    """
-    Recording(recorded).apply(var)
-    if plan.attention != "dense":
-        BlockCausal(GROUPS if plan.attention == "grouped" else None).apply(var)
-    if plan.grad_checkpoint:
-        Checkpointed(keep=doubled).apply(var)
+    """Patches the student for a whole run, so that upstream is checked for drift once and not at every step."""
+    for patch in training_patches(plan, recorded, doubled):
+        patch.apply(var)
     if plan.compile:
         for block in blocks_of(var)[: plan.depth - doubled]:
             block.compile()
     return var
+
+
+def training_patches(plan: NetworkPlan, recorded: int, doubled: int) -> list[Patch]:
+    """The patches of a student in training, in the order in which they are applied.
+
+    Args:
+        recorded, doubled: number of last blocks that are recorded, and that run twice.
+    """
+    patches: list[Patch] = [Recording(recorded)]
+    if plan.attention != "dense":
+        patches.append(BlockCausal(GROUPS if plan.attention == "grouped" else None))
+    if plan.grad_checkpoint:
+        patches.append(Checkpointed(keep=doubled))
+    return patches
 
 
 def load_start(var: VAR, start: Start) -> None:

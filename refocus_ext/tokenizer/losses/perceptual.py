@@ -60,6 +60,11 @@ def load_lpips(weights: str, device: torch.device | str = "cpu") -> LPIPS:
     return LPIPS(network).to(device)
 
 
+def random_lpips(device: torch.device | str = "cpu") -> LPIPS:
+    """LPIPS on a random backbone, for timing alone: its work is that of the trained one."""
+    return LPIPS(_untrained_network()).to(device)
+
+
 # torchmetrics has no public LPIPS network with a custom backbone. Only these three functions use its private one;
 # tests/tokenizer/test_perceptual.py compares them with torchmetrics' public function.
 
