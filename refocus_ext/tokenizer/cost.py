@@ -28,6 +28,7 @@ def pass_cost(module: nn.Module, *shape: int) -> PassCost:
     """
     kept: dict[int, int] = {}
     own = {id(parameter) for parameter in module.parameters()}
+    device = next(module.parameters()).device
 
     def keep(tensor: Tensor) -> Tensor:
         if id(tensor) not in own and tensor.untyped_storage()._cdata not in kept:
@@ -39,7 +40,7 @@ def pass_cost(module: nn.Module, *shape: int) -> PassCost:
     counter = FlopCounterMode(display=False)
     hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
     with FakeTensorMode(allow_non_fake_inputs=True), counter, hooks, torch.enable_grad():
-        module(torch.empty(shape, requires_grad=True))
+        module(torch.empty(shape, device=device, requires_grad=True))
     return PassCost(counter.get_total_flops(), sum(kept.values()))
 
 

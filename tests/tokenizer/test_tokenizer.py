@@ -418,6 +418,12 @@ def test_cost_of_a_convolution_by_hand() -> None:
     assert cost.flops == 2 * 3 * 8 * 9 * 256 and cost.saved_bytes == 4 * 3 * 256
 
 
+def test_the_cost_is_counted_wherever_the_weights_are() -> None:
+    """As for --dry-run on a GPU."""
+    layer = torch.nn.Conv2d(3, 8, 3)
+    assert pass_cost(layer, 1, 3, 16, 16) == pass_cost(layer.to("meta"), 1, 3, 16, 16)
+
+
 def test_accumulation_sums_to_the_same_gradient(image_tree: Path, tmp_path: Path) -> None:
     """Without noise two micro-batches of two are one batch of four, up to rounding."""
     options = ("--noise-max", "0", "--noise-min", "0", "--steps", "3", "--warm-autoencoder", "2")

@@ -18,6 +18,7 @@ from patches.protocols import VAR, FocusedVQVAE, as_module
 from refocus_ext.distill.teacher.cost import teacher_overhead
 from refocus_ext.distill.teacher.geometry import TeacherGeometry
 from refocus_ext.distill.teacher.interface import TeacherOverhead
+from refocus_ext.distill.teacher.shared_weights import Teacher
 from refocus_ext.engine.devices import DeviceKind, autocast, kind_of
 from refocus_ext.engine.distributed import World
 from refocus_ext.evidence.bench.gpu_report.plan import Geometry
@@ -112,6 +113,10 @@ class Bench:
         """Upstream's VAR in train mode, unpatched."""
         with self.building():
             return self.upstream.build_var(vae, depth=depth, num_classes=CLASSES, device=self.device).train()
+
+    def teacher(self, depth: int) -> Teacher:
+        """The teacher on the student's own weights, in train mode."""
+        return Teacher(self.teacher_geometry(depth)).to(self.device).train()
 
     def tokenizer(self) -> Tokenizer:
         """Structure and alias tokenizer as a finished stage-1 run would give them, frozen."""

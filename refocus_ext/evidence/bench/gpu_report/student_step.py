@@ -20,7 +20,6 @@ from refocus_ext.distill.command import network_plan, recipe_of
 from refocus_ext.distill.networks import Networks, adamw, build_networks, training_patches
 from refocus_ext.distill.options import DistillOptions
 from refocus_ext.distill.recipe import set_lr_and_decay
-from refocus_ext.distill.teacher.kinds import teacher_class
 from refocus_ext.distill.training import DistillTraining
 from refocus_ext.distill.validation import ValidationTokens
 from refocus_ext.engine.step_result import StepResult
@@ -58,9 +57,7 @@ class StepBench:
     def __init__(self, bench: Bench, depth: int, batch: int) -> None:
         self.bench, self.depth, self.batch = bench, depth, batch
         self.tokenizer = bench.tokenizer()
-        kind, self.geometry = teacher_class("on"), bench.teacher_geometry(depth)
-        assert kind is not None
-        self.teacher = kind.build(self.geometry, lambda: None, 1).to(bench.device).train()
+        self.geometry, self.teacher = bench.teacher_geometry(depth), bench.teacher(depth)
         self.tokens = bench.tokens(batch)
         self.moments: Any = None  # of the VAR's AdamW, shared by all parts
 
