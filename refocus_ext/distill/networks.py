@@ -12,7 +12,7 @@ from torch import nn
 from patches import BlockCausal, Patch, Upstream
 from patches.block_causal import GROUPS
 from patches.checkpointed_block import Checkpointed
-from patches.model_parts import blocks_of
+from patches.model_parts import blocks_of, compile_blocks
 from patches.protocols import VAR, as_module
 from patches.teacher_block import Recording
 from refocus_ext.distill import recipe
@@ -89,8 +89,7 @@ def _patched(var: VAR, plan: NetworkPlan, recorded: int, doubled: int) -> VAR:
     for patch in training_patches(plan, recorded, doubled):
         patch.apply(var)
     if plan.compile:
-        for block in blocks_of(var)[: plan.depth - doubled]:
-            block.compile()
+        compile_blocks(blocks_of(var)[: plan.depth - doubled])
     return var
 
 
