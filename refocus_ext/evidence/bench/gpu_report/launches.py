@@ -12,6 +12,7 @@ from refocus_ext.evidence.bench.gpu_report.cuda_graph import Graphed
 from refocus_ext.evidence.bench.gpu_report.turns import Part
 from refocus_ext.optics.pyramid import alias_views
 
+NOTE = "A CUDA graph launches a part's kernels together; torch.compile of these parts is not measured."
 PYRAMID, ALIAS, QUANTIZER = "focus pyramid", "alias views", "quantizer's scales"
 
 
@@ -30,7 +31,7 @@ def small(bench: Bench, batch: int) -> Comparison:
         parts.append(Part(name, without_gradients(function), images=batch))
         missing = "" if bench.device.type == "cuda" else "CUDA alone has graphs"
         parts.append(Part(f"{name}, CUDA graph", Graphed(function), images=batch, missing=missing))
-    return Comparison(f"Small kernels, batch {batch}", parts, compared=False)
+    return Comparison(f"Small kernels, batch {batch}", parts, (NOTE,), compared=False)
 
 
 def without_gradients(function: Callable[[], Any]) -> Callable[[], Any]:

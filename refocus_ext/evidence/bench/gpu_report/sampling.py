@@ -13,7 +13,7 @@ from torch import Tensor
 
 from patches import FastSampling, patched
 from patches.model_parts import compile_for_sampling
-from patches.sampling import Guidance, Noise, sample
+from patches.sampling import Guidance, Noise, drop_kv_caches, sample
 from refocus_ext.evidence.bench.gpu_report.bench import Bench, Comparison, frozen
 from refocus_ext.evidence.bench.gpu_report.cuda_graph import Graphed
 from refocus_ext.evidence.bench.gpu_report.student_step import eager
@@ -36,11 +36,14 @@ class SamplingBench:
     def upstreams(self, seed: int | None = 0) -> Tensor:
         """Upstream's own method; `seed` None draws from the default generator."""
         guidance = self.guidance
-        with self.bench.autocast():
-            return self.var.autoregressive_infer_cfg(
-                B=self.batch, label_B=self.label_B, g_seed=seed, cfg=guidance.cfg, top_k=guidance.top_k,
-                top_p=guidance.top_p,
-            )  # fmt: skip
+        try:
+            with self.bench.autocast():
+                return self.var.autoregressive_infer_cfg(
+                    B=self.batch, label_B=self.label_B, g_seed=seed, cfg=guidance.cfg, top_k=guidance.top_k,
+                    top_p=guidance.top_p,
+                )  # fmt: skip
+        finally:  # where memory ran out, upstream leaves its caches on
+            drop_kv_caches(self.var)
 
     def ours(self) -> Tensor:
         """As `sample` draws a set: each image from a generator of its own."""
