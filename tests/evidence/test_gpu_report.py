@@ -68,7 +68,7 @@ def test_parts_take_turns_and_uncounted_runs_come_first(monkeypatch: pytest.Monk
     order: list[str] = []
     checked: list[None] = []
     time = 0.0
-    durations = {"a": iter([50.0, 1.0, 3.0, 50.0, 5.0, 7.0]), "b": iter([50.0, 2.0, 2.0, 50.0, 2.0, 2.0])}
+    durations = {"a": iter([50.0, 50.0, 1.0, 3.0, 50.0, 5.0, 7.0]), "b": iter([50.0, 2.0, 2.0, 50.0, 2.0, 2.0])}
 
     def runs(name: str) -> Callable[[], None]:
         def part() -> None:
@@ -79,9 +79,9 @@ def test_parts_take_turns_and_uncounted_runs_come_first(monkeypatch: pytest.Monk
         return part
 
     monkeypatch.setattr(clock.time, "perf_counter", lambda: time)
-    parts = [Part(name, runs(name), check=checked.append) for name in "ab"]
+    parts = [Part(name, runs(name), check=checked.append, settle=name == "a") for name in "ab"]
     rows = take_turns(parts, Pace(turns=2, warm=1, runs=2), CPU, until=float("inf"))
-    assert "".join(order) == "aaabbbaaabbb" and len(checked) == 4
+    assert "".join(order) == "aaaabbbaaabbb" and len(checked) == 5, "a settles once"
     assert [row.seconds for row in rows] == [[1.0, 3.0, 5.0, 7.0], [2.0] * 4]
     values = row_values(Row(Part("a", runs("a"), images=8, flops=6.0), rows[0].seconds), peak_flops=3.0)
     assert (values["ms"], values["images_per_s"], values["mfu"]) == (4000.0, 2.0, 0.5)

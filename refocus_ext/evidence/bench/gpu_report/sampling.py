@@ -16,7 +16,7 @@ from patches.model_parts import compile_for_sampling
 from patches.sampling import Guidance, Noise, drop_kv_caches, sample
 from refocus_ext.evidence.bench.gpu_report.bench import Bench, Comparison, frozen
 from refocus_ext.evidence.bench.gpu_report.cuda_graph import Graphed
-from refocus_ext.evidence.bench.gpu_report.student_step import eager
+from refocus_ext.evidence.bench.gpu_report.student_step import SETTLE, eager
 from refocus_ext.evidence.bench.gpu_report.turns import Part
 from refocus_ext.sampling.sampler import FOR_FID, image_seeds
 
@@ -89,7 +89,7 @@ def compiled(bench: Bench, depth: int, batch: int) -> Comparison:
 
     parts = [
         case.part("ours, eager", case.ours, ready=fast_and_eager),
-        case.part("ours, compiled", case.ours, ready=case.fast),
+        case.part("ours, compiled", case.ours, ready=case.fast, settle=SETTLE),
     ]
     return Comparison(f"torch.compile, sampling, {title(bench, depth, batch)}", parts)
 

@@ -15,7 +15,7 @@ from patches.protocols import as_module
 from refocus_ext.engine.devices import autocast_dtype
 from refocus_ext.engine.training import RunPlan
 from refocus_ext.evidence.bench.gpu_report.bench import Bench, Comparison, NoData, held_bytes
-from refocus_ext.evidence.bench.gpu_report.student_step import eager, step_of, step_was_taken
+from refocus_ext.evidence.bench.gpu_report.student_step import SETTLE, eager, step_of, step_was_taken
 from refocus_ext.evidence.bench.gpu_report.turns import Part
 from refocus_ext.images.crops import Sample
 from refocus_ext.options.presets import preset
@@ -102,6 +102,9 @@ def estimate(bench: Bench, batch: int) -> str:
 
 def compiled(bench: Bench, batch: int) -> Comparison:
     training = training_of(bench, options_of(bench, batch, compile=True), random_lpips(bench.device))
-    parts = [part(bench, "eager", training, batch, ready=eager), part(bench, "compiled", training, batch)]
+    parts = [
+        part(bench, "eager", training, batch, ready=eager),
+        part(bench, "compiled", training, batch, settle=SETTLE),
+    ]
     alone = [replace(one, holds=lambda: 0) for one in parts]  # what the training holds is both parts'
     return Comparison(f"torch.compile, stage 1's step, micro-batch {batch}", alone, (LPIPS_NOTE,))

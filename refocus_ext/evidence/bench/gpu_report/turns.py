@@ -32,6 +32,7 @@ class Part:
         check: is given the result of each uncounted run and raises if the run did not do its work.
         images, tokens, flops: of one run, for rates and MFU; 0 leaves them out.
         holds: bytes that only this part keeps between its turns; they are taken off the peaks of the others.
+        settle: further uncounted runs before its first turn, for what compiles itself in more than one run.
         missing: why the part cannot be run at all, or empty.
     """
 
@@ -43,6 +44,7 @@ class Part:
     tokens: int = 0
     flops: float = 0.0
     holds: Callable[[], int] = lambda: 0
+    settle: int = 0
     missing: str = ""
 
 
@@ -106,7 +108,7 @@ def _turn(row: Row, pace: Pace, device: torch.device) -> None:
     part = row.part
     try:
         with part.ready():
-            for _ in range(pace.warm):
+            for _ in range(pace.warm + (0 if row.seconds else part.settle)):
                 part.check(part.run())
             began = time.monotonic()
             for number in range(pace.runs):
