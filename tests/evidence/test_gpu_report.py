@@ -50,6 +50,7 @@ def test_every_case_is_rehearsed_on_a_cpu(
     rows = [row for case in report["cases"] for row in case["rows"] if "ms" in row]
     assert all(0 < row["ms_p10"] <= row["ms"] <= row["ms_p90"] and row["runs"] >= 1 for row in rows)
     assert "speed of sampling against upstream's" in text and "cores busy" in text and "Share of stage 1's step" in text
+    assert "| met |" not in text and "| missed |" not in text, "a rehearsal has no verdict"
     assert "mfu" not in json.dumps(report["cases"]), "a CPU's peak is not known"
     assert len(goals(report)) == (4 if not upstreams else 1)
     assert "its numbers mean nothing" in capsys.readouterr().out

@@ -42,7 +42,7 @@ def main(options: BenchOptions, upstream: Upstream, device: torch.device) -> int
         run = Run(plan, Bench(upstream, device, plan.geometry), 60 * options.minutes, interruption, out, json_file)
         with kind_of(device).tuned(tf32=True):
             run.measure()
-    for goal in goals(run.report):
+    for goal in goals(run.report) if plan.meant else ():
         print("  ".join(goal.cells()))
     print(f"the report is in {out}" + (f", its numbers in {json_file}" if json_file else ""))
     return interruption.code(interruption.flags())

@@ -32,10 +32,8 @@ from refocus_ext.options.presets import preset
 
 UPSTREAM, UPSTREAM_TOKENS = "upstream, as it runs", "upstream, tokens given"
 ALONE, TAUGHT = "ours, no teacher", "ours, with teacher"
-SETTLE = 2  # runs in which compiled parts are compiled again for other shapes or strides
 EAGER, COMPILED = "ours, with teacher, eager", "ours, with teacher, compiled"
-
-
+SETTLE = 2  # runs in which compiled parts are compiled again for other shapes or strides
 NO_IMAGES: Any = ()
 
 
@@ -161,8 +159,9 @@ def step(bench: Bench, depth: int, batch: int) -> Comparison:
         f"Stage 2, training step of VAR-d{depth}, batch {batch}",
         parts,
         (
-            "Upstream's `VARTrainer.train_step` tokenizes its images at every step; ours reads tokens from a cache. MFU counts the "
-            "VAR's FLOPs (with a teacher, the teacher's too), not those of upstream's VQVAE.",
+            "Upstream's `VARTrainer.train_step` tokenizes its images, which are on the device, at every step; ours reads tokens "
+            "from a cache. MFU counts the VAR's FLOPs (with a teacher, the teacher's too), not those of upstream's VQVAE. Each "
+            "peak includes the networks of all four parts: one VAR with its moments, the teacher, and two VQVAEs (0.8 GiB).",
         ),
     )
 
