@@ -83,7 +83,7 @@ def test_environments_differ_in_their_variables_only(tmp_path: Path, monkeypatch
     for name in list(environment.VARIANTS)[:-1]:
         assert environment._rate(tmp_path / "run", name) == (environment.STEPS - environment.WARM) / 15
     assert seen == list(environment.VARIANTS.values())[:-1]
-    with pytest.raises(RunFailed, match="the demo failed under .*: why"):
+    with pytest.raises(RunFailed, match=r"the demo failed under .*: why"):
         environment._rate(tmp_path / "channels_last", list(environment.VARIANTS)[-1])
 
 
