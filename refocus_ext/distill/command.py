@@ -183,7 +183,7 @@ def recipe_of(options: DistillOptions, held_out: bool) -> DistillRecipe:
         depth=options.depth,
         lr=options.lr,
         teacher_lr=options.teacher_lr,
-        weights=DistillWeights(options.lambda_feat, options.lambda_logit),
+        weights=DistillWeights(options.lambda_feat, options.lambda_logit, options.feature_distance),
         precision=options.precision,
         tokens_precision=options.tokens_precision,
         sharded=options.parallel == "fsdp",

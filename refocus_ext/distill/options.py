@@ -114,6 +114,18 @@ class DistillOptions(Options):
         0, "only the last so many scales see alias tokens; 0: all that the mask allows", non_negative(int)
     )
     lambda_feat: float = TEACHER(1.0, "weight of feature distillation", non_negative(float))
+    feature_distance: str = TEACHER(
+        "normalized",
+        "between features: mean square after a LayerNorm, or (printed) eq. 13's plain L2 norm, summed over tokens and channels",
+        choices=("normalized", "printed"),
+        added=True,
+    )
+    alias_values: str = TEACHER(
+        "centred",
+        "of the cross-attention: alias embeddings minus their mean over images, or (whole) as printed in eq. 10",
+        choices=("centred", "whole"),
+        added=True,
+    )
     lambda_logit: float = TEACHER(0.5, "weight of logit distillation (KL)", non_negative(float))
     teacher_lr: float = TEACHER(
         0.1,
@@ -193,7 +205,15 @@ class DistillOptions(Options):
 
     def idle(self) -> frozenset[str]:
         """The options without effect, given the others."""
-        of_teacher = ("teacher_blocks", "mask", "alias_scales", "lambda_feat", "lambda_logit", "teacher_lr")
+        of_teacher: tuple[str, ...] = (
+            "teacher_blocks",
+            "mask",
+            "alias_scales",
+            "lambda_feat",
+            "lambda_logit",
+            "teacher_lr",
+        )
+        of_teacher = (*of_teacher, "feature_distance", "alias_values")
         return frozenset(of_teacher if self.teacher == OFF else ())
 
     def several_processes(self) -> bool:
