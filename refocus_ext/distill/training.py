@@ -31,7 +31,7 @@ from refocus_ext.engine.distributed import World
 from refocus_ext.engine.optimization import GuardedStep, gradient_norm
 from refocus_ext.engine.progress import Progress
 from refocus_ext.engine.run_folder import RunFolder
-from refocus_ext.engine.sharded_checkpoints import ShardedSaver
+from refocus_ext.engine.sharded_checkpoints import ShardedSaver, copied
 from refocus_ext.engine.step_result import StepResult
 from refocus_ext.engine.training import RunPlan, Training, TrainingData
 from refocus_ext.images.class_numbers import numbers_in_use
@@ -242,13 +242,17 @@ class DistillTraining(Training):
                 sharding.load_named_optimizer_state(module, optimizer, state[f"{name}_optimizer"])
 
     def weights(self) -> dict[str, dict[str, Any]]:
-        """var_dD.pth, exactly upstream's state dict, and teacher.pth separately."""
-        states = {
-            name: sharding.whole_weights(module) if self.sharded and name == "var" else module.state_dict()
-            for name, module in self.modules.items()
-        }
+        """var_dD.pth, exactly upstream's state dict, and teacher.pth separately; of a sharded run copies, on rank 0."""
+        states = {name: self._whole_weights(name, module) for name, module in self.modules.items()}
         files = {"var": f"var_d{self.recipe.depth}.pth", "teacher": "teacher.pth"}
         return {files[name]: state for name, state in states.items()}
+
+    def _whole_weights(self, name: str, module: nn.Module) -> dict[str, Any]:
+        if not self.sharded:
+            return module.state_dict()
+        if name == "var":
+            return sharding.whole_weights(module)
+        return copied(module.state_dict()) if self.world.main else {}
 
 
 def summary(report: DistillReport) -> str:

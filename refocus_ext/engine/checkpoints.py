@@ -121,6 +121,11 @@ class Checkpoints:
         return None
 
 
+def is_checkpoint(path: Path) -> bool:
+    """Whether it could be one: a file, or the folder of a sharded checkpoint."""
+    return path.is_file() or (path / MANIFEST).is_file()
+
+
 def load_checkpoint(path: Path, world: World | None = None) -> dict[str, Any]:
     """The state in a checkpoint. Of a sharded one it is what every process holds whole, and "sharded" is the folder from which
     each process reads its shards (`sharding.load_shards`).

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from refocus_ext.engine.checkpoints import is_checkpoint
 from refocus_ext.engine.run_folder import trained_with, untrained
 from refocus_ext.errors import UsageError, named
 from refocus_ext.images.class_names import check_class_map
@@ -15,9 +16,9 @@ from refocus_ext.images.sources.interface import ImageSource
 
 def check_run_options(options: Any, images: ImageSource) -> None:
     """Raises UsageError where the options that `Training` reads do not fit each other or the data."""
-    if options.resume not in ("auto", "never") and not Path(options.resume).is_file():
+    if options.resume not in ("auto", "never") and not is_checkpoint(Path(options.resume)):
         raise UsageError(
-            f"--resume {options.resume} is not a checkpoint file; it takes auto, never, or a file of a run's checkpoints/."
+            f"--resume {options.resume} is not a checkpoint; it takes auto, never, or a step-* of a run's checkpoints/."
         )
     if options.batch_size % options.accumulate:
         raise UsageError(

@@ -33,52 +33,93 @@ class ShardedSaver:
 
     def __init__(self, folder: Path, keep: int, world: World) -> None:
         self.store, self.world = Checkpoints(folder, keep), world
-        self.group: Any = dist.new_group(backend="gloo")  # the thread's own: its messages must not mix with the steps'
-        self.written: Future[Any] | None = None
-        self.publisher: threading.Thread | None = None  # on rank 0
+        self.group: Any = dist.new_group(
+            backend="gloo"
+        )  # the threads' own: their messages must not mix with the steps'
+        self.thread: threading.Thread | None = None
         self.error: BaseException | None = None
         self.step = 0
+
+    @property
+    def failed(self) -> bool:
+        """Whether this process's part of the save that is under way has failed."""
+        return self.error is not None
 
     def begin(self, step: int, state: dict[str, Any], then: Callable[[], None]) -> None:
         """Copies the state after `step` steps, and goes on in the background; a save that is under way is waited for.
 
         Args:
             state: "sharded" holds what each process has a part of, the rest is whole on every process.
-            then: called in the background once the checkpoint is complete, on rank 0.
+            then: called in the background on rank 0 after the checkpoint, also if that failed.
 
         Raises:
-            RunFailed: the save before failed.
+            RunFailed: the save before failed, or the folder cannot be written.
         """
         self.finish()
+        self.step = step
         draft = self.store.folder / f".step-{step:08d}.draft.part"
         if self.world.main:
-            self.store.folder.mkdir(parents=True, exist_ok=True)
-            remove_torn(self.store.folder)
-        self.world.barrier()
-        self.step, self.error = step, None
-        writer = dcp.FileSystemWriter(draft)
-        written: Any = dcp.async_save(state["sharded"], storage_writer=writer, process_group=self.group)
-        self.written = written
-        if self.world.main:
-            rest = copied({name: value for name, value in state.items() if name != "sharded"} | {"step": step})
-            self.publisher = threading.Thread(target=self._publish, args=(written, draft, rest, then))
-            self.publisher.start()
+            try:
+                self.store.folder.mkdir(parents=True, exist_ok=True)
+                remove_torn(self.store.folder)
+                draft.mkdir()
+            except OSError as error:
+                self.error = error
+        self._agree()
+        written: Any = dcp.async_save(
+            state["sharded"], storage_writer=dcp.FileSystemWriter(draft), process_group=self.group
+        )
+        whole = {name: value for name, value in state.items() if name != "sharded"} | {"step": step}
+        rest = copied(whole) if self.world.main else {}
+        self.thread = threading.Thread(target=self._complete, args=(written, draft, rest, then))
+        self.thread.start()
 
-    def _publish(self, written: Future[Any], draft: Path, rest: dict[str, Any], then: Callable[[], None]) -> None:
+    def _complete(self, written: Future[Any], draft: Path, rest: dict[str, Any], then: Callable[[], None]) -> None:
+        """In the background: each process checks its own files, and rank 0 publishes the checkpoint."""
+        try:
+            digests = self._digests(written, draft)
+            if self.world.main:
+                try:
+                    self._publish(draft, rest, digests)
+                finally:  # if the disk is too full for a checkpoint, the weights alone may still fit
+                    then()
+        except (Exception, CheckpointException) as error:  # CheckpointException is not an Exception
+            self.error = error
+            if self.world.main:
+                remove(draft)
+
+    def _digests(self, written: Future[Any], draft: Path) -> dict[str, str]:
+        """On rank 0 the sha256 of all processes' files, once they are written.
+
+        Raises:
+            RunFailed: a process could not write its own.
+        """
+        mine: dict[str, str] = {}
+        failure: BaseException | None = None
         try:
             written.result()  # of all processes
-            save_tensors(draft / REST, rest)
-            save_json(draft / MANIFEST, {path.name: sha256(path) for path in sorted(draft.iterdir())})
-            path = self.store.folder / f"step-{self.step:08d}-{sha256(draft / MANIFEST)[:16]}.sharded"
-            if path.is_dir():  # saved before, to the bit
-                remove(draft)
-            else:
-                publish_folder(draft, path)
-            then()
-            self.store.drop_old()
-        except (OSError, RuntimeError, CheckpointException, RunFailed) as error:
-            self.error = error
+            mine = {path.name: sha256(path) for path in draft.glob(f"__{self.world.rank}_*")}
+        except (Exception, CheckpointException) as error:
+            failure = error
+        told: list[Any] = [None] * self.world.size
+        reason = _reason(failure) if failure else None
+        dist.gather_object((mine, reason), told if self.world.main else None, dst=0, group=self.group)
+        if failure:
+            raise failure
+        if self.world.main and (reasons := [reason for _, reason in told if reason]):
+            raise OSError(reasons[0])
+        return {name: digest for part in told if part for name, digest in part[0].items()}
+
+    def _publish(self, draft: Path, rest: dict[str, Any], digests: dict[str, str]) -> None:
+        save_tensors(draft / REST, rest)
+        others = {path.name: sha256(path) for path in draft.iterdir() if path.name not in digests}
+        save_json(draft / MANIFEST, dict(sorted((digests | others).items())))
+        path = self.store.folder / f"step-{self.step:08d}-{sha256(draft / MANIFEST)[:16]}.sharded"
+        if path.is_dir():  # saved before, to the bit
             remove(draft)
+        else:
+            publish_folder(draft, path)
+        self.store.drop_old()
 
     def finish(self) -> None:
         """Waits for the save that is under way.
@@ -86,36 +127,28 @@ class ShardedSaver:
         Raises:
             RunFailed: it failed; the checkpoint before it is intact.
         """
-        if self.written is None:
-            return
-        error = self._wait()
-        (failed,) = self.world.any(error is not None)
+        if self.thread is not None:
+            self.abandon()
+            self._agree()
+
+    def abandon(self) -> None:
+        """Waits for this process's part only, after an error that other processes may not share."""
+        if self.thread is not None:
+            self.thread.join()
+            self.thread = None
+
+    def _agree(self) -> None:
+        """Raises RunFailed on every process if one has failed."""
+        (failed,) = self.world.any(self.failed)
         if not failed:
             return
+        error, self.error = self.error, None
         if isinstance(error, RunFailed):
             raise error
         why = f" ({_reason(error)})" if error else ""
         raise RunFailed(
             f"the checkpoint of step {self.step} could not be written to {self.store.folder}{why}; the previous one is intact."
         ) from error
-
-    def abandon(self) -> None:
-        """Waits for this process's part, after an error that other processes may not share."""
-        if self.written is not None:
-            self._wait()
-
-    def _wait(self) -> BaseException | None:
-        assert self.written is not None
-        written, self.written = self.written, None
-        error: BaseException | None = None
-        try:
-            written.result()
-        except (Exception, CheckpointException) as failed:  # CheckpointException is not an Exception
-            error = failed
-        if self.publisher is not None:
-            self.publisher.join()
-            self.publisher = None
-        return self.error or error
 
 
 def _reason(error: BaseException) -> str:
@@ -132,6 +165,8 @@ def copied(value: Any) -> Any:
 
 def load_shards(folder: str, state: dict[str, Any], together: bool) -> None:
     """Reads a sharded checkpoint into the tensors of `state`, each process its own parts, whatever number of processes wrote it.
+
+    torch.distributed.checkpoint unpickles its index: read only checkpoints of your own runs. Their checksums have been verified.
 
     Args:
         together: all processes call this with their shards; otherwise this process reads whole tensors alone.

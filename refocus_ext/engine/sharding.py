@@ -108,6 +108,16 @@ def load_parts(module: nn.Module, optimizer: torch.optim.Optimizer, folder: str,
     dcp.set_optimizer_state_dict(module, optimizer, state["optimizer"])
 
 
+def load_model(module: nn.Module, state: dict[str, Any], name: str) -> None:
+    """Loads the weights `name` of a checkpoint's state, sharded or not, into a model that this process holds whole."""
+    if "sharded" not in state:
+        module.load_state_dict(state[name], strict=True)
+        return
+    parts = {"model": dcp.get_model_state_dict(module)}
+    load_shards(state["sharded"], parts, together=False)
+    dcp.set_model_state_dict(module, parts["model"])
+
+
 def whole_weights(module: nn.Module) -> dict[str, Any]:
     """The state dict with whole tensors, on rank 0; call it on every process."""
     return dcp.get_model_state_dict(module, options=_WHOLE)

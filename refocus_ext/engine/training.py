@@ -23,7 +23,7 @@ from refocus_ext.engine.interruption import Interruption, from_loader, leave_sig
 from refocus_ext.engine.memory import MemoryWatch
 from refocus_ext.engine.progress import Progress
 from refocus_ext.engine.run_folder import RunFolder
-from refocus_ext.engine.sharded_checkpoints import ShardedSaver, copied
+from refocus_ext.engine.sharded_checkpoints import ShardedSaver
 from refocus_ext.engine.step_result import Pending, Read, StepResult
 from refocus_ext.errors import RunFailed
 from refocus_ext.images.order import StepBatches
@@ -212,7 +212,8 @@ class Training(ABC):
             result = self.train_step(self.step, batches)
         self.step += 1
         broken = self._note_broken(batches)
-        flags = [*interruption.flags(), float(len(broken)), float(len(broken) > self.data.broken_limit)]
+        flags = [*interruption.flags(), float(self.saver is not None and self.saver.failed)]
+        flags += [float(len(broken)), float(len(broken) > self.data.broken_limit)]
         self.unread.append(Pending(self.step, result, flags, self.world))
         last = self.step == self.plan.steps
         observes, saves = (last or _due(self.step, every) for every in (self.plan.picture_every, self.plan.save_every))
@@ -236,7 +237,9 @@ class Training(ABC):
 
     def _log(self, read: Read, progress: Progress) -> int:
         """Logs a step; returns the exit code if a process was interrupted."""
-        *signals, broken, too_many = read.flags
+        *signals, unsaved, broken, too_many = read.flags
+        if unsaved:
+            self._finish_saving()
         self._watch_finiteness(read, progress)
         values = {"skipped": 1.0} if read.bad else read.values
         values["broken_images"] = broken
@@ -319,7 +322,6 @@ class Training(ABC):
         # on every process: gathering sharded tensors needs all of them
         state, weights = self.state_dict(), self.weights()
         if self.saver:
-            weights = copied(weights) if self.run else {}
             self.saver.begin(self.step, state, then=lambda: self._write(weights))
         else:
             self._save_whole(state, weights)

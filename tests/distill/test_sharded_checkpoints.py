@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
 import shutil
@@ -16,8 +17,11 @@ import pytest
 import torch
 from test_distill_distributed import ROOT, TINY, launch, stage_one, student, whole
 
+from patches.protocols import as_module
 from refocus_ext.engine.checkpoints import Checkpoints, load_checkpoint
+from refocus_ext.engine.sharding import load_model
 from refocus_ext.errors import UsageError
+from refocus_ext.sampling.student import load_student
 
 FSDP = ("--parallel", "fsdp")
 PATCHED = """
@@ -57,6 +61,13 @@ def write(self, *args):
         raise OSError(28, "No space left on device")
     return real_write(self, *args)
 dcp.FileSystemWriter.write_data = write
+"""
+
+BROKEN_DISK = """
+from refocus_ext.engine import sharded_checkpoints
+def publish(*_):
+    raise ValueError("broken")
+sharded_checkpoints.publish_folder = publish
 """
 
 
@@ -120,6 +131,16 @@ def test_the_number_of_processes_may_change(tokenizer: Path, reference: Path, tm
     assert [path.suffix for path in Checkpoints(shards / "checkpoints").paths()] == [".sharded", ".pt", ".sharded"]
 
 
+def test_its_weights_can_be_read_whole(reference: Path) -> None:
+    """As `ablate` does at each checkpoint of a run."""
+    second, _, newest = Checkpoints(reference / "checkpoints").paths()
+    var = as_module(load_student(reference).var)
+    for path, same in ((second, False), (newest, True)):
+        load_model(var, load_checkpoint(path), "var")
+        final, loaded = student(reference), var.state_dict()
+        assert all(torch.equal(final[name], loaded[name]) for name in final) == same
+
+
 def test_a_flipped_bit_in_any_file_is_seen_and_passed_over(reference: Path, tmp_path: Path) -> None:
     for name in ("__1_0.distcp", ".metadata", "rest.pt", "manifest.json"):
         run = begun(reference, tmp_path / name, last=6)
@@ -142,6 +163,21 @@ def test_the_next_step_does_not_wait_for_the_disk(tokenizer: Path, reference: Pa
     assert equal(tmp_path / "run", reference), "what is saved is the state of its step"
 
 
+def test_a_failed_save_stops_the_run_soon_and_leaves_the_checkpoint_before(
+    tokenizer: Path, reference: Path, tmp_path: Path
+) -> None:
+    """Whatever the error: not at the next save, which may be hours away. A given checkpoint may be resumed from."""
+    run = begun(reference, tmp_path / "run", last=2)
+    (second,) = (run / "checkpoints").iterdir()
+    options = ("--save-every", "4", "--steps", "400", "--extend", "--resume", str(second))
+    with pytest.raises(AssertionError, match=r"step 4 could not be written .*\(broken\); the previous one is intact"):
+        launch(2, tokenizer, run, *FSDP, *options, script=patched(tmp_path, BROKEN_DISK))
+    assert Checkpoints(run / "checkpoints").paths() == [second] and not list((run / "checkpoints").glob(".*"))
+    written = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert max(written) < 100, "it has stopped long before the next save"
+    assert (run / "var_d3.pth").stat().st_mtime > second.stat().st_mtime, "the weights alone have been written"
+
+
 def test_a_full_disk_leaves_the_checkpoint_before(tokenizer: Path, tmp_path: Path) -> None:
     with pytest.raises(
         AssertionError, match=r"step 4 could not be written .*No space left on device.*previous one is intact"
@@ -152,13 +188,14 @@ def test_a_full_disk_leaves_the_checkpoint_before(tokenizer: Path, tmp_path: Pat
 
 
 def test_kills_at_random_moments_of_a_save(tokenizer: Path, reference: Path, tmp_path: Path) -> None:
-    """All processes die while a draft is there; the run then goes on from an intact checkpoint to the same bits."""
+    """All processes die while a draft is there, or one of them, which ends the others; the run then goes on from an intact
+    checkpoint to the same bits."""
     seed = int(os.environ.get("REFOCUS_KILL_SEED", time.time_ns() % 10_000))
     print(f"REFOCUS_KILL_SEED={seed}")
     moments, run = random.Random(seed), tmp_path / "run"
     script = patched(tmp_path, SLOW_DISK)
-    for _ in range(3):
-        killed_while_saving(tokenizer, run, script, moments.random() * 1.2)
+    for victims in ("all", "one", "all"):
+        killed_while_saving(tokenizer, run, script, moments.random() * 1.2, victims)
         for path in Checkpoints(run / "checkpoints").paths():
             load_checkpoint(path)
     launch(2, tokenizer, run, *FSDP)
@@ -166,8 +203,8 @@ def test_kills_at_random_moments_of_a_save(tokenizer: Path, reference: Path, tmp
     assert not list((run / "checkpoints").glob(".*.part")), "drafts of killed writers are removed"
 
 
-def killed_while_saving(tokenizer: Path, run: Path, script: Path, delay: float) -> None:
-    """Starts the run, waits for a draft and `delay` seconds, and kills every process of it."""
+def killed_while_saving(tokenizer: Path, run: Path, script: Path, delay: float, victims: str) -> None:
+    """Starts the run, waits for a draft and `delay` seconds, and kills every process of it, or its last one."""
     words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script), *TINY]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     options = ["--tokenizer", str(tokenizer), "--out", str(run), *FSDP]
@@ -182,13 +219,9 @@ def killed_while_saving(tokenizer: Path, run: Path, script: Path, delay: float) 
     while process.poll() is None and not list(drafts.glob(".*.part")) and time.monotonic() < deadline:
         time.sleep(0.01)
     time.sleep(delay)
-    with_children(process.pid, signal.SIGKILL)
-    process.wait(60)
-
-
-def with_children(group: int, number: int) -> None:
-    """Signals a session: torchrun starts its processes in sessions of their own, found by their parent."""
-    children = subprocess.run(["pgrep", "-P", str(group)], capture_output=True, text=True).stdout.split()
-    for process in (*map(int, children), group):
+    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+    processes = [*map(int, children), process.pid]
+    for victim in processes if victims == "all" else processes[-2:-1]:
         with contextlib.suppress(ProcessLookupError):
-            os.kill(process, number)
+            os.kill(victim, signal.SIGKILL)
+    process.wait(90)
