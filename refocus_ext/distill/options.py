@@ -183,8 +183,8 @@ class DistillOptions(Options):
 
     @classmethod
     def choose_preset(cls, typed: Mapping[str, object]) -> str:
-        """That of the tokenizer's run, vanilla for a file of weights; where there is no run yet, or a demo's is given
-        --data, as for a tokenizer.
+        """That of the tokenizer's run, vanilla for a file of weights; where there is no run yet, or that of the demo's photographs
+        is given --data, as for a tokenizer.
 
         Raises:
             UsageError: the run's configuration names no preset of this version.
@@ -194,14 +194,16 @@ class DistillOptions(Options):
             return "vanilla"
         if not (run / "config.json").is_file():
             return super().choose_preset(typed)
+        theirs, their_data = "", ""
         try:
-            theirs = str(json.loads((run / "config.json").read_text())["options"]["preset"])
+            options = json.loads((run / "config.json").read_text())["options"]
+            theirs, their_data = str(options["preset"]), str(options.get("data", ""))
         except (OSError, ValueError, KeyError, TypeError):
-            theirs = ""
+            pass
         if theirs not in preset_names():
             found = f"has the preset '{theirs}', which this version does not know" if theirs else "names no preset"
             raise UsageError(f"--tokenizer {run} {found}; give --preset one of {', '.join(preset_names())}.")
-        return "paper" if theirs == "demo" and typed.get("data") else theirs
+        return "paper" if theirs == "demo" and not their_data and typed.get("data") else theirs
 
     def idle(self) -> frozenset[str]:
         """The options without effect, given the others."""

@@ -25,9 +25,11 @@ def check_run_options(options: Any, images: ImageSource) -> None:
             f"--accumulate {options.accumulate} does not divide --batch-size {options.batch_size}; choose one that does."
         )
     if options.batch_size > len(images):
-        hint = (
-            "" if options.data or options.preset == "demo" else f"; --preset {options.preset} is meant for --data DIR"
-        )
+        hint = f"; --preset {options.preset} is meant for --data DIR"
+        if options.data:
+            hint = "; --preset demo has sizes for a few images"
+        if options.preset == "demo":
+            hint = ""
         raise UsageError(
             f"--batch-size {options.batch_size} is larger than the data set of {len(images)} images; choose at most "
             f"{len(images)}{hint}."
@@ -44,7 +46,8 @@ def check_share(options: Any, images: ImageSource, processes: int) -> None:
 def check_classes(out: Path, classes: Sequence[str]) -> None:
     """Raises UsageError if a run that has begun in `out` numbered its classes otherwise."""
     if not untrained(out):
-        check_class_map(out / "classes.json", classes)
+        with named("--out"):
+            check_class_map(out / "classes.json", classes)
 
 
 def check_init(options: Any, out: Path, what: str) -> str:

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 
 from refocus_ext.engine.checkpoints import checkpoints_of
 from refocus_ext.engine.same_run import Comparison, RunIdentity
-from refocus_ext.errors import UsageError
+from refocus_ext.errors import UsageError, named
 from refocus_ext.storage.atomic import remove_torn, save_json, sha256, written_beside
+from refocus_ext.storage.results import results_folder
 
 
 class Opening(NamedTuple):
@@ -128,6 +129,8 @@ def check_run_folder(path: Path, identity: RunIdentity, *, fresh: bool = False, 
     """
     if path.exists() and not path.is_dir():
         raise UsageError(f"--out {path} is a file; choose a folder.")
+    with named("--out"):
+        results_folder(str(path))
     begun = (path / "config.json").is_file()
     if not begun and path.is_dir() and any(path.iterdir()):
         raise UsageError(f"--out {path} holds files but no run; choose an empty or new folder.")

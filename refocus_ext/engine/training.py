@@ -245,8 +245,9 @@ class Training(ABC):
         values["broken_images"] = broken
         if too_many:
             raise RunFailed(
-                f"{len(self.data.known_broken)} images of {len(self.data)} cannot be decoded, more than "
-                f"the limit of {self.data.broken_limit}; check the folder, remove these images and rerun the same command."
+                f"{len(self.data.known_broken)} images of {len(self.data)} cannot be decoded, more than the limit of "
+                f"{self.data.broken_limit}; check the folder. With these images removed it is other data, for a new run in "
+                "another folder."
             )
         if self.run:
             self.run.log(read.step, values, "train/")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
 from collections.abc import Callable
 from typing import TypeVar
@@ -31,8 +32,9 @@ def positive(kind: type[N]) -> Callable[[str], N]:
 
     def parse(text: str) -> N:
         value = kind(text)
-        if not value > 0:
-            raise argparse.ArgumentTypeError(f"{text} is not greater than 0")
+        if not 0 < value < math.inf:
+            what = "greater than 0" if not value > 0 else "finite"
+            raise argparse.ArgumentTypeError(f"{text} is not {what}")
         return value
 
     parse.__name__ = kind.__name__
@@ -44,8 +46,8 @@ def non_negative(kind: type[N]) -> Callable[[str], N]:
 
     def parse(text: str) -> N:
         value = kind(text)
-        if not value >= 0:
-            raise argparse.ArgumentTypeError(f"{text} is less than 0")
+        if not 0 <= value < math.inf:
+            raise argparse.ArgumentTypeError(f"{text} is {'less than 0' if not value >= 0 else 'not finite'}")
         return value
 
     parse.__name__ = kind.__name__

@@ -54,6 +54,10 @@ def check_plan(options: TokenizerOptions, pyramid: FocusPyramid, images: ImageSo
         raise UsageError("--patch-nums needs at least two token maps.")
     if options.ch % 32:
         raise UsageError(f"--ch {options.ch} is not a multiple of 32, the groups of the VQVAE's normalization.")
+    if options.val_share and not options.data:
+        raise UsageError(
+            f"--val-share {options.val_share:g} needs --data DIR; the demo validates on its own photographs."
+        )
     check_run_options(options, images)
     if options.warm_autoencoder >= options.steps:
         raise UsageError(
