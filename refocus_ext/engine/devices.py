@@ -27,6 +27,7 @@ class DeviceKind:
     channels_last = False  # its fastest layout for convolutions
     runs_behind = False  # the host only queues work, so that reading a value waits for all of it
     wide_sums = torch.float64  # dtype in which scalars are averaged
+    swaps = True  # what does not fit into memory is slow, not impossible
     tokens_at_once = 1024  # of eq. 13; an fp32 temporary is 32 MB at 8192 codes
 
     def available(self) -> bool:
@@ -85,6 +86,7 @@ class Cuda(DeviceKind):
     channels_last = True
     runs_behind = True
     wide_sums = torch.float32
+    swaps = False
     tokens_at_once = 8192  # three slices of a batch of 32 images; a temporary is 256 MB
 
     def available(self) -> bool:

@@ -13,9 +13,10 @@ from torch import nn
 from patches import Upstream, load_upstream
 from patches.protocols import FocusedVQVAE, as_module
 from refocus_ext.engine.checks import check_classes, check_init, check_share
-from refocus_ext.engine.devices import autocast_dtype, precision_name
+from refocus_ext.engine.devices import autocast_dtype, kind_of, precision_name
 from refocus_ext.engine.distributed import World, join_world, planned, preflight_device
 from refocus_ext.engine.interruption import Interruption
+from refocus_ext.engine.memory_plan import free_memory
 from refocus_ext.engine.run_folder import RunFolder, check_run_folder, require_space, schedule_of
 from refocus_ext.engine.same_run import RunIdentity, file_meaning
 from refocus_ext.engine.training import RunPlan
@@ -26,11 +27,13 @@ from refocus_ext.images.sources.folder import NoValidation
 from refocus_ext.images.sources.interface import ImageSource
 from refocus_ext.images.sources.kinds import find_images
 from refocus_ext.optics.pyramid import FocusPyramid
+from refocus_ext.options.kinds import AUTO
 from refocus_ext.seeds import Stream, stream_seed
 from refocus_ext.storage.atomic import save_json
 from refocus_ext.storage.weights import state_bytes
 from refocus_ext.tokenizer.alias.geometry import AliasGeometry
 from refocus_ext.tokenizer.alias.training import AliasTraining
+from refocus_ext.tokenizer.budget import Budget, budget_of, check_memory, fitted, print_cost, print_memory
 from refocus_ext.tokenizer.options import TokenizerOptions
 from refocus_ext.tokenizer.plan import (
     alias_geometry,
@@ -38,7 +41,6 @@ from refocus_ext.tokenizer.plan import (
     check_plan,
     make_pyramid,
     only_alias,
-    print_cost,
     print_plan,
     why_preset,
 )
@@ -71,8 +73,10 @@ def preflight(options: TokenizerOptions, processes: int) -> None:
     device = preflight_device(options.device)
     cpu = torch.device("cpu")
     prepared = prepare(load_upstream(), options, cpu)
-    perceptual_loss(prepared.options, cpu)
-    check(prepared, World(0, processes, device))
+    lpips = perceptual_loss(prepared.options, cpu)
+    world = World(0, processes, device)
+    check(prepared, world)
+    within_memory(prepared, lpips, world, kind_of(device).free_memory(device))
 
 
 def check(prepared: Prepared, world: World) -> None:
@@ -84,6 +88,27 @@ def check(prepared: Prepared, world: World) -> None:
         check_classes(out, prepared.train.classes)
     check_run_folder(out, identity_of(prepared, world), fresh=fresh, extend=options.extend)
     require_space(out, 3 * 3 * state_bytes(as_module(prepared.vae)), fresh=fresh)
+
+
+def within_memory(
+    prepared: Prepared, lpips: nn.Module | None, world: World, free: int | None
+) -> tuple[Prepared, Budget | None]:
+    """The run with as many micro-batches as it needs, and its memory; None where no one asks for it: a CPU can swap.
+
+    Args:
+        free: bytes, before the model was built.
+
+    Raises:
+        UsageError: its batch cannot be divided, or it does not fit into the memory of its device.
+    """
+    options = prepared.options
+    if kind_of(world.device).swaps and options.accumulate != AUTO and not options.dry_run:
+        return prepared, None
+    check_share(options, prepared.train, world.size)
+    budget = budget_of(options, prepared.vae, prepared.geometry, lpips, world.device, world.size, free)
+    options = fitted(options, budget, world.size)
+    check_memory(options, budget, world.device, world.size)
+    return prepared._replace(options=options), budget
 
 
 def identity_of(prepared: Prepared, world: World) -> RunIdentity:
@@ -144,19 +169,23 @@ def hinting_at_share() -> Iterator[None]:
 
 
 def _run(options: TokenizerOptions, world: World) -> int:
+    free = free_memory(world)  # before the model takes its part
     world = planned(world) if options.dry_run else world
     upstream = load_upstream()
     world.say(upstream.describe())
     world.say(why_preset(options))
     prepared = prepare(upstream, options, world.device)
-    options, pyramid, train, val, geometry, vae, notes, gone = prepared
-    for note in notes:
+    for note in prepared.notes:
         world.say(f"note: {note}")
     if world.main:
-        print_plan(options, pyramid, vae, geometry, train, world.device)
-    if options.dry_run and world.main and not options.only:  # what is counted is a step of the VQVAE
-        print_cost(options, pyramid, vae, world.device, world.size)
-    lpips = perceptual_loss(options, world.device)
+        print_plan(prepared.options, prepared.pyramid, prepared.vae, prepared.geometry, prepared.train, world.device)
+    lpips = perceptual_loss(prepared.options, world.device)
+    prepared, budget = within_memory(prepared, lpips, world, free)
+    options, _, train, val, geometry, vae, _, gone = prepared
+    if budget and world.main:
+        print_memory(options, budget, world.size)
+    if budget and options.dry_run and world.main:
+        print_cost(options, budget.cost)
     check(prepared, world)
     if options.dry_run:
         return 0
@@ -170,6 +199,7 @@ def _run(options: TokenizerOptions, world: World) -> int:
         training = AliasTraining(plan, recipe, world, run, vae, geometry, None, data)
     else:
         training = TokenizerTraining(plan, recipe, world, run, vae, geometry, lpips, data)
+    training.memory.checkpointing = None if options.only else not (options.grad_checkpoint or options.compile)
     if run:
         crops = Crops(val, options.image_size, scale=options.crop_scale, random=False)
         batch, held_out = min(32, options.batch_size), val != train

@@ -24,7 +24,6 @@ from refocus_ext.engine.optimization import warmup_cosine
 from refocus_ext.optics.pyramid import FocusPyramid
 from refocus_ext.storage.atomic import sha256
 from refocus_ext.tokenizer import codebooks, prefixes
-from refocus_ext.tokenizer.cost import pass_cost
 from refocus_ext.tokenizer.losses.objective import StructureObjective, StructureWeights
 from refocus_ext.tokenizer.training import TokenizerTraining
 
@@ -389,12 +388,6 @@ def test_lpips_is_part_of_the_loss(image_tree: Path, tmp_path: Path, monkeypatch
 def test_dry_run_counts_flops(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["tokenizer", "--dry-run"]) == 0
     assert "GFLOP per image (encoder 3 x 0.5, decoder" in capsys.readouterr().out
-
-
-def test_cost_of_a_convolution_by_hand() -> None:
-    layer = torch.nn.Conv2d(3, 8, 3, padding=1)
-    cost = pass_cost(layer, 1, 3, 16, 16)
-    assert cost.flops == 2 * 3 * 8 * 9 * 256 and cost.saved_bytes == 4 * 3 * 256
 
 
 def test_accumulation_sums_to_the_same_gradient(image_tree: Path, tmp_path: Path) -> None:
