@@ -39,6 +39,21 @@ class PassCost:
     fixed_bytes: int = 0
     largest_bytes: int = 0
 
+    def __add__(self, other: PassCost) -> PassCost:
+        """Both, one after the other."""
+        return PassCost(
+            self.flops + other.flops,
+            self.saved_bytes + other.saved_bytes,
+            self.fixed_bytes + other.fixed_bytes,
+            max(self.largest_bytes, other.largest_bytes),
+        )
+
+    def __mul__(self, times: int) -> PassCost:
+        return PassCost(times * self.flops, times * self.saved_bytes, times * self.fixed_bytes, self.largest_bytes)
+
+    def __sub__(self, part: PassCost) -> PassCost:
+        return self + part * -1
+
     @property
     def working_bytes(self) -> int:
         """What its backward pass holds per image besides the kept tensors."""
@@ -77,7 +92,7 @@ def pass_cost(
     outline = _Call(module, call or _forward)
     counter = FlopCounterMode(display=False)
     with FakeTensorMode(allow_non_fake_inputs=True), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*CUDA is not available.*")  # from autocast
+        warnings.simplefilter("ignore")  # autocast's, where the device is not there
         weights = {
             name: _outline(tensor, device, channels_last)
             for name, tensor in (*outline.named_parameters(), *outline.named_buffers())

@@ -1,8 +1,6 @@
-"""What a stage-1 run takes of its device: its step counted, split until it fits, and printed."""
+"""What a stage-1 run takes of its device: its step counted, and printed."""
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -10,19 +8,13 @@ from torch import nn
 from patches.protocols import FocusedVQVAE
 from refocus_ext.engine.devices import autocast_dtype, kind_of
 from refocus_ext.engine.memory import size_in_words
-from refocus_ext.engine.memory_plan import MemoryNeed, Needs, chosen_accumulate, in_words, require_memory
+from refocus_ext.engine.memory_plan import Budget
 from refocus_ext.tokenizer.alias.geometry import AliasGeometry
 from refocus_ext.tokenizer.cost import StepCost, memory_need, modules_of, step_cost
 from refocus_ext.tokenizer.options import TokenizerOptions
 from refocus_ext.tokenizer.recipe import StructureWeights
 
-
-class Budget(NamedTuple):
-    """A run's step and memory on each of `processes` processes, of which the fullest device has `free` bytes."""
-
-    cost: StepCost
-    needs: Needs
-    free: int | None
+SMALLER = "choose a smaller --image-size or --ch"
 
 
 def budget_of(
@@ -33,47 +25,21 @@ def budget_of(
     device: torch.device,
     processes: int,
     free: int | None,
-) -> Budget:
-    """Counted on fake tensors."""
+) -> tuple[StepCost, Budget]:
+    """The cost of a step and its memory on each of `processes` processes, counted on fake tensors."""
     modules = modules_of(vae, geometry, lpips, options.gan > 0)
-    dtype = autocast_dtype(options.precision, device)
     layout = options.channels_last
-    channels_last = layout == "on" or (layout == "auto" and kind_of(device).channels_last)
-    weights = StructureWeights(options.l1, options.l2, options.commitment, options.prefix, options.anchor)
-    cost = step_cost(modules, weights, device, dtype, channels_last)
-
-    def need(checkpointed: bool) -> MemoryNeed:
-        return memory_need(modules, cost, options.ema > 0, processes, checkpointed)
-
-    return Budget(cost, Needs(need(False), need(True)), free)
-
-
-def fitted(options: TokenizerOptions, budget: Budget, processes: int) -> TokenizerOptions:
-    """The options with the number of micro-batches that "auto" is."""
-    need = budget.needs.chosen(options.grad_checkpoint)
-    share = options.batch_size // processes
-    return options.replace(accumulate=chosen_accumulate(options.accumulate, need, share, budget.free))
-
-
-def check_memory(options: TokenizerOptions, budget: Budget, device: torch.device, processes: int) -> None:
-    """Raises UsageError if the estimate exceeds the free memory of a device that cannot swap."""
-    if kind_of(device).swaps:
-        return
-    require_memory(
-        budget.needs,
-        options.batch_size // processes,
-        options.accumulate,
-        options.grad_checkpoint,
-        budget.free,
-        f"{device}",
-        smaller="choose a smaller --image-size or --ch",
+    cost = step_cost(
+        modules,
+        StructureWeights(options.l1, options.l2, options.commitment, options.prefix, options.anchor),
+        device,
+        autocast_dtype(options.precision, device),
+        channels_last=layout == "on" or (layout == "auto" and kind_of(device).channels_last),
     )
-
-
-def print_memory(options: TokenizerOptions, budget: Budget, processes: int) -> None:
-    """Prints a line of the plan."""
-    need = budget.needs.chosen(options.grad_checkpoint)
-    print(in_words(need, options.batch_size // processes, options.accumulate, budget.free))
+    plain, recomputed = (
+        memory_need(modules, cost, options.ema > 0, processes, checkpointed) for checkpointed in (False, True)
+    )
+    return cost, Budget(plain, recomputed, options.batch_size // processes, free, options.grad_checkpoint)
 
 
 def print_cost(options: TokenizerOptions, cost: StepCost) -> None:
@@ -91,7 +57,5 @@ def print_cost(options: TokenizerOptions, cost: StepCost) -> None:
         "losses, quantizer and alias tokenizer": cost.losses.saved_bytes,
     }
     parts = ", ".join(f"{name} {size_in_words(size)}" for name, size in kept.items() if size)
-    once = ", of which --grad-checkpoint keeps one pass at a time" if options.grad_checkpoint and cost.encodes else ""
-    print(
-        f"activations of an image: {size_in_words(cost.peak_bytes(options.grad_checkpoint))} at the peak ({parts}{once})"
-    )
+    once = "; --grad-checkpoint keeps one pass at a time" if options.grad_checkpoint and cost.encodes else ""
+    print(f"memory of an image: {size_in_words(cost.peak_bytes(options.grad_checkpoint))} at the peak ({parts}{once})")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -33,7 +34,7 @@ from refocus_ext.storage.atomic import save_json
 from refocus_ext.storage.weights import state_bytes
 from refocus_ext.tokenizer.alias.geometry import AliasGeometry
 from refocus_ext.tokenizer.alias.training import AliasTraining
-from refocus_ext.tokenizer.budget import Budget, budget_of, check_memory, fitted, print_cost, print_memory
+from refocus_ext.tokenizer.budget import SMALLER, budget_of, print_cost
 from refocus_ext.tokenizer.options import TokenizerOptions
 from refocus_ext.tokenizer.plan import (
     alias_geometry,
@@ -73,10 +74,10 @@ def preflight(options: TokenizerOptions, processes: int) -> None:
     device = preflight_device(options.device)
     cpu = torch.device("cpu")
     prepared = prepare(load_upstream(), options, cpu)
-    lpips = perceptual_loss(prepared.options, cpu)
-    world = World(0, processes, device)
+    lpips, world = perceptual_loss(prepared.options, cpu), World(0, processes, device)
     check(prepared, world)
-    within_memory(prepared, lpips, world, kind_of(device).free_memory(device))
+    with contextlib.redirect_stdout(io.StringIO()):  # the run prints its plan itself
+        within_memory(prepared, lpips, world, kind_of(device).free_memory(device))
 
 
 def check(prepared: Prepared, world: World) -> None:
@@ -90,10 +91,9 @@ def check(prepared: Prepared, world: World) -> None:
     require_space(out, 3 * 3 * state_bytes(as_module(prepared.vae)), fresh=fresh)
 
 
-def within_memory(
-    prepared: Prepared, lpips: nn.Module | None, world: World, free: int | None
-) -> tuple[Prepared, Budget | None]:
-    """The run with as many micro-batches as it needs, and its memory; None where no one asks for it: a CPU can swap.
+def within_memory(prepared: Prepared, lpips: nn.Module | None, world: World, free: int | None) -> Prepared:
+    """The run with as many micro-batches as "auto" is; rank 0 prints what it needs. Where no one asks, nothing is counted: a
+    CPU can swap.
 
     Args:
         free: bytes, before the model was built.
@@ -101,14 +101,17 @@ def within_memory(
     Raises:
         UsageError: its batch cannot be divided, or it does not fit into the memory of its device.
     """
-    options = prepared.options
-    if kind_of(world.device).swaps and options.accumulate != AUTO and not options.dry_run:
-        return prepared, None
+    options, device = prepared.options, world.device
+    if kind_of(device).swaps and options.accumulate != AUTO and not options.dry_run:
+        return prepared
     check_share(options, prepared.train, world.size)
-    budget = budget_of(options, prepared.vae, prepared.geometry, lpips, world.device, world.size, free)
-    options = fitted(options, budget, world.size)
-    check_memory(options, budget, world.device, world.size)
-    return prepared._replace(options=options), budget
+    cost, budget = budget_of(options, prepared.vae, prepared.geometry, lpips, device, world.size, free)
+    options = options.replace(accumulate=budget.choose(options.accumulate))
+    world.say(budget.line(options.accumulate))
+    if options.dry_run and world.main:
+        print_cost(options, cost)
+    budget.require(options.accumulate, device, SMALLER)
+    return prepared._replace(options=options)
 
 
 def identity_of(prepared: Prepared, world: World) -> RunIdentity:
@@ -180,12 +183,8 @@ def _run(options: TokenizerOptions, world: World) -> int:
     if world.main:
         print_plan(prepared.options, prepared.pyramid, prepared.vae, prepared.geometry, prepared.train, world.device)
     lpips = perceptual_loss(prepared.options, world.device)
-    prepared, budget = within_memory(prepared, lpips, world, free)
+    prepared = within_memory(prepared, lpips, world, free)
     options, _, train, val, geometry, vae, _, gone = prepared
-    if budget and world.main:
-        print_memory(options, budget, world.size)
-    if budget and options.dry_run and world.main:
-        print_cost(options, budget.cost)
     check(prepared, world)
     if options.dry_run:
         return 0

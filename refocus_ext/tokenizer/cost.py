@@ -26,7 +26,7 @@ from refocus_ext.tokenizer.losses.adversarial import Adversary
 from refocus_ext.tokenizer.losses.objective import StructureObjective, TokenizerObjective
 from refocus_ext.tokenizer.recipe import StructureWeights
 
-ADAMW = 3  # gradient and two moments of a trained weight
+MOMENTS = 2  # of AdamW
 FP32 = 4  # bytes
 NOTHING = PassCost()
 
@@ -257,18 +257,23 @@ def memory_need(modules: Modules, cost: StepCost, averaged: bool, processes: int
         processes: several keep their gradients twice, in DistributedDataParallel's buckets.
         checkpointed: --grad-checkpoint.
     """
-    copies = ADAMW + (processes > 1)
+    copies = MOMENTS + (processes > 1)
     trained = [as_module(modules.vae), *([modules.alias] if modules.alias else [])]
-    fixed = sum(_weights(module, copies + averaged) for module in trained)
-    fixed += _weights(modules.critic, copies) if modules.critic else 0
-    fixed += _weights(modules.lpips, 0) if modules.lpips else 0
+    critics = [modules.critic] if modules.critic else []
+    frozen = [modules.lpips] if modules.lpips else []
+    weights = sum(map(_bytes, (*trained, *critics, *frozen)))
+    moments = copies * sum(map(_trained_bytes, (*trained, *critics))) + averaged * sum(map(_trained_bytes, trained))
     return MemoryNeed(
-        fixed=fixed + cost.fixed_bytes,
+        fixed=weights + moments + cost.fixed_bytes,
         activations=cost.peak_bytes(checkpointed),
+        gradients=sum(map(_trained_bytes, (*trained, *critics))),
         held=2 * cost.view_bytes,  # every image of the step and its reconstruction, for the critic and the codebooks
     )
 
 
-def _weights(module: nn.Module, copies: int) -> int:
-    """Bytes of the weights, and of `copies` of the trained ones."""
-    return FP32 * sum(tensor.numel() * (1 + copies * tensor.requires_grad) for tensor in module.parameters())
+def _bytes(module: nn.Module) -> int:
+    return FP32 * sum(parameter.numel() for parameter in module.parameters())
+
+
+def _trained_bytes(module: nn.Module) -> int:
+    return FP32 * sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
