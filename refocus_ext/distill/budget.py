@@ -40,9 +40,11 @@ def budget_of(
         autocast_dtype(options.precision, device),
     )
     fixed, gradients = weight_bytes(options, size, processes)
-    plain, recomputed = (
-        MemoryNeed(fixed + cost.fixed_bytes, cost.peak_bytes(checkpointed), gradients) for checkpointed in (False, True)
-    )
+    fixed += cost.fixed_bytes
+    plain = MemoryNeed(fixed, cost.peak_bytes(), gradients)
+    recomputed = MemoryNeed(
+        fixed + gradients, cost.peak_bytes(checkpointed=True)
+    )  # the last block beside all gradients
     return cost, Budget(plain, recomputed, options.batch_size // processes, free, options.grad_checkpoint)
 
 

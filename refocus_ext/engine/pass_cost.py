@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -89,18 +89,14 @@ def pass_cost(
     """
     if device.type != "cpu" and device.index is None:
         device = torch.device(device.type, 0)  # fake tensors without a number are not on one device
-    outline = _Call(module, call or _forward)
     counter = FlopCounterMode(display=False)
-    with FakeTensorMode(allow_non_fake_inputs=True), warnings.catch_warnings():
+    with FakeTensorMode(allow_non_fake_inputs=True), warnings.catch_warnings(), torch.enable_grad():
         warnings.simplefilter("ignore")  # autocast's, where the device is not there
-        weights = {
-            name: _outline(tensor, device, channels_last)
-            for name, tensor in (*outline.named_parameters(), *outline.named_buffers())
-        }
         args = [torch.empty(BATCH, *i.shape, dtype=i.dtype, device=device).requires_grad_(i.grad) for i in inputs]
-        kept = _Kept(weights.values())
-        with _autocast(dtype, device), _Attention(device), counter, kept.counted(), torch.enable_grad():
-            torch.func.functional_call(outline, weights, tuple(args))
+        with _outlined(module, device, channels_last) as weights:
+            kept = _Kept(weights)
+            with _autocast(dtype, device), _Attention(device), counter, kept.counted():
+                (call or module)(*([module, *args] if call else args))
     per_image = [size // BATCH for size in kept.sizes() if size % BATCH == 0]
     return PassCost(
         flops=counter.get_total_flops() // BATCH,
@@ -110,19 +106,22 @@ def pass_cost(
     )
 
 
-class _Call(nn.Module):
-    """`function(module, ...)` as a module, for `torch.func.functional_call`."""
+@contextlib.contextmanager
+def _outlined(module: nn.Module, device: torch.device, channels_last: bool) -> Iterator[list[Tensor]]:
+    """Inside, the module's weights and buffers are fake tensors on the device, which are yielded.
 
-    def __init__(self, module: nn.Module, function: Callable[..., Any]) -> None:
-        super().__init__()
-        self.module, self.function = module, function
-
-    def forward(self, *args: Any) -> Any:
-        return self.function(self.module, *args)
-
-
-def _forward(module: nn.Module, *args: Any) -> Any:
-    return module(*args)
+    `torch.func.functional_call` would leave fake ones behind in a module that is registered twice, as LPIPS' heads are.
+    """
+    real = [(table, name) for part in module.modules() for table in (part._parameters, part._buffers) for name in table]
+    before = [(table, name, table[name]) for table, name in real]
+    fakes = {id(tensor): _outline(tensor, device, channels_last) for _, _, tensor in before if tensor is not None}
+    try:
+        for table, name, tensor in before:
+            table[name] = None if tensor is None else fakes[id(tensor)]  # type: ignore[assignment]
+        yield list(fakes.values())
+    finally:
+        for table, name, tensor in before:
+            table[name] = tensor  # type: ignore[assignment]
 
 
 def _outline(tensor: Tensor, device: torch.device, channels_last: bool) -> Tensor:
@@ -135,7 +134,7 @@ def _outline(tensor: Tensor, device: torch.device, channels_last: bool) -> Tenso
 class _Kept:
     """The storages that a pass keeps for its backward pass, without those of its weights."""
 
-    def __init__(self, weights: Any) -> None:
+    def __init__(self, weights: Sequence[Tensor]) -> None:
         self._own = {weight.untyped_storage()._cdata for weight in weights}
         self._bytes: dict[int, int] = {}
         self._alive: list[Tensor] = []  # otherwise the address of a freed storage could be used again

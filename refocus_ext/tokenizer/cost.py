@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -110,9 +110,8 @@ class StepCost:
 def modules_of(vae: FocusedVQVAE, geometry: AliasGeometry | None, lpips: nn.Module | None, critic: bool) -> Modules:
     """What takes part in a step; what is built later than the plan is an outline here."""
     with torch.device("meta"):
-        shared = geometry is not None and geometry.codebook == "shared"
-        codebook = nn.Embedding(geometry.codes, geometry.code_dim) if geometry and shared else None
-        alias = AliasTokenizer(geometry, codebook) if geometry else None
+        # a shared codebook belongs to the VQVAE; here the alias tokenizer has one of its size
+        alias = AliasTokenizer(replace(geometry, codebook="own")) if geometry else None
         adversary = Adversary(vae.focus_pyramid.image_size) if critic else None
     return Modules(vae, alias, lpips, adversary)
 
@@ -263,12 +262,12 @@ def memory_need(modules: Modules, cost: StepCost, averaged: bool, processes: int
     frozen = [modules.lpips] if modules.lpips else []
     weights = sum(map(_bytes, (*trained, *critics, *frozen)))
     moments = copies * sum(map(_trained_bytes, (*trained, *critics))) + averaged * sum(map(_trained_bytes, trained))
-    return MemoryNeed(
-        fixed=weights + moments + cost.fixed_bytes,
-        activations=cost.peak_bytes(checkpointed),
-        gradients=sum(map(_trained_bytes, (*trained, *critics))),
-        held=2 * cost.view_bytes,  # every image of the step and its reconstruction, for the critic and the codebooks
-    )
+    gradients = sum(map(_trained_bytes, (*trained, *critics)))
+    fixed = weights + moments + cost.fixed_bytes
+    held = 2 * cost.view_bytes  # every image of the step and its reconstruction, for the critic and the codebooks
+    if checkpointed:  # the last pass is recomputed beside all gradients
+        return MemoryNeed(fixed + gradients, cost.peak_bytes(checkpointed), held=held)
+    return MemoryNeed(fixed, cost.peak_bytes(), gradients, held)
 
 
 def _bytes(module: nn.Module) -> int:
