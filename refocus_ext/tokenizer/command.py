@@ -182,8 +182,11 @@ def _run(options: TokenizerOptions, world: World) -> int:
         world.say(f"note: {note}")
     if world.main:
         print_plan(prepared.options, prepared.pyramid, prepared.vae, prepared.geometry, prepared.train, world.device)
-    lpips = perceptual_loss(prepared.options, world.device)
+    load = counted_lpips if options.dry_run else perceptual_loss
+    lpips = load(prepared.options, world.device)
     prepared = within_memory(prepared, lpips, world, free)
+    if options.dry_run:
+        perceptual_loss(prepared.options, world.device)  # refuses what the run would refuse
     options, _, train, val, geometry, vae, _, gone = prepared
     check(prepared, world)
     if options.dry_run:
@@ -239,6 +242,15 @@ def perceptual_loss(options: TokenizerOptions, device: torch.device) -> nn.Modul
     from refocus_ext.tokenizer.losses.perceptual import load_lpips
 
     return load_lpips(options.lpips_weights, device)
+
+
+def counted_lpips(options: TokenizerOptions, device: torch.device) -> nn.Module | None:
+    """What a dry run counts in the place of LPIPS: its weights file may be missing."""
+    if not options.lpips:
+        return None
+    from refocus_ext.tokenizer.losses.perceptual import untrained_lpips
+
+    return untrained_lpips()
 
 
 def open_run(prepared: Prepared, upstream: Upstream, world: World) -> RunFolder:

@@ -106,7 +106,8 @@ def test_weights_on_each_of_several_processes() -> None:
     size = Sizes(counts, parameters=1010, memory=16 * 1010, checkpoint=0, weights=0)
 
     def total(processes: int, **options: Any) -> int:
-        return sum(budget.weight_bytes(DistillOptions(**({"depth": 10, "parallel": "ddp"} | options)), size, processes))
+        values: dict[str, Any] = {"depth": 10} | options
+        return sum(budget.weight_bytes(DistillOptions(**values), size, processes))
 
     assert total(1) == 16 * 1010
     assert total(8) == 20 * 1010, "DistributedDataParallel has a second copy of the gradients"

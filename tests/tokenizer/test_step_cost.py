@@ -24,7 +24,7 @@ from refocus_ext.tokenizer.budget import budget_of
 from refocus_ext.tokenizer.cost import memory_need, modules_of, step_cost
 from refocus_ext.tokenizer.losses.adversarial import Adversary, adaptive_weight
 from refocus_ext.tokenizer.losses.objective import StructureObjective, TokenizerObjective
-from refocus_ext.tokenizer.losses.perceptual import LPIPS, _untrained_network
+from refocus_ext.tokenizer.losses.perceptual import untrained_lpips
 from refocus_ext.tokenizer.recipe import StructureWeights
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -41,7 +41,7 @@ class Step:
         self.vae.train()
         self.geometry = AliasGeometry.of(pyramid, stride=8, codes=64, code_dim=8, width=16, codebook="own")
         self.alias = build_alias(self.geometry, self.vae, CPU)
-        self.lpips = LPIPS(_untrained_network()) if full else None
+        self.lpips = untrained_lpips() if full else None
         self.critic = Adversary(64) if full else None
         self.objective = TokenizerObjective(StructureObjective(self.vae, StructureWeights()), self.alias)
         self.x = torch.rand(IMAGES, 3, 64, 64) * 2 - 1
