@@ -594,7 +594,7 @@ def test_out_of_memory_is_arithmetic_and_a_command(
     errors.append(MemoryError())
     assert train(image_tree, tmp_path / "more", "--accumulate", "auto") == 1
     said = sentence(capsys)
-    assert "out of memory" in said and said.endswith("--accumulate 2") and "auto" not in said
+    assert "out of memory" in said and said.endswith("--accumulate 2") and "--accumulate auto" not in said
     calls = iter(range(100))
     errors.append(RuntimeError("a bug"))
     with pytest.raises(RuntimeError, match="a bug"):
