@@ -34,6 +34,9 @@ def last_decoder_weight(vae: VQVAE) -> Tensor:
 
 def compile_autoencoder(vae: VQVAE) -> None:
     """torch.compile of encoder and decoder in place, so that the state dict keeps upstream's names."""
+    from torch._functorch import config
+
+    config.donated_buffer = False  # the adaptive weight of the adversarial loss runs parts of the backward pass twice
     model: Any = vae
     model.encoder.compile()
     model.decoder.compile()

@@ -63,7 +63,7 @@ def kmeans(points_NC: Tensor, codes: int, generator: torch.Generator, iterations
         return torch.cat([centres, extra + jitter])
     for _ in range(iterations):
         nearest = torch.cdist(points_NC, centres).argmin(1)
-        count = nearest.bincount(minlength=codes).unsqueeze(1)
+        count = code_hits(nearest, codes).unsqueeze(1)
         total = torch.zeros_like(centres).index_add_(0, nearest, points_NC)
         centres = torch.where(count > 0, total / count.clamp_min(1), centres)
     return centres

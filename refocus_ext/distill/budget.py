@@ -62,11 +62,11 @@ def weight_bytes(options: DistillOptions, size: Sizes, processes: int) -> tuple[
     return (ADAMW_BYTES - FP32) * (student + others) + gathered + copies, FP32 * (student + others)
 
 
-def print_activations(options: DistillOptions, cost: ActivationCost) -> None:
+def print_activations(options: DistillOptions, cost: ActivationCost, attention: str) -> None:
     """Prints where the memory of a micro-batch goes, for --dry-run."""
     how = "recomputed one at a time" if options.grad_checkpoint else "kept"
     print(
         f"memory of an image: {size_in_words(cost.peak_bytes(options.grad_checkpoint))} at the peak ({cost.blocks} x "
         f"{size_in_words(cost.block.saved_bytes)} of blocks that run once, {how}; {size_in_words(cost.rest.saved_bytes)} of the "
-        f"others, the teacher and the losses), with --attention {options.attention}"
+        f"others, the teacher and the losses), with {attention} attention"
     )

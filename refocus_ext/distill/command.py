@@ -122,7 +122,7 @@ def within_memory(
     if kind_of(device).swaps and options.accumulate != AUTO and not options.dry_run:
         return options
     check_share(options, prepared.train, world.size)
-    networks = network_plan(options, prepared.classes)
+    networks = network_plan(options, prepared.classes, device)
     cost, budget = budget_of(
         upstream, options, networks, prepared.geometry, prepared.tokenizer, size, device, world.size, free
     )
@@ -130,7 +130,7 @@ def within_memory(
     world.say(budget.line(options.accumulate))
     if options.dry_run and world.main:
         print_cost(size, options)
-        print_activations(options, cost)
+        print_activations(options, cost, networks.attention)
     budget.require(options.accumulate, device, SMALLER)
     return options
 
@@ -203,7 +203,9 @@ def _run(options: DistillOptions, world: World) -> int:
         data = training_data(options, tokenizer, train, world, interruption)
         if data is None:
             return interruption.agreed(world)
-        networks = build_networks(network_plan(options, classes, start), upstream, tokenizer, geometry, world.device)
+        networks = build_networks(
+            network_plan(options, classes, world.device, start), upstream, tokenizer, geometry, world.device
+        )
         recipe = recipe_of(options, held_out=val != train)
         plan = RunPlan.of(options, schedule_of(Path(options.out)), gone)
         training = DistillTraining(plan, recipe, world, run, tokenizer, networks, data, val)
@@ -217,7 +219,7 @@ def recipe_of(options: DistillOptions, held_out: bool) -> DistillRecipe:
         depth=options.depth,
         lr=options.lr,
         teacher_lr=options.teacher_lr,
-        weights=DistillWeights(options.lambda_feat, options.lambda_logit),
+        weights=DistillWeights(options.lambda_feat, options.lambda_logit, options.feature_distance),
         precision=options.precision,
         tokens_precision=options.tokens_precision,
         sharded=options.parallel == "fsdp",
@@ -230,14 +232,21 @@ def recipe_of(options: DistillOptions, held_out: bool) -> DistillRecipe:
     )
 
 
-def network_plan(options: DistillOptions, classes: int, start: Start | None = None) -> NetworkPlan:
+def attention_of(options: DistillOptions, device: torch.device) -> str:
+    """The attention of the training pass; "auto" is the device's."""
+    return kind_of(device).attention if options.attention == "auto" else options.attention
+
+
+def network_plan(
+    options: DistillOptions, classes: int, device: torch.device, start: Start | None = None
+) -> NetworkPlan:
     """What the options say about the networks."""
     return NetworkPlan(
         depth=options.depth,
         classes=classes,
         shared_aln=options.shared_aln == "on",
         teacher=options.teacher,
-        attention=options.attention,
+        attention=attention_of(options, device),
         grad_checkpoint=options.grad_checkpoint,
         compile=options.compile,
         start=start,
@@ -258,7 +267,12 @@ def run_identity(options: DistillOptions, prepared: Prepared, world: World) -> R
             "num_classes": prepared.classes,
             "precision": precision_name(autocast_dtype(options.precision, world.device)),
         },
-        told=options.told() | {"processes": world.size, "type of device": world.device.type},
+        told=options.told()
+        | {
+            "attention": attention_of(options, world.device),
+            "processes": world.size,
+            "type of device": world.device.type,
+        },
         defaults=options.defaults(),
         idle=options.idle(),
         command="distill",

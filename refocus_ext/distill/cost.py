@@ -13,15 +13,16 @@ from torch import Tensor, nn
 
 from patches import Upstream
 from patches.model_parts import with_last_blocks
-from refocus_ext.distill.losses import CHUNK, feature_distance
+from refocus_ext.distill.losses import feature_distance
 from refocus_ext.distill.networks import NetworkPlan, attention_patches
 from refocus_ext.distill.objective import DistillObjective
 from refocus_ext.distill.recipe import DistillWeights
 from refocus_ext.distill.teacher.cost import outlines
 from refocus_ext.distill.teacher.geometry import TeacherGeometry
+from refocus_ext.engine.devices import kind_of
 from refocus_ext.engine.pass_cost import Input, PassCost, pass_cost
 
-LOGITS = 6  # fp32 copies of a chunk's logits in eq. 13: those of both networks, their gradients, two temporaries
+LOGITS = 6  # fp32 copies of the logits at a time in eq. 13: those of both networks, their gradients, two temporaries
 FP32 = 4  # bytes
 
 
@@ -35,7 +36,7 @@ class ActivationCost:
         blocks: number of blocks that run once.
         input_bytes: of a block's input, per image, which --grad-checkpoint keeps in place of the block.
         head_bytes: of the inputs of the heads, per image, in place of the logits.
-        chunk_bytes: of the logits of a chunk of tokens, for any number of images.
+        chunk_bytes: of the logits of a few images at a time, for any number of images.
     """
 
     block: PassCost
@@ -108,13 +109,14 @@ def activation_cost(
     if plan.teacher == "separate":
         rest, blocks = rest + one + block * (doubled - 1), 2 * blocks
     itemsize = torch.empty((), dtype=dtype).element_size()
+    at_once = tokens * max(1, kind_of(device).tokens_at_once // tokens)  # of eq. 13: whole images
     return ActivationCost(
         block=block,
         rest=rest,
         blocks=blocks,
         input_bytes=itemsize * tokens * geometry.width,
         head_bytes=(1 + taught) * FP32 * tokens * geometry.width,
-        chunk_bytes=LOGITS * FP32 * CHUNK * vocab_size,
+        chunk_bytes=LOGITS * FP32 * at_once * vocab_size,
     )
 
 

@@ -18,9 +18,13 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from refocus_ext.engine.devices import kind_of
+
 BeginEnds = Sequence[tuple[int, int]]
 Terms = dict[str, Tensor]
-CHUNK = 1024  # tokens; an fp32 temporary is 32 MB at V=8192
+Head = Callable[
+    [Tensor, slice], Tensor
+]  # hidden states (b,L,C) of some images of the batch, and which -> logits (b,L,V)
 
 
 def distillation_loss(
@@ -29,25 +33,26 @@ def distillation_loss(
     targets_BL: Tensor,
     begin_ends: BeginEnds,
     *,
-    student_head: Callable[[Tensor], Tensor],
-    teacher_head: Callable[[Tensor], Tensor] | None = None,
+    student_head: Head,
+    teacher_head: Head | None = None,
     kl_weight: float = 0.5,
-    chunk: int = CHUNK,
+    chunk: int | None = None,
 ) -> tuple[Tensor, Terms]:
     """CE_student + kl_weight * KL(sg p_tea || p_stu) + CE_teacher, each the mean over all B*L tokens (eq. 13).
 
-    The student's logits get the gradient of the first two terms, the teacher's of the third only. Logits exist for one
-    chunk of tokens at a time: the heads run again in the backward pass (one more C x V product per token), under
-    the same autocast state as in the forward pass.
+    The student's logits get the gradient of the first two terms, the teacher's of the third only. Logits exist for a few
+    images at a time (slices of a batch are contiguous): the heads run again in the backward pass (one more C x V product per
+    token), under the same autocast state as in the forward pass.
 
     Args:
         student_BLC, teacher_BLC: inputs of the heads; without a teacher only CE_student remains.
         targets_BL: codebook indices, int64.
         begin_ends: first token and end of each scale, as `VAR.begin_ends`; used in the report only.
-        student_head, teacher_head: (B,l,C) -> logits (B,l,V), token by token and without randomness:
-            `lambda h_BlC: var.get_logits(h_BlC, cond_BD)`; the teacher's must use detached weights if it shares the student's.
+        student_head, teacher_head: see `Head`; token by token and without randomness:
+            `lambda h_bLC, images: var.get_logits(h_bLC, cond_BD[images])`; the teacher's must use detached weights if it shares
+            the student's.
         kl_weight: lambda_logit; at 0 the student's gradient is bit-identical to that of CE_student.
-        chunk: approximate number of tokens per chunk (at least one token of every image).
+        chunk: tokens at a time (at least one image); None: as many as suit the device.
 
     Returns:
         (total, terms): the loss in fp32 (fp64 for fp64 logits), and detached ce_student, ce_teacher, kl (nats per token)
@@ -59,25 +64,29 @@ def distillation_loss(
     if student_BLC.shape[:2] != targets_BL.shape:
         raise ValueError(f"hidden states {tuple(student_BLC.shape)} do not fit targets {tuple(targets_BL.shape)}.")
 
-    def piece(student: Tensor, teacher: Tensor | None, targets: Tensor) -> tuple[Tensor, ...]:
-        student_logits = student_head(student)
-        teacher_logits = teacher_head(teacher) if teacher_head and teacher is not None else None
+    B, L = targets_BL.shape
+    chunk = chunk or kind_of(student_BLC.device).tokens_at_once
+
+    def piece(first: int, student: Tensor, teacher: Tensor | None, targets: Tensor) -> tuple[Tensor, ...]:
+        images = slice(first, first + len(targets))
+        student_logits = student_head(student, images)
+        teacher_logits = teacher_head(teacher, images) if teacher_head and teacher is not None else None
         _check(student_logits, teacher_logits, targets, [(0, targets.shape[1])], kl_weight)
         return _Eq13.apply(student_logits, teacher_logits, targets, kl_weight, chunk)
 
-    B, L = targets_BL.shape
     _check_scales(L, begin_ends)
-    step = max(1, chunk // B)
-    teachers = teacher_BLC.split(step, dim=1) if teacher_BLC is not None else [None] * -(-L // step)
-    pieces = zip(student_BLC.split(step, dim=1), teachers, targets_BL.split(step, dim=1), strict=True)
+    step = max(1, chunk // L)
+    firsts = range(0, B, step)
+    teachers = teacher_BLC.split(step) if teacher_BLC is not None else [None] * len(firsts)
+    pieces = zip(firsts, student_BLC.split(step), teachers, targets_BL.split(step), strict=True)
     results = [checkpoint(piece, *args, use_reentrant=False, preserve_rng_state=False) for args in pieces]
     sums, *parts = zip(*results, strict=True)
-    terms = _TokenTerms._make(None if part[0] is None else torch.cat(part, dim=1) for part in parts)
+    terms = _TokenTerms._make(None if part[0] is None else torch.cat(part) for part in parts)
     return torch.stack(sums).sum() / targets_BL.numel(), _report(terms, begin_ends)
 
 
 def feature_distance(
-    student_MBLC: Sequence[Tensor], teacher_MBLC: Sequence[Tensor], eps: float = 1e-6
+    student_MBLC: Sequence[Tensor], teacher_MBLC: Sequence[Tensor], eps: float = 1e-6, distance: str = "normalized"
 ) -> tuple[Tensor, Terms]:
     """Sum over M blocks of mean((LN(h_stu) - sg LN(h_tea))^2), LN a LayerNorm without parameters (eq. 13).
 
@@ -86,6 +95,7 @@ def feature_distance(
 
     Args:
         student_MBLC, teacher_MBLC: the outputs of the same M blocks, (B,L,C) each.
+        distance: "printed" is eq. 13 to the letter: |h_stu - sg h_tea|^2, summed over tokens and channels, the mean over images.
 
     Returns:
         (total, terms): the sum in fp32 or wider, and detached feat, feat_M, and feat_norm_student_M and
@@ -95,8 +105,8 @@ def feature_distance(
         raise ValueError(f"features of {len(student_MBLC)} student and {len(teacher_MBLC)} teacher blocks were given.")
     students = [_wide(h_BLC) for h_BLC in student_MBLC]
     teachers = [_wide(h_BLC.detach()) for h_BLC in teacher_MBLC]
-    pairs = zip(students, teachers, strict=True)
-    distance_M = torch.stack([F.mse_loss(_normalized(h, eps), _normalized(t, eps)) for h, t in pairs])
+    measure = DISTANCES[distance]
+    distance_M = torch.stack([measure(h, t, eps) for h, t in zip(students, teachers, strict=True)])
     terms = {
         "feat": distance_M.detach().sum(),
         "feat_M": distance_M.detach(),
@@ -221,8 +231,16 @@ def _wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def _normalized(h_BLC: Tensor, eps: float) -> Tensor:
-    return F.layer_norm(h_BLC, h_BLC.shape[-1:], eps=eps)
+def _normalized_distance(h_BLC: Tensor, target_BLC: Tensor, eps: float) -> Tensor:
+    ours, theirs = (F.layer_norm(x_BLC, x_BLC.shape[-1:], eps=eps) for x_BLC in (h_BLC, target_BLC))
+    return F.mse_loss(ours, theirs)
+
+
+def _printed_distance(h_BLC: Tensor, target_BLC: Tensor, _: float) -> Tensor:
+    return (h_BLC - target_BLC).square().sum() / len(h_BLC)
+
+
+DISTANCES = {"normalized": _normalized_distance, "printed": _printed_distance}
 
 
 # ------------------------------------------------------------------------------------------------ checks and report

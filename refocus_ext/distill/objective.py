@@ -5,14 +5,14 @@ Shapes: B batch, L structure tokens, T alias tokens, C width, V codes, S token s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from patches.protocols import VAR, VQVAE
 from patches.teacher_block import StudentPass
-from refocus_ext.distill.losses import Terms, distillation_loss, feature_distance
+from refocus_ext.distill.losses import Head, Terms, distillation_loss, feature_distance
 from refocus_ext.distill.recipe import DistillWeights
 from refocus_ext.distill.teacher.interface import AliasTeacher, TeacherPass
 from refocus_ext.distill.teacher.shared_weights import record
@@ -79,17 +79,19 @@ class DistillObjective(nn.Module):
             kl_weight=self.weights.logit,
         )
         if taught:
-            distance, feature_terms = feature_distance([block.out_BLC for block in tape.blocks], taught.features)
+            distance, feature_terms = feature_distance(
+                [block.out_BLC for block in tape.blocks], taught.features, distance=self.weights.distance
+            )
             terms |= feature_terms
             if self.weights.feat:  # skipped at weight 0, because 0 * an overflowing gradient is not 0
                 loss = loss + self.weights.feat * distance
         return loss, terms
 
-    def student_head(self, tape: StudentPass) -> Callable[[Tensor], Tensor]:
-        """(B,l,C) -> logits (B,l,V), fp32."""
+    def student_head(self, tape: StudentPass) -> Head:
+        """Its logits are fp32."""
         cond_BD = tape.cond_BD
         assert cond_BD is not None, "the tape has no finished pass"
-        return lambda h_BlC: self.var.get_logits(h_BlC, cond_BD)
+        return lambda h_bLC, images: self.var.get_logits(h_bLC, cond_BD[images])
 
     def passes(
         self, label_B: Tensor, x_BLCv_wo_first_l: Tensor, alias_K: Sequence[Tensor]

@@ -92,9 +92,10 @@ class DistillOptions(Options):
         "auto", "one AdaLN for all blocks; auto is on from d36, as upstream's", choices=("auto", "on", "off")
     )
     attention: str = STUDENT(
-        "dense",
-        "of the training pass: upstream's dense mask, five block-causal groups, or one call per scale (equal to 1e-6)",
-        choices=("dense", "grouped", "per-scale"),
+        "auto",
+        "of the training pass: upstream's dense mask, five block-causal groups, or one call per scale (equal to 1e-6); auto is "
+        "grouped on CUDA, where calls without a mask take the flash kernel, and dense on a CPU",
+        choices=("auto", "dense", "grouped", "per-scale"),
         told=True,
     )
 
@@ -113,6 +114,18 @@ class DistillOptions(Options):
         0, "only the last so many scales see alias tokens; 0: all that the mask allows", non_negative(int)
     )
     lambda_feat: float = TEACHER(1.0, "weight of feature distillation", non_negative(float))
+    feature_distance: str = TEACHER(
+        "normalized",
+        "between features: mean square after a LayerNorm, or (printed) eq. 13's plain L2 norm, summed over tokens and channels",
+        choices=("normalized", "printed"),
+        added=True,
+    )
+    alias_values: str = TEACHER(
+        "centred",
+        "of the cross-attention: alias embeddings minus their mean over images, or (whole) as printed in eq. 10",
+        choices=("centred", "whole"),
+        added=True,
+    )
     lambda_logit: float = TEACHER(0.5, "weight of logit distillation (KL)", non_negative(float))
     teacher_lr: float = TEACHER(
         0.1,
@@ -192,7 +205,15 @@ class DistillOptions(Options):
 
     def idle(self) -> frozenset[str]:
         """The options without effect, given the others."""
-        of_teacher = ("teacher_blocks", "mask", "alias_scales", "lambda_feat", "lambda_logit", "teacher_lr")
+        of_teacher: tuple[str, ...] = (
+            "teacher_blocks",
+            "mask",
+            "alias_scales",
+            "lambda_feat",
+            "lambda_logit",
+            "teacher_lr",
+        )
+        of_teacher = (*of_teacher, "feature_distance", "alias_values")
         return frozenset(of_teacher if self.teacher == OFF else ())
 
     def several_processes(self) -> bool:

@@ -119,6 +119,7 @@ def teacher_geometry(options: DistillOptions, tokenizer: Tokenizer) -> TeacherGe
             blocks=options.teacher_blocks,
             mask=options.mask,
             alias_scales=options.alias_scales or None,
+            values=options.alias_values,
         )
     except ValueError as error:
         raise UsageError(f"{error} (--teacher-blocks, --alias-scales).") from None

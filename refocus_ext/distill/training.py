@@ -31,6 +31,7 @@ from refocus_ext.engine.distributed import World
 from refocus_ext.engine.optimization import GuardedStep, gradient_norm
 from refocus_ext.engine.progress import Progress
 from refocus_ext.engine.run_folder import RunFolder
+from refocus_ext.engine.sharded_checkpoints import ShardedSaver
 from refocus_ext.engine.step_result import StepResult
 from refocus_ext.engine.training import RunPlan, Training, TrainingData
 from refocus_ext.images.class_numbers import numbers_in_use
@@ -60,6 +61,7 @@ class DistillTraining(Training):
         val: ImageSource,
     ) -> None:
         super().__init__(plan, world, run, data)
+        self.precision = recipe.precision
         self.recipe, self.tokenizer, self.classes = recipe, tokenizer, data.images.classes
         self.var, self.teacher = networks
         self.embed = TokenEmbedding(tokenizer.vae, tokenizer.alias)
@@ -70,7 +72,8 @@ class DistillTraining(Training):
         self.scaler = loss_scaler(self.dtype, world.device)
         self.sharded = recipe.sharded and world.size > 1
         if self.sharded:
-            sharding.shard(self.var, world, kept=self.teacher.geometry.blocks if self.teacher else 0)
+            self.saver = ShardedSaver(plan.out / "checkpoints", plan.keep, world)
+            sharding.shard(self.var, world, self.teacher.geometry.blocks if self.teacher else 0, self.dtype)
         self.objective = DistillObjective(self.var, self.teacher, recipe.weights)
         self.parallel = self.objective if self.sharded else world.parallel(self.objective)
         self.modules: dict[str, nn.Module] = {"var": as_module(self.var)}
@@ -219,7 +222,7 @@ class DistillTraining(Training):
         for name, module in self.modules.items():
             optimizer = self.optimizers[name]
             if self.sharded and name == "var":
-                state[name], state[f"{name}_optimizer"] = sharding.whole_state(module, optimizer)
+                state["sharded"] = sharding.parts_of(module, optimizer)
             else:
                 state[name] = module.state_dict()
                 state[f"{name}_optimizer"] = sharding.named_optimizer_state(module, optimizer)
@@ -229,12 +232,14 @@ class DistillTraining(Training):
         if state["scaler"]:  # empty if the run was in another precision so far
             self.scaler.load_state_dict(state["scaler"])
         for name, module in self.modules.items():
-            optimizer, theirs = self.optimizers[name], state[f"{name}_optimizer"]
-            if self.sharded and name == "var":
-                sharding.load_whole_state(module, optimizer, state[name], theirs)
+            optimizer = self.optimizers[name]
+            if name == "var" and "sharded" in state:
+                sharding.load_parts(module, optimizer, state["sharded"], sharded=self.sharded)
+            elif name == "var" and self.sharded:
+                sharding.load_whole_state(module, optimizer, state[name], state[f"{name}_optimizer"])
             else:
                 module.load_state_dict(state[name], strict=True)
-                sharding.load_named_optimizer_state(module, optimizer, theirs)
+                sharding.load_named_optimizer_state(module, optimizer, state[f"{name}_optimizer"])
 
     def weights(self) -> dict[str, dict[str, Any]]:
         """var_dD.pth, exactly upstream's state dict, and teacher.pth separately."""

@@ -22,6 +22,8 @@ from refocus_ext.engine.distributed import World
 
 SHOWN = ("teacher", "other", "constant")  # a teacher's alias tokens: the image's own, another image's, constant ones
 
+ALL = slice(None)  # images of a batch
+
 
 class ValidationTokens(NamedTuple):
     """Held-out images as tokens, on the CPU."""
@@ -171,13 +173,13 @@ def _score(
     """Negative log-likelihood and hits of every token, (X,B,L), X: the student, then the teacher with each kind of alias tokens."""
     tape, taught = objective.passes(label_B, x_BLC, alias_XK[0] if alias_XK else [])
     assert tape.hidden_BLC is not None
-    results = [_tokens(objective.student_head(tape)(tape.hidden_BLC), idx_BL)]
+    results = [_tokens(objective.student_head(tape)(tape.hidden_BLC, ALL), idx_BL)]
     for number, alias_K in enumerate(alias_XK):
         if number:
             assert objective.teacher is not None
             taught = objective.teacher.taught_again(objective.var, tape, label_B, x_BLC, alias_K)
         assert taught is not None
-        results.append(_tokens(taught.head(taught.features[-1]), idx_BL))
+        results.append(_tokens(taught.head(taught.features[-1], ALL), idx_BL))
     nll, hit = zip(*results, strict=True)
     return torch.stack(nll), torch.stack(hit)
 

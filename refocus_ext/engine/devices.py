@@ -24,7 +24,9 @@ class DeviceKind:
     has_tf32 = False
     pins_memory = False  # copies from pinned memory overlap with computation
     fused_optimizer = False
-    channels_last = False  # its fastest layout for convolutions
+    channels_last = False  # whether the networks' convolutions are fastest in this layout
+    attention = "dense"  # the fastest way of VAR's training pass
+    views_at_once = 16  # images that a frozen tokenizer encodes together
     runs_behind = False  # the host only queues work, so that reading a value waits for all of it
     wide_sums = torch.float64  # dtype in which scalars are averaged
     swaps = True  # what does not fit into memory is slow, not impossible
@@ -51,6 +53,11 @@ class DeviceKind:
 
     def synchronize(self, device: torch.device) -> None:
         """Waits until the device has finished its work."""
+
+    @contextlib.contextmanager
+    def tuned(self, tf32: bool) -> Iterator[None]:
+        """Inside, the settings of a training run: the fastest kernels, and fp32 products in TF32 if that is wanted and there."""
+        yield
 
     def fetch(self, tensor: Tensor) -> Callable[[], Tensor]:
         """Starts a copy to the host; the returned function waits for it and gives it."""
@@ -83,7 +90,11 @@ class Cuda(DeviceKind):
     has_tf32 = True
     pins_memory = True
     fused_optimizer = True
-    channels_last = True
+    # Its convolutions are fastest in it, but up to torch 2.14 GroupNorm, which stands before each of them, returns NCHW
+    # (pytorch/pytorch#111824), so that both copy. `bench --gpu-report` measures both layouts.
+    channels_last = False
+    attention = "grouped"  # all but the first, small call can take the flash kernel
+    views_at_once = 128
     runs_behind = True
     wide_sums = torch.float32
     swaps = False
@@ -110,6 +121,16 @@ class Cuda(DeviceKind):
 
     def synchronize(self, device: torch.device) -> None:
         torch.cuda.synchronize(device)
+
+    @contextlib.contextmanager
+    def tuned(self, tf32: bool) -> Iterator[None]:
+        before = torch.backends.cudnn.benchmark
+        torch.backends.cudnn.benchmark = True  # the sizes of a run never change
+        try:
+            with fp32_products(tf32):
+                yield
+        finally:
+            torch.backends.cudnn.benchmark = before
 
     def fetch(self, tensor: Tensor) -> Callable[[], Tensor]:
         host = torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
@@ -193,6 +214,19 @@ def autocast(dtype: torch.dtype, device: torch.device) -> torch.autocast:
     """Mixed precision in `dtype`; for float32 it changes nothing."""
     enabled = dtype != torch.float32
     return torch.autocast(device.type, dtype=dtype if enabled else None, enabled=enabled)
+
+
+@contextlib.contextmanager
+def fp32_products(tf32: bool) -> Iterator[None]:
+    """Inside, products and convolutions of fp32 tensors use TF32 or full fp32."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = tf32
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
 
 
 def loss_scaler(dtype: torch.dtype, device: torch.device) -> torch.amp.GradScaler:

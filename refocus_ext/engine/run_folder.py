@@ -220,12 +220,17 @@ def require_space(path: Path, need: int, *, fresh: bool = False) -> None:
         fresh: an existing run will be moved aside; otherwise what it holds of them already is not needed again.
     """
     there = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir())
-    held = 0 if fresh else sum(file.stat().st_size for file in (*checkpoints_of(path).paths(), *path.glob("*.pth")))
+    held = 0 if fresh else sum(_size(entry) for entry in (*checkpoints_of(path).paths(), *path.glob("*.pth")))
     if (free := shutil.disk_usage(there).free) < need - held:
         raise UsageError(
             f"--out {path} has {free / 2**30:.2f} GiB free, but checkpoints and weights of this run need "
             f"{(need - held) / 2**30:.2f} GiB{' more' if held else ''}; free some space or choose another --out."
         )
+
+
+def _size(entry: Path) -> int:
+    """Bytes of a file, or of the files in a folder."""
+    return sum(_size(inner) for inner in entry.iterdir()) if entry.is_dir() else entry.stat().st_size
 
 
 def _step_of(line: str) -> float:

@@ -1,7 +1,7 @@
 """Optimizer states by parameter names, and FSDP2: a VAR spread over the processes, for d30 and d36.
 
-Checkpoints are the same as without sharding: whole tensors in one file, so a run can resume with another number of
-processes or unsharded.
+Each process saves its own shards (`sharded_checkpoints.py`). A run can resume with another number of processes or unsharded,
+and from the single file of an unsharded run.
 """
 
 from __future__ import annotations
@@ -12,19 +12,22 @@ import torch
 from torch import nn
 from torch.distributed.checkpoint import state_dict as dcp
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
 from patches.model_parts import blocks_of
 from patches.protocols import VAR, as_module
 from refocus_ext.engine.distributed import World
+from refocus_ext.engine.sharded_checkpoints import load_shards
 
 _WHOLE = dcp.StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
-def shard(var: VAR, world: World, kept: int) -> VAR:
+def shard(var: VAR, world: World, kept: int, dtype: torch.dtype = torch.float32) -> VAR:
     """Shards a VAR block by block, in place; apply patches first.
 
     Args:
+        dtype: of autocast. In half precision the blocks' weights are gathered in it, which halves the traffic; gradients are
+            reduced in fp32, and the optimizer's copies stay fp32.
         kept: number of last blocks that stay whole between forward and backward, because the teacher's pass calls their
             parts and the head directly, where no hook would gather the weights again.
     """
@@ -32,8 +35,11 @@ def shard(var: VAR, world: World, kept: int) -> VAR:
     mesh = init_device_mesh(world.device.type, (world.size,))
     blocks = blocks_of(var)
     first_kept = len(blocks) - kept
+    # autocast casts the inputs of products itself and leaves the rest of a block in fp32, so inputs are not cast here
+    half = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    policy = MixedPrecisionPolicy() if dtype == torch.float32 else half
     for number, block in enumerate(blocks):
-        fully_shard(block, mesh=mesh, reshard_after_forward=number < first_kept)
+        fully_shard(block, mesh=mesh, reshard_after_forward=number < first_kept, mp_policy=policy)
     fully_shard(as_module(var), mesh=mesh, reshard_after_forward=False)
     register_fsdp_forward_method(as_module(var), "autoregressive_infer_cfg")
     return var
@@ -86,10 +92,20 @@ def _names(module: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
     return [name_of[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
 
 
-def whole_state(module: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Any], dict[str, Any]]:
-    """State dicts of model and optimizer as whole tensors on rank 0; call it on every process."""
-    model = dcp.get_model_state_dict(module, options=_WHOLE)
-    return model, dcp.get_optimizer_state_dict(module, optimizer, options=_WHOLE)
+def parts_of(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """This process's parts of model and optimizer, as torch.distributed.checkpoint saves them; whole tensors if unsharded."""
+    return {
+        "model": dcp.get_model_state_dict(module),
+        "optimizer": dcp.get_optimizer_state_dict(module, optimizer),
+    }
+
+
+def load_parts(module: nn.Module, optimizer: torch.optim.Optimizer, folder: str, *, sharded: bool) -> None:
+    """Reads a sharded checkpoint into a model and its optimizer, which may be sharded otherwise or not at all."""
+    state = parts_of(module, optimizer)
+    load_shards(folder, state, together=sharded)
+    dcp.set_model_state_dict(module, state["model"])
+    dcp.set_optimizer_state_dict(module, optimizer, state["optimizer"])
 
 
 def whole_weights(module: nn.Module) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from refocus_ext.engine.interruption import Interruption, from_loader, leave_sig
 from refocus_ext.engine.memory import MemoryWatch
 from refocus_ext.engine.progress import Progress
 from refocus_ext.engine.run_folder import RunFolder
+from refocus_ext.engine.sharded_checkpoints import ShardedSaver, copied
 from refocus_ext.engine.step_result import Pending, Read, StepResult
 from refocus_ext.errors import RunFailed
 from refocus_ext.images.order import StepBatches
@@ -67,6 +68,7 @@ class RunPlan:
         workers: loader processes per process.
         save_every: steps between checkpoints; 0 saves only at the end and when interrupted.
         picture_every: steps between validations.
+        keep: checkpoints kept.
         resume: "auto", "never", or a checkpoint file.
         schedule: (first step, steps in all that hold from it on) of an extended run, in order; empty for another one.
         gone: the weights the run started from, if their file is not there any more; it can then only be resumed.
@@ -83,6 +85,7 @@ class RunPlan:
     resume: str
     schedule: tuple[tuple[int, int], ...] = ()
     gone: str = ""
+    keep: int = 2
 
     @classmethod
     def of(cls, options: RunOptions, schedule: tuple[tuple[int, int], ...] = (), gone: str = "") -> RunPlan:
@@ -98,6 +101,7 @@ class RunPlan:
             resume=options.resume,
             schedule=schedule,
             gone=gone,
+            keep=getattr(options, "keep", 2),
         )
 
     def steps_at(self, step: int) -> int:
@@ -133,6 +137,7 @@ class Training(ABC):
         self.step = 0  # optimizer steps done
         self.skipped_in_a_row = 0
         self.saved_at = -1
+        self.saver: ShardedSaver | None = None  # of a sharded run
         self.unread: list[Pending] = []  # steps taken whose numbers have not been read
         self.reads_late = kind_of(world.device).runs_behind
         self.memory = MemoryWatch(plan.batch_size, plan.accumulate, world)
@@ -164,11 +169,16 @@ class Training(ABC):
         """Prints the closing lines, on rank 0 after the last step."""
 
     progress_values: tuple[str, ...] = ("loss",)
+    precision = "auto"  # the option; only "fp32" asks for full fp32 in what autocast leaves in fp32
 
     # ------------------------------------------------------------------ the loop
 
     def fit(self, interruption: Interruption) -> int:
         """Trains from the current step to the last; returns the exit code."""
+        with kind_of(self.world.device).tuned(tf32=self.precision != "fp32"):
+            return self._fit(interruption)
+
+    def _fit(self, interruption: Interruption) -> int:
         self._resume()
         if self.step >= self.plan.steps:
             return self._already_done()
@@ -181,9 +191,13 @@ class Training(ABC):
                 if code and self.step < self.plan.steps:
                     self._read_all(progress)
                     self.save()
+                    self._finish_saving()
                     progress.say(f"saved step {self.step}; rerun the same command to resume")
                     return code
+            self._finish_saving()
         finally:
+            if self.saver:
+                self.saver.abandon()
             progress.close()
             if self.run:
                 self.run.close()
@@ -298,14 +312,25 @@ class Training(ABC):
     # ------------------------------------------------------------------ saving and resuming
 
     def save(self) -> None:
-        """Writes a checkpoint and the finished weights on rank 0; the other processes wait."""
+        """Writes a checkpoint and the finished weights: on rank 0 while the other processes wait, or all processes their shards
+        in the background."""
         if self.saved_at == self.step:
             return
+        # on every process: gathering sharded tensors needs all of them
+        state, weights = self.state_dict(), self.weights()
+        if self.saver:
+            weights = copied(weights) if self.run else {}
+            self.saver.begin(self.step, state, then=lambda: self._write(weights))
+        else:
+            self._save_whole(state, weights)
+        self.saved_at = self.step
+
+    def _finish_saving(self) -> None:
+        if self.saver:
+            self.saver.finish()
+
+    def _save_whole(self, state: dict[str, Any], weights: dict[str, dict[str, Any]]) -> None:
         error = None
-        state, weights = (
-            self.state_dict(),
-            self.weights(),
-        )  # on every process: gathering sharded tensors needs all of them
         if self.run:
             for write in (lambda run: run.checkpoints.save(self.step, state), lambda run: self._write(weights)):
                 try:  # if the disk is too full for a checkpoint, the weights alone may still fit
@@ -315,7 +340,6 @@ class Training(ABC):
         (failed_anywhere,) = self.world.any(error is not None)
         if failed_anywhere:
             raise error or RunFailed("rank 0 could not save.")
-        self.saved_at = self.step
 
     def _write(self, weights: dict[str, dict[str, Any]]) -> None:
         """Writes the weight files and records their checksums in config.json."""
@@ -330,7 +354,11 @@ class Training(ABC):
     def _resume(self) -> None:
         given = self.plan.resume not in ("auto", "never")
         checkpoints = checkpoints_of(self.plan.out)
-        state = load_checkpoint(Path(self.plan.resume)) if given else checkpoints.load_latest(self.world.say)
+        state = (
+            load_checkpoint(Path(self.plan.resume), self.world)
+            if given
+            else checkpoints.load_latest(self.world.say, self.world)
+        )
         if state is None:
             if self.plan.gone:
                 raise RunFailed(

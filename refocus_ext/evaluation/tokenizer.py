@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +61,11 @@ def main(options: EvalOptions) -> int:
     )
     chosen = spread(range(len(images)), options.images or len(images))
     size = tokenizer.pyramid.image_size
-    print(f"measuring {tokenizer.path} on {len(chosen)} images of {source}, centre crops of {size} px, on {device}")
-    report = evaluate(tokenizer, loader(tokenizer, images, chosen, options), tools, device)
+    crops = centre_crops(tokenizer, images, options.crop_scale)
+    view = f"centre crops of {size} px of images resized to {crops.shorter} px"
+    print(f"measuring {tokenizer.path} on {len(chosen)} images of {source}, {view}, on {device}")
+    batches = loader(tokenizer, crops, chosen, options)
+    report = replace(evaluate(tokenizer, batches, tools, device), view=view)
     print("\n" + "\n".join(table(report)))
     if options.json:
         with named("--json"):
@@ -105,10 +109,15 @@ def numbered_as_run(run: Path, images: ImageSource) -> ImageSource:
     return numbered_as(images, classes) if set(images.classes) <= set(classes) else images
 
 
-def loader(tokenizer: Tokenizer, images: ImageSource, chosen: Sequence[int], options: EvalOptions) -> DataLoader[Any]:
-    """Centre crops of the chosen images, resized as in the run's validation."""
+def centre_crops(tokenizer: Tokenizer, images: ImageSource, scale: float | None) -> Crops:
+    """Centre crops of images whose shorter side is resized to `scale` crops; None as in the run's validation."""
+    scale = tokenizer.trained_with.crop_scale if scale is None else scale
+    return Crops(images, tokenizer.pyramid.image_size, scale=scale, random=False)
+
+
+def loader(tokenizer: Tokenizer, crops: Crops, chosen: Sequence[int], options: EvalOptions) -> DataLoader[Any]:
+    """Batches of the chosen images."""
     trained = tokenizer.trained_with
-    crops = Crops(images, tokenizer.pyramid.image_size, scale=trained.crop_scale, random=False)
     workers = trained.workers if options.workers is None else options.workers
     return DataLoader(Subset(crops, chosen), batch_size=options.batch_size or 16, num_workers=workers)
 

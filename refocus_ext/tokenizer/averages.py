@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from patches.protocols import FocusedVQVAE, as_module
 from refocus_ext.tokenizer.alias.tokenizer import AliasTokenizer
@@ -21,35 +21,41 @@ def decay_at(step: int, decay: float) -> float:
 
 
 class WeightAverage:
-    """`module` is the averaged copy of a network; `update` moves it towards the network after each step."""
+    """`module` is the averaged copy of a network; `update` moves it towards the network after each step.
+
+    Not `torch.optim.swa_utils.AveragedModel`, whose update copies its counter to the GPU and waits for it.
+    """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
         self.decay = decay
-        self._weight = 1.0  # of the network in the next update
-        self._averaged = AveragedModel(network, multi_avg_fn=self._move, use_buffers=True)
-
-    @property
-    def module(self) -> Any:
-        return self._averaged.module
+        self.module: Any = copy.deepcopy(network)
+        self._begun = False  # the first update copies
 
     @torch.no_grad()
     def update(self, network: nn.Module, step: int) -> None:
-        """Adds the network's weights after update number `step`."""
-        self._weight = 1.0 - decay_at(step, self.decay)
-        self._averaged.update_parameters(network)
-
-    def _move(self, averaged: Any, current: Any, _: Tensor | int) -> None:
-        if averaged[0].is_floating_point():
-            torch._foreach_lerp_(averaged, current, weight=self._weight)
-        else:
-            torch._foreach_copy_(averaged, current)
+        """Adds the network's weights and buffers after update number `step`."""
+        weight = 1.0 - decay_at(step, self.decay) if self._begun else 1.0
+        self._begun = True
+        moved: tuple[list[Tensor], list[Tensor]] = ([], [])
+        copied: tuple[list[Tensor], list[Tensor]] = ([], [])
+        for pair in zip(_tensors(self.module), _tensors(network), strict=True):
+            for tensors, tensor in zip(moved if pair[0].is_floating_point() else copied, pair, strict=True):
+                tensors.append(tensor)
+        if copied[0]:
+            torch._foreach_copy_(*copied)
+        if moved[0]:
+            torch._foreach_lerp_(*moved, weight=weight)  # a copy at weight 1
 
     def state_dict(self) -> dict[str, Tensor]:
         return self.module.state_dict()
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self.module.load_state_dict(state, strict=True)
-        self._averaged.n_averaged.fill_(1)  # otherwise the next update would only copy
+        self._begun = True
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    return [tensor.detach() for tensor in (*module.parameters(), *module.buffers())]
 
 
 class Averages:

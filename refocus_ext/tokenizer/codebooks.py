@@ -20,7 +20,7 @@ from refocus_ext.tokenizer.alias.tokenizer import AliasOutput, AliasTokenizer
 from refocus_ext.tokenizer.averages import Averages
 from refocus_ext.tokenizer.losses.objective import StructureOutput
 from refocus_ext.tokenizer.recipe import TokenizerRecipe
-from refocus_ext.vector_quantization import code_hits, kmeans
+from refocus_ext.vector_quantization import code_hits, full_precision_matmul, kmeans
 
 
 @torch.no_grad()
@@ -151,6 +151,11 @@ class Codebooks:
     @torch.no_grad()
     def initialise(self, step: int) -> None:
         """Initializes a codebook from training crops if `step` is its first step; the result is equal on every process."""
+        if step in (self.recipe.warm_autoencoder, self.alias_start):
+            with full_precision_matmul():  # nearest codes
+                self._initialise(step)
+
+    def _initialise(self, step: int) -> None:
         generator = torch.Generator().manual_seed(stream_seed(self.plan.seed, Stream.CODEBOOK))
         if step == self.recipe.warm_autoencoder and self.recipe.codebook_from_data:
             quantizer = self.vae.quantize

@@ -55,6 +55,7 @@ class TokenizerTraining(Training):
         data: Crops,
     ) -> None:
         super().__init__(plan, world, run, data)
+        self.precision = recipe.precision
         self.recipe, self.vae, self.lpips = recipe, vae, lpips
         self.validation: Validation | None = None
         torch.manual_seed(stream_seed(plan.seed, Stream.SECOND_WEIGHTS))

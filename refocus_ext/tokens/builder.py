@@ -7,9 +7,10 @@ that the tokens do not depend on the number of processes or on where an interrup
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -48,6 +49,15 @@ class _Views(Dataset[tuple[Tensor, int]]):
         return self.crops.all_views(index)
 
 
+class _Batch(NamedTuple):
+    """A batch of a shard whose tokens are on their way."""
+
+    shard: int
+    indices: list[int]
+    further_B: Tensor
+    tokens: Callable[[], Tensor]
+
+
 class CacheBuilder:
     """Makes the missing shards of a cache.
 
@@ -72,6 +82,7 @@ class CacheBuilder:
         self.folder, self.tokenizer, self.crops, self.layout, self.world = folder, tokenizer, crops, layout, world
         self.precision, self.batch_size, self.workers = precision, batch_size, workers
         self.done = 0  # images, on this process
+        self.filled = 0  # images in `rows`, of the shard that is being made
 
     def build(self, missing: Sequence[int], broken: int, interruption: Interruption) -> Built:
         """Makes the shards `missing`; each process takes its share, and all stop together.
@@ -118,27 +129,43 @@ class CacheBuilder:
             worker_init_fn=leave_signals_to_parent,
             pin_memory=kind_of(self.world.device).pins_memory,
         )
-        batches = iter(loader)
+        batches, late = iter(loader), None
         for shard in shards:
-            rows, filled = np.empty(self.layout.shape(shard), dtype=np.uint16), 0
             for indices in self._batches(shard):
                 views_BV3HW, further_B = next(batches)
-                rows[filled : filled + len(indices)] = self._rows(views_BV3HW, further_B)
-                self._name_broken(indices, further_B)
-                filled += len(indices)
-                if filled == len(rows):
-                    write_shard(self.folder, shard, rows)
-                yield len(indices)
+                batch = _Batch(shard, indices, further_B, self._tokens_of(views_BV3HW))
+                if not kind_of(self.world.device).runs_behind:
+                    yield self._store(batch)
+                    continue
+                if late:  # stored while the device encodes the next one
+                    yield self._store(late)
+                late = batch
+        if late:
+            yield self._store(late)
 
-    def _rows(self, views_BV3HW: Tensor, further_B: Tensor) -> np.ndarray:
-        """(B, V, L+T+1): a batch as stored in a shard."""
+    def _tokens_of(self, views_BV3HW: Tensor) -> Callable[[], Tensor]:
+        """Starts to encode a batch; the returned function waits for its tokens (B, V, L+T) on the CPU."""
         B, V = views_BV3HW.shape[:2]
         parts = [
             torch.cat(tokenize(self.tokenizer, views, self.precision), dim=1)
             for views in views_BV3HW.flatten(0, 1).split(self.batch_size)
         ]
-        tokens = torch.cat(parts).unflatten(0, (B, V)).cpu()
-        return torch.cat([tokens, further_B[:, None, None].expand(B, V, 1)], dim=2).numpy()
+        tokens = torch.cat(parts).unflatten(0, (B, V))
+        return kind_of(tokens.device).fetch(tokens)
+
+    def _store(self, batch: _Batch) -> int:
+        """Adds a batch's rows (B, V, L+T+1) to its shard, which is written with its last batch; returns the images."""
+        if not self.filled:
+            self.rows = np.empty(self.layout.shape(batch.shard), dtype=np.uint16)
+        tokens, count = batch.tokens(), len(batch.indices)
+        further = batch.further_B[:, None, None].expand(count, self.layout.views, 1)
+        self.rows[self.filled : self.filled + count] = torch.cat([tokens, further], dim=2).numpy()
+        self._name_broken(batch.indices, batch.further_B)
+        self.filled += count
+        if self.filled == len(self.rows):
+            write_shard(self.folder, batch.shard, self.rows)
+            self.filled = 0
+        return count
 
     def _name_broken(self, indices: Sequence[int], further_B: Tensor) -> None:
         for index in (indices[row] for row in further_B.nonzero().flatten().tolist()):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from refocus_ext.engine.devices import kind_of
 from refocus_ext.engine.distributed import World
 from refocus_ext.engine.interruption import Interruption
 from refocus_ext.engine.progress import duration
@@ -139,7 +140,7 @@ def build_cache(
     world: World,
     *,
     interruption: Interruption,
-    batch_size: int = 16,
+    batch_size: int | None = None,
     workers: int = 0,
     shard_images: int | None = None,
 ) -> Built:
@@ -174,7 +175,7 @@ def build_cache(
         layout,
         world,
         precision=source.precision,
-        batch_size=batch_size,
+        batch_size=batch_size or kind_of(world.device).views_at_once,
         workers=workers,
     )
     built = builder.build(missing, broken, interruption)

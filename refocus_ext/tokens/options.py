@@ -51,7 +51,9 @@ class TokensOptions(Options):
         "arithmetic of the encoders (the codebook search stays fp32); auto is tf32 on CUDA, as VAR encodes, fp32 on a CPU",
         choices=("auto", "fp32", "tf32", "bf16"),
     )
-    batch_size: int = SPEED(16, "views encoded at once on each process", positive(int))
+    batch_size: int | None = SPEED(
+        None, "views encoded at once on each process; without it 128 on CUDA and 16 on a CPU", positive(int)
+    )
     workers: int | None = SPEED(
         None, "loader processes; without it as many as the tokenizer's run had", non_negative(int)
     )

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from refocus_ext.engine.devices import kind_of
+from refocus_ext.engine.devices import fp32_products, kind_of
 from refocus_ext.engine.progress import Progress
 from refocus_ext.errors import UsageError
 from refocus_ext.images.crops import Crops
@@ -82,15 +82,11 @@ def _arithmetic(precision: str, device: torch.device) -> Iterator[None]:
     """Sets the arithmetic of products and convolutions inside; restores the process's settings afterwards."""
     if precision not in PRECISIONS:
         raise ValueError(f"unknown precision {precision!r}; choose one of {', '.join(PRECISIONS)}")
-    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
-    torch.backends.cudnn.allow_tf32 = precision == "tf32"
-    try:
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(before[0])
-        torch.backends.cudnn.allow_tf32 = before[1]
+    with (
+        fp32_products(tf32=precision == "tf32"),
+        torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"),
+    ):
+        yield
 
 
 def token_counts(tokenizer: Tokenizer) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
-from refocus_ext.distill.losses import BeginEnds, distillation_loss, feature_distance, var_report
+from refocus_ext.distill.losses import BeginEnds, Head, distillation_loss, feature_distance, var_report
 
 BEGIN_ENDS = ((0, 1), (1, 5), (5, 14))
 B, L, V, C = 3, 14, 11, 6
@@ -42,12 +42,19 @@ def plain(student: Tensor, teacher: Tensor, targets: Tensor, kl_weight: float) -
     return terms["ce_student"] + kl_weight * kl + terms["ce_teacher"], terms
 
 
+def by_token(head: Callable[[Tensor], Tensor]) -> Head:
+    """A head that does not depend on the image."""
+    return lambda h_bLC, images: head(h_bLC)
+
+
 def on_logits(
     student: Tensor, teacher: Tensor | None, targets: Tensor, begin_ends: BeginEnds, **options: Any
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss with logits for hidden states, and heads that leave them as they are."""
-    head = None if teacher is None else identity
-    return distillation_loss(student, teacher, targets, begin_ends, student_head=identity, teacher_head=head, **options)
+    head = None if teacher is None else by_token(identity)
+    return distillation_loss(
+        student, teacher, targets, begin_ends, student_head=by_token(identity), teacher_head=head, **options
+    )
 
 
 def identity(x: Tensor) -> Tensor:
@@ -196,7 +203,9 @@ def test_from_hidden_equals_the_logits_form_down_to_the_head(chunk: int) -> None
     leaves = (*hidden, *ours.parameters(), *theirs.parameters())
     expected, terms = on_logits(ours(hidden[0]), theirs(hidden[1]), codes(), BEGIN_ENDS)
     wanted = torch.autograd.grad(expected, leaves)
-    total, found = distillation_loss(*hidden, codes(), BEGIN_ENDS, student_head=ours, teacher_head=theirs, chunk=chunk)
+    total, found = distillation_loss(
+        *hidden, codes(), BEGIN_ENDS, student_head=by_token(ours), teacher_head=by_token(theirs), chunk=chunk
+    )
     torch.testing.assert_close(torch.autograd.grad(total, leaves), wanted)
     torch.testing.assert_close(total, expected)
     torch.testing.assert_close(found, terms)
@@ -204,10 +213,20 @@ def test_from_hidden_equals_the_logits_form_down_to_the_head(chunk: int) -> None
 
 def test_from_hidden_without_a_teacher() -> None:
     hidden, head = logits(0, shape=(B, L, C)), nn.Linear(C, V)
-    total, terms = distillation_loss(hidden, None, codes(), BEGIN_ENDS, student_head=head)
+    total, terms = distillation_loss(hidden, None, codes(), BEGIN_ENDS, student_head=by_token(head))
     assert "kl" not in terms and torch.allclose(total, terms["ce_student"])
     with pytest.raises(ValueError, match="give both teacher_BLC and teacher_head, or neither"):
-        distillation_loss(hidden, hidden, codes(), BEGIN_ENDS, student_head=head)
+        distillation_loss(hidden, hidden, codes(), BEGIN_ENDS, student_head=by_token(head))
+
+
+def test_a_head_gets_the_condition_of_its_images() -> None:
+    """One image at a time, each with its own bias."""
+    bias_BV, hidden = logits(2, shape=(B, V)), logits(0)
+    total, _ = distillation_loss(
+        hidden, None, codes(), BEGIN_ENDS, student_head=lambda h, images: h + bias_BV[images, None], chunk=1
+    )
+    expected, _ = on_logits(hidden + bias_BV[:, None], None, codes(), BEGIN_ENDS)
+    torch.testing.assert_close(total, expected)
 
 
 # ------------------------------------------------------------------------------------------------ memory
@@ -256,7 +275,7 @@ def test_peak_memory_from_hidden_states_has_no_copy_of_the_logits_at_all() -> No
     hidden = (logits(0, shape=(8, 680, 16)), logits(1, shape=(8, 680, 16)))
 
     def step() -> object:
-        heads: Any = {"student_head": head, "teacher_head": frozen}
+        heads: Any = {"student_head": by_token(head), "teacher_head": by_token(frozen)}
         total, _ = distillation_loss(*hidden, targets, [(0, 680)], chunk=256, **heads)
         return torch.autograd.grad(total, (*hidden, *head.parameters()))
 
@@ -294,6 +313,22 @@ def test_feature_distance_ignores_scale_and_shift_and_is_zero_for_equals() -> No
     assert feature_distance(ours, ours)[0] == 0
     assert feature_distance(ours, [5 * ours[0] + 2])[0] < 1e-10
     assert torch.autograd.gradcheck(lambda h: feature_distance([h], [logits(1, torch.float64, (B, L, C))])[0], ours)
+
+
+def test_feature_distance_as_printed_is_a_plain_sum() -> None:
+    """Eq. 13: |h - t|^2 over tokens and channels; its gradient in h is 2 (h - t), divided by the images."""
+    ours = [logits(i, shape=(B, L, C)) for i in range(2)]
+    theirs = [logits(i + 2, shape=(B, L, C)) for i in range(2)]
+    total, terms = feature_distance(ours, theirs, distance="printed")
+    by_hand = [
+        sum(float((h[b] - t[b]).detach().square().sum()) for b in range(B)) / B
+        for h, t in zip(ours, theirs, strict=True)
+    ]
+    assert terms["feat_M"].tolist() == pytest.approx(by_hand, rel=1e-5) and total.item() == pytest.approx(
+        sum(by_hand), rel=1e-5
+    )
+    (gradient,) = torch.autograd.grad(total, ours[0])
+    torch.testing.assert_close(gradient, 2 * (ours[0] - theirs[0]).detach() / B)
 
 
 def test_feature_distance_of_half_precision_is_fp32_and_needs_equal_blocks() -> None:

@@ -20,6 +20,7 @@ from patches import Focus, Upstream, load_upstream
 from refocus_ext import vector_quantization
 from refocus_ext.commands import main
 from refocus_ext.engine.checkpoints import load_checkpoint
+from refocus_ext.engine.devices import DeviceKind
 from refocus_ext.engine.optimization import warmup_cosine
 from refocus_ext.optics.pyramid import FocusPyramid
 from refocus_ext.storage.atomic import sha256
@@ -30,6 +31,26 @@ from refocus_ext.tokenizer.training import TokenizerTraining
 
 def train(data: Path, out: Path, *options: str) -> int:
     return main(["tokenizer", *TINY, "--data", str(data), "--out", str(out), *options])
+
+
+def test_numbers_read_a_step_late_are_logged_as_others(
+    image_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU: the same metrics and the same weights, and nothing is lost when the run is interrupted and resumed."""
+    assert train(image_tree, tmp_path / "at once", "--picture-every", "4", "--save-every", "5") == 0
+    monkeypatch.setattr(DeviceKind, "runs_behind", True)
+    real = TokenizerTraining.train_step
+
+    def interrupted(self: TokenizerTraining, step: int, batches: Any) -> Any:
+        if step == 2 and not (tmp_path / "late" / "checkpoints").is_dir():
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(self, step, batches)
+
+    monkeypatch.setattr(TokenizerTraining, "train_step", interrupted)
+    assert train(image_tree, tmp_path / "late", "--picture-every", "4", "--save-every", "5") == 130
+    assert train(image_tree, tmp_path / "late", "--picture-every", "4", "--save-every", "5") == 0
+    names = ("metrics.jsonl", "vae.pth", "alias.pth")
+    assert all((tmp_path / "late" / name).read_bytes() == (tmp_path / "at once" / name).read_bytes() for name in names)
 
 
 # ------------------------------------------------------------------------------------------------ objective

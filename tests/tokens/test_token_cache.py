@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from patches import Focus, Upstream
+from refocus_ext.engine.devices import DeviceKind
 from refocus_ext.engine.distributed import World
 from refocus_ext.engine.interruption import Interruption
 from refocus_ext.errors import RunFailed, UsageError
@@ -281,7 +282,7 @@ def test_an_interrupted_build_goes_on_and_ends_in_the_same_bytes(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     build(tmp_path / "whole", tokenizer, images)
-    real, calls = builder.CacheBuilder._rows, iter(range(100))
+    real, calls = builder.CacheBuilder._store, iter(range(100))
     signals = {2: signal.SIGTERM, 4: signal.SIGINT}  # the first batch of the second shard each time
 
     def interrupted(self: Any, *args: Any) -> Any:
@@ -289,7 +290,7 @@ def test_an_interrupted_build_goes_on_and_ends_in_the_same_bytes(
             os.kill(os.getpid(), signals[call])
         return real(self, *args)
 
-    monkeypatch.setattr(builder.CacheBuilder, "_rows", interrupted)
+    monkeypatch.setattr(builder.CacheBuilder, "_store", interrupted)
     parts = tmp_path / "parts"
     assert build(parts, tokenizer, images).exit_code == 143
     assert list(contents(parts)) == list(contents(tmp_path / "whole"))[:1]
@@ -304,11 +305,21 @@ def test_an_interrupted_build_goes_on_and_ends_in_the_same_bytes(
     assert {path.name for path in parts.iterdir()} == {*contents(parts), "index.json"}
 
 
+def test_batches_that_are_stored_late_make_the_same_bytes(
+    tokenizer: Tokenizer, images: ImageList, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, where a batch is stored while the next one is encoded."""
+    build(tmp_path / "at once", tokenizer, images)
+    monkeypatch.setattr(DeviceKind, "runs_behind", True)
+    assert build(tmp_path / "late", tokenizer, images).exit_code == 0
+    assert contents(tmp_path / "late") == contents(tmp_path / "at once")
+
+
 def test_signals_that_reach_the_loader_processes_too_do_no_harm(
     tokenizer: Tokenizer, images: ImageList, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """torchrun, schedulers and Ctrl-C signal the whole process group."""
-    real = builder.CacheBuilder._rows
+    real = builder.CacheBuilder._store
     signalled: list[int] = []
     calls = iter(range(100))
 
@@ -321,7 +332,7 @@ def test_signals_that_reach_the_loader_processes_too_do_no_harm(
                 signalled.append(child.pid)
         return real(self, *args)
 
-    monkeypatch.setattr(builder.CacheBuilder, "_rows", interrupted)
+    monkeypatch.setattr(builder.CacheBuilder, "_store", interrupted)
     assert build(tmp_path / "cache", tokenizer, images, workers=2).exit_code == 0
     assert len(set(signalled)) >= 2 and len(contents(tmp_path / "cache")) == 4
 

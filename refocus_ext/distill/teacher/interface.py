@@ -1,6 +1,6 @@
 """The interface of a teacher. A new kind derives from `AliasTeacher` and is registered in `kinds.py`.
 
-Shapes: B batch, L structure tokens, l a chunk of them, C width, V codes. `_K` lists have K-1 entries, one per alias state.
+Shapes: B batch, L structure tokens, C width, V codes. `_K` lists have K-1 entries, one per alias state.
 """
 
 from __future__ import annotations
@@ -13,15 +13,16 @@ from torch import Tensor, nn
 
 from patches.protocols import VAR
 from patches.teacher_block import StudentPass
+from refocus_ext.distill.losses import Head
 from refocus_ext.distill.teacher.alias_gate import AliasEmbedding
 from refocus_ext.distill.teacher.geometry import TeacherGeometry
 
 
 class TeacherPass(NamedTuple):
-    """Features of the last M blocks (B,L,C), and the head that turns the last of them into logits (B,l,V)."""
+    """Features of the last M blocks (B,L,C), and the head that turns the last of them into logits."""
 
     features: list[Tensor]
-    head: Callable[[Tensor], Tensor]
+    head: Head
 
 
 class TeacherOverhead(NamedTuple):

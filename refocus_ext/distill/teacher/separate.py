@@ -84,7 +84,7 @@ class SeparateTeacher(AliasTeacher):
         self, label_B: Tensor, x_BLC: Tensor, alias_K: Sequence[Tensor], random_state: list[Tensor]
     ) -> TeacherPass:
         features, cond_BD = self.teach(label_B, x_BLC, alias_K, random_state)
-        return TeacherPass(features, lambda h_BlC: self.logits(cond_BD, h_BlC))
+        return TeacherPass(features, lambda h_bLC, images: self.logits(cond_BD[images], h_bLC))
 
     def teach(
         self, label_B: Tensor, x_BLCv_wo_first_l: Tensor, alias_K: Sequence[Tensor], random_state: list[Tensor]
@@ -103,6 +103,6 @@ class SeparateTeacher(AliasTeacher):
         assert tape.cond_BD is not None
         return features, tape.cond_BD
 
-    def logits(self, cond_BD: Tensor, feature_BlC: Tensor) -> Tensor:
-        """(B,l,V), fp32."""
-        return self.var.get_logits(feature_BlC, cond_BD)
+    def logits(self, cond_BD: Tensor, feature_BLC: Tensor) -> Tensor:
+        """(B,L,V), fp32."""
+        return self.var.get_logits(feature_BLC, cond_BD)

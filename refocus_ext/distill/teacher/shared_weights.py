@@ -100,7 +100,7 @@ class Teacher(AliasTeacher):
     def taught_again(
         self, var: VAR, tape: StudentPass, label_B: Tensor, x_BLCv_wo_first_l: Tensor, alias_K: Sequence[Tensor]
     ) -> TeacherPass:
-        return TeacherPass(self.teach(var, tape, alias_K), lambda h_BlC: self.logits(var, tape, h_BlC))
+        return TeacherPass(self.teach(var, tape, alias_K), lambda h_bLC, images: self.logits(var, tape, h_bLC, images))
 
     def observe(
         self,
@@ -141,10 +141,10 @@ class Teacher(AliasTeacher):
             features.append(x_BLC)
         return features
 
-    def logits(self, var: VAR, tape: StudentPass, feature_BlC: Tensor) -> Tensor:
-        """Logits (B,l,V), fp32, of the last features of `teach`, or of some of their tokens."""
+    def logits(self, var: VAR, tape: StudentPass, feature_BLC: Tensor, images: slice = slice(None)) -> Tensor:
+        """Logits (B,L,V), fp32, of the last features of `teach`, or of those of some images."""
         assert tape.cond_BD is not None, "the tape has no finished pass"
-        return detached_logits(var, feature_BlC.float(), tape.cond_BD.detach())
+        return detached_logits(var, feature_BLC.float(), tape.cond_BD.detach()[images])
 
     def forward(
         self,
