@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from patches import BlockCausal, Upstream
+from patches import BlockCausal, Patch, Upstream
 from patches.block_causal import GROUPS
 from patches.checkpointed_block import Checkpointed
 from patches.model_parts import blocks_of
@@ -91,14 +91,19 @@ def _patched(var: VAR, plan: NetworkPlan, recorded: int, doubled: int) -> VAR:
         recorded, doubled: number of last blocks that are recorded, and that run twice.
     """
     Recording(recorded).apply(var)
-    if plan.attention != "dense":
-        BlockCausal(GROUPS if plan.attention == "grouped" else None).apply(var)
+    for patch in attention_patches(plan.attention):
+        patch.apply(var)
     if plan.grad_checkpoint:
         Checkpointed(keep=doubled).apply(var)
     if plan.compile:
         for block in blocks_of(var)[: plan.depth - doubled]:
             block.compile()
     return var
+
+
+def attention_patches(attention: str) -> list[Patch]:
+    """What makes a VAR attend as `NetworkPlan.attention` says."""
+    return [] if attention == "dense" else [BlockCausal(GROUPS if attention == "grouped" else None)]
 
 
 def load_start(var: VAR, start: Start) -> None:

@@ -12,6 +12,7 @@ from refocus_ext.errors import UsageError, named
 from refocus_ext.images.class_names import check_class_map
 from refocus_ext.images.order import StepBatches
 from refocus_ext.images.sources.interface import ImageSource
+from refocus_ext.options.kinds import AUTO
 
 
 def check_run_options(options: Any, images: ImageSource) -> None:
@@ -20,7 +21,7 @@ def check_run_options(options: Any, images: ImageSource) -> None:
         raise UsageError(
             f"--resume {options.resume} is not a checkpoint; it takes auto, never, or a step-* of a run's checkpoints/."
         )
-    if options.batch_size % options.accumulate:
+    if options.accumulate != AUTO and options.batch_size % options.accumulate:
         raise UsageError(
             f"--accumulate {options.accumulate} does not divide --batch-size {options.batch_size}; choose one that does."
         )
@@ -38,7 +39,7 @@ def check_run_options(options: Any, images: ImageSource) -> None:
 
 def check_share(options: Any, images: ImageSource, processes: int) -> None:
     """Raises UsageError if the batch cannot be divided among the processes; otherwise their loaders would fail later."""
-    batch, accumulate = options.batch_size, options.accumulate
+    batch, accumulate = options.batch_size, options.accumulate or 1  # auto chooses a number that divides
     with named("--batch-size"):
         StepBatches(len(images), batch, start=0, stop=0, seed=0, world=processes, accumulate=accumulate)
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 N = TypeVar("N", int, float)
+AUTO = 0  # the number that stands for "auto"
 
 
 def int_list(text: str) -> tuple[int, ...]:
@@ -52,3 +53,11 @@ def non_negative(kind: type[N]) -> Callable[[str], N]:
 
     parse.__name__ = kind.__name__
     return parse
+
+
+def number_or_auto(text: str) -> int:
+    """A number > 0, or `AUTO` for 'auto'."""
+    return AUTO if text == "auto" else positive(int)(text)
+
+
+number_or_auto.__name__ = "int"

@@ -60,6 +60,11 @@ def load_lpips(weights: str, device: torch.device | str = "cpu") -> LPIPS:
     return LPIPS(network).to(device)
 
 
+def untrained_lpips() -> LPIPS:
+    """LPIPS with a random backbone, which needs no file: to count what it costs."""
+    return LPIPS(_untrained_network())
+
+
 # torchmetrics has no public LPIPS network with a custom backbone. Only these three functions use its private one;
 # tests/tokenizer/test_perceptual.py compares them with torchmetrics' public function.
 
