@@ -5,10 +5,11 @@ Shapes: B batch, Cvae latent channels, n latent cells per side.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from patches.protocols import VAR, VQVAE
@@ -40,6 +41,21 @@ def compile_autoencoder(vae: VQVAE) -> None:
     model: Any = vae
     model.encoder.compile()
     model.decoder.compile()
+
+
+def compile_blocks(blocks: Sequence[nn.Module], **options: Any) -> None:
+    """torch.compile of transformer blocks in place, as one compilation for all of them.
+
+    Stochastic depth stays uncompiled. Its rate differs between blocks and is a constant of compiled code, so that every block
+    would be compiled by itself, and Dynamo gives up after eight.
+
+    Args:
+        options: of `torch.compile`.
+    """
+    for block in blocks:
+        drop_path: Any = block.drop_path
+        drop_path.forward = torch.compiler.disable(drop_path.forward)
+        block.compile(**options)
 
 
 def compile_for_sampling(var: VAR, vae: VQVAE) -> None:

@@ -1,4 +1,4 @@
-"""Upstream's own `VARTrainer.train_step`, on given tokens: the reference for the cost of our training step."""
+"""Upstream's own `VARTrainer.train_step`, on images or on given tokens: the reference for the cost of our training step."""
 
 from __future__ import annotations
 
@@ -28,20 +28,25 @@ def upstream_train_step(
     var: Any,
     optimizer: torch.optim.Optimizer,
     label_B: Tensor,
-    idx_BL: Tensor,
+    idx_BL: Tensor | None = None,
     *,
+    images_B3HW: Tensor | None = None,
     bf16: bool = False,
     clip: float = 2.0,
 ) -> Callable[[], None]:
-    """A call of the result is one optimizer step of upstream's trainer, without its VAE's work and without logging.
+    """A call of the result is one optimizer step of upstream's trainer, without logging.
 
     Args:
+        idx_BL: its tokens, without its VAE's work; or
+        images_B3HW: images in [-1,1], which the trainer tokenizes at each step with `vae`, as upstream does.
         bf16: upstream's autocast, which exists on CUDA only.
 
     Raises:
         ModuleNotFoundError: upstream's trainer needs pytz and typed-argument-parser.
         UpstreamError: the submodule is missing.
     """
+    if (idx_BL is None) == (images_B3HW is None):
+        raise ValueError("give either tokens or images")
     trainer_module, amp = import_isolated("trainer"), import_isolated("utils.amp_sc")
     names, parameters = zip(*var.named_parameters(), strict=True)
     amp_optimizer = amp.AmpOptimizer(2 if bf16 else 0, optimizer, list(names), list(parameters), clip)
@@ -50,15 +55,16 @@ def upstream_train_step(
         label_B.device,
         patch_nums,
         tuple(16 * pn for pn in patch_nums),
-        _GivenTokens(vae, idx_BL),
+        vae if idx_BL is None else _GivenTokens(vae, idx_BL),
         var,
         var,
         amp_optimizer,
         0.0,
     )
+    images = torch.empty(0) if images_B3HW is None else images_B3HW
     silent = SimpleNamespace(log_iters=(), update=lambda **_: None)
 
     def step() -> None:
-        trainer.train_step(1, 1, True, silent, silent, torch.empty(0), label_B, -1, 1.0)
+        trainer.train_step(1, 1, True, silent, silent, images, label_B, -1, 1.0)
 
     return step

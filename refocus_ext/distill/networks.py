@@ -12,7 +12,7 @@ from torch import nn
 from patches import BlockCausal, Patch, Upstream
 from patches.block_causal import GROUPS
 from patches.checkpointed_block import Checkpointed
-from patches.model_parts import blocks_of
+from patches.model_parts import blocks_of, compile_blocks
 from patches.protocols import VAR, as_module
 from patches.teacher_block import Recording
 from refocus_ext.distill import recipe
@@ -85,20 +85,24 @@ def build_networks(
 
 
 def _patched(var: VAR, plan: NetworkPlan, recorded: int, doubled: int) -> VAR:
-    """Patches the student for a whole run, so that upstream is checked for drift once and not at every step.
+    """Patches the student for a whole run, so that upstream is checked for drift once and not at every step."""
+    for patch in training_patches(plan, recorded, doubled):
+        patch.apply(var)
+    if plan.compile:
+        compile_blocks(blocks_of(var)[: plan.depth - doubled])
+    return var
+
+
+def training_patches(plan: NetworkPlan, recorded: int, doubled: int) -> list[Patch]:
+    """The patches of a student in training, in the order in which they are applied.
 
     Args:
         recorded, doubled: number of last blocks that are recorded, and that run twice.
     """
-    Recording(recorded).apply(var)
-    for patch in attention_patches(plan.attention):
-        patch.apply(var)
+    patches: list[Patch] = [Recording(recorded), *attention_patches(plan.attention)]
     if plan.grad_checkpoint:
-        Checkpointed(keep=doubled).apply(var)
-    if plan.compile:
-        for block in blocks_of(var)[: plan.depth - doubled]:
-            block.compile()
-    return var
+        patches.append(Checkpointed(keep=doubled))
+    return patches
 
 
 def attention_patches(attention: str) -> list[Patch]:

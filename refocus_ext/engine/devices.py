@@ -73,6 +73,9 @@ class DeviceKind:
         """The most bytes in use since `memory_in_use`."""
         return _proc("/proc/self/status", "VmHWM")
 
+    def free_unused(self) -> None:
+        """Returns memory that no tensor uses to the device."""
+
     def random_state(self, device: torch.device) -> list[Tensor]:
         """State of the generators that a pass on the device draws from."""
         return [torch.get_rng_state()]
@@ -149,6 +152,9 @@ class Cuda(DeviceKind):
 
     def peak_memory(self, device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
+
+    def free_unused(self) -> None:
+        torch.cuda.empty_cache()
 
     def random_state(self, device: torch.device) -> list[Tensor]:
         return [torch.get_rng_state(), torch.cuda.get_rng_state(device)]

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -115,6 +116,28 @@ def test_upstreams_step_is_ours_without_a_teacher() -> None:
     assert all(torch.allclose(ends[0][key], ends[1][key], atol=2e-3) for key in ends[0])
     moved = (ends[0]["head.weight"] - ends[1]["head.weight"]).abs().mean()
     assert moved < 1e-4
+
+
+def test_upstreams_step_tokenizes_the_images_it_is_given() -> None:
+    """The same step as on the tokens of these images."""
+    if not submodule_present():
+        pytest.skip(WITHOUT_SUBMODULE)
+    upstream, ends = load_upstream("submodule"), []
+    for given in ("images", "tokens"):
+        torch.manual_seed(0)
+        vae = upstream.build_vae(vocab_size=64, z_channels=8, ch=32, patch_nums=(1, 2))
+        var = upstream.build_var(vae, depth=2, num_classes=3).train()
+        label_B, x = torch.tensor([0, 2]), torch.rand(2, 3, 32, 32) * 2 - 1
+        tokens: dict[str, Any] = (
+            {"images_B3HW": x} if given == "images" else {"idx_BL": torch.cat(vae.img_to_idxBl(x), dim=1)}
+        )
+        step = upstream_train_step(vae, var, torch.optim.AdamW(var.parameters(), lr=1e-2), label_B, **tokens)
+        torch.manual_seed(1)
+        step()
+        ends.append(var.state_dict())
+    assert all(torch.equal(ends[0][key], ends[1][key]) for key in ends[0])
+    with pytest.raises(ValueError, match="either tokens or images"):
+        upstream_train_step(vae, var, torch.optim.AdamW(var.parameters()), label_B)
 
 
 def test_bench_refuses_a_geometry_that_does_not_fit(capsys: pytest.CaptureFixture[str]) -> None:

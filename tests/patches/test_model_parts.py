@@ -8,7 +8,7 @@ import torch
 from conftest import inside, small_vae
 
 from patches import Upstream
-from patches.model_parts import blocks_of, decoder_of, encoder_of, last_decoder_weight
+from patches.model_parts import blocks_of, compile_blocks, decoder_of, encoder_of, last_decoder_weight
 from patches.protocols import as_module, device_of
 from patches.vae_init import RESIDUAL_OUTPUTS, init_vae_weights
 
@@ -39,3 +39,27 @@ def test_initial_weights_let_the_signal_through_the_skips(upstream: Upstream) ->
     h = torch.randn(2, 8, 4, 4)
     assert all(torch.equal(phi(h), h) for phi in vae.quantize.quant_resi.qresi_ls), "phi starts as the identity"
     assert vae.encoder.conv_in.weight.std() > 0.02
+
+
+def test_blocks_are_compiled_once_for_all(upstream: Upstream) -> None:
+    """More blocks than Dynamo compiles of one function, each with its own rate of stochastic depth; the results are stock's."""
+    from torch._dynamo.utils import counters
+
+    depth = torch._dynamo.config.recompile_limit + 3
+    vae, ends = small_vae(upstream), []
+    torch.manual_seed(0)
+    var = upstream.build_var(vae, depth=depth, embed_dim=64, num_heads=2, num_classes=3).train()
+    label_B, x_BLC = torch.tensor([0, 2]), torch.randn(2, var.L - 1, 8)
+    names = list(var.state_dict())
+    for compiled in (False, True):
+        torch._dynamo.reset()
+        counters.clear()
+        if compiled:
+            compile_blocks(blocks_of(var), backend="eager")
+        torch.manual_seed(1)
+        logits = var(label_B, x_BLC)
+        ends.append((logits, torch.autograd.grad(logits.square().mean(), inside(var).word_embed.weight)[0]))
+    assert 0 < counters["stats"]["unique_graphs"] < depth / 2 and not counters["unimplemented"]
+    assert list(var.state_dict()) == names
+    assert torch.allclose(ends[0][0], ends[1][0], atol=1e-5) and torch.allclose(ends[0][1], ends[1][1], atol=1e-6)
+    torch._dynamo.reset()

@@ -11,7 +11,7 @@ from patches import Upstream, load_upstream
 from refocus_ext.engine.devices import pick_device
 from refocus_ext.errors import UsageError, named
 from refocus_ext.evidence.bench import data, distill, environment, sampling, startup
-from refocus_ext.evidence.bench.options import BenchOptions
+from refocus_ext.evidence.bench.options import BenchOptions, check
 from refocus_ext.evidence.bench.tokenizer import measure, table
 from refocus_ext.optics.pyramid import FocusPyramid
 from refocus_ext.storage.results import results_file, write_numbers
@@ -19,11 +19,16 @@ from refocus_ext.storage.results import results_file, write_numbers
 
 def main(options: BenchOptions) -> int:
     """Runs the command; returns its exit code."""
+    check(options)
     with named("--json"):
         json_file = results_file(options.json) if options.json else None
     upstream = load_upstream()
     print(upstream.describe())
     device = pick_device(options.device)
+    if options.gpu_report:
+        from refocus_ext.evidence.bench.gpu_report import run
+
+        return run.main(options, upstream, device)
     try:
         pyramid = FocusPyramid(image_size=options.image_size, states=options.focus_states, rho_max=options.rho_max)
         pyramid.states_of(options.patch_nums)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import tarfile
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +32,7 @@ NAMES = {
 
 def measure(image_size: int, repeats: int) -> dict[str, Any]:
     """Images per second of each loader on one core; all read the same JPEGs, in memory after the first round."""
-    with tempfile.TemporaryDirectory() as name:
-        folder, archive = Path(name) / "folder", Path(name) / "tar"
-        count = _write(folder, archive)
-        parts = {
-            "torchvision": _torchvision(folder / "train", image_size),
-            "folder": _ours(folder, image_size),
-            "tar": _ours(archive, image_size, Path(name)),
-        }
+    with loaders(image_size) as (count, parts):
         seconds = time_interleaved(parts, repeats, torch.device("cpu"))
     rates = {name: count / value for name, value in seconds.items()}
     return {
@@ -46,6 +40,22 @@ def measure(image_size: int, repeats: int) -> dict[str, Any]:
         "per_second": rates,
         "over_torchvision": {k: v / rates["torchvision"] for k, v in rates.items()},
     }
+
+
+@contextlib.contextmanager
+def loaders(image_size: int) -> Iterator[tuple[int, dict[str, Callable[[], Any]]]]:
+    """Gives the number of JPEGs, and for each loader of `NAMES` what reads them all once."""
+    with tempfile.TemporaryDirectory() as name:
+        folder, archive = Path(name) / "folder", Path(name) / "tar"
+        count = _write(folder, archive)
+        yield (
+            count,
+            {
+                "torchvision": _torchvision(folder / "train", image_size),
+                "folder": _ours(folder, image_size),
+                "tar": _ours(archive, image_size, Path(name)),
+            },
+        )
 
 
 def _write(folder: Path, archive: Path) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from refocus_ext.errors import UsageError
 from refocus_ext.options import shared
 from refocus_ext.options.fields import Heading, Options
 from refocus_ext.options.kinds import int_list, non_negative, positive
@@ -9,6 +10,7 @@ from refocus_ext.options.presets import VAR_PATCH_NUMS
 
 GEOMETRY = Heading("geometry")
 MEASURE = Heading("measurement")
+REPORT = Heading("report on a GPU")
 
 
 class BenchOptions(Options):
@@ -36,3 +38,38 @@ class BenchOptions(Options):
     repeats: int = MEASURE(3, "timed rounds, after one that is not", positive(int))
     device: str = shared.device(MEASURE)
     json: str = shared.json_file(MEASURE)
+    gpu_report: bool = REPORT(
+        False,
+        "measure training, tokenizing and sampling at the paper's sizes on one GPU, within --minutes, and write a page; on a CPU "
+        "it is rehearsed at tiny sizes, and its numbers mean nothing",
+    )
+    minutes: float = REPORT(
+        9.0, "cases are measured in order of importance; those that no longer fit are named", positive(float)
+    )
+    out: str = REPORT("performance.md", "the page", metavar="FILE")
+    tiny: bool = REPORT(False, "rehearse it at tiny sizes on a GPU too")
+
+
+def check(options: BenchOptions) -> None:
+    """
+    Raises:
+        UsageError: an option of the report without it, or one that it does not read.
+    """
+    if not options.gpu_report:
+        if wrong := options.given("tiny", "out", "minutes"):
+            raise UsageError(f"--{wrong[0]} is an option of --gpu-report; add that, or omit it.")
+        return
+    others = (
+        "image_size",
+        "patch_nums",
+        "codebook_size",
+        "ch",
+        "focus_states",
+        "rho_max",
+        "depth",
+        "section",
+        "batch_size",
+    )
+    if wrong := options.given(*others, "repeats"):
+        name = wrong[0].replace("_", "-")
+        raise UsageError(f"--gpu-report measures sizes of its own and does not read --{name}; omit one of them.")

@@ -60,9 +60,9 @@ def load_lpips(weights: str, device: torch.device | str = "cpu") -> LPIPS:
     return LPIPS(network).to(device)
 
 
-def untrained_lpips() -> LPIPS:
-    """LPIPS with a random backbone, which needs no file: to count what it costs."""
-    return LPIPS(_untrained_network())
+def untrained_lpips(device: torch.device | str = "cpu") -> LPIPS:
+    """LPIPS with a random backbone, which needs no file: to count what it costs, and to time it."""
+    return LPIPS(_untrained_network()).to(device)
 
 
 # torchmetrics has no public LPIPS network with a custom backbone. Only these three functions use its private one;
