@@ -11,8 +11,8 @@ from refocus_ext.distill.options import DistillOptions
 from refocus_ext.distill.plan import ADAMW_BYTES, Sizes, token_geometry
 from refocus_ext.distill.teacher.geometry import TeacherGeometry
 from refocus_ext.engine.devices import autocast_dtype
-from refocus_ext.engine.memory import size_in_words
-from refocus_ext.engine.memory_plan import Budget, MemoryNeed
+from refocus_ext.engine.memory.plan import Budget, MemoryNeed
+from refocus_ext.engine.memory.watch import size_in_words
 from refocus_ext.tokens.trained_tokenizer import Tokenizer
 
 SMALLER = "choose a smaller --depth"

@@ -34,7 +34,7 @@ from refocus_ext.engine.checks import check_classes, check_init, check_share
 from refocus_ext.engine.devices import autocast_dtype, kind_of, precision_name
 from refocus_ext.engine.distributed import World, join_world, planned, preflight_device
 from refocus_ext.engine.interruption import Interruption
-from refocus_ext.engine.memory_plan import free_memory
+from refocus_ext.engine.memory.plan import free_memory
 from refocus_ext.engine.run_folder import RunFolder, check_run_folder, require_space, schedule_of
 from refocus_ext.engine.same_run import RunIdentity, file_meaning
 from refocus_ext.engine.training import RunPlan, TrainingData

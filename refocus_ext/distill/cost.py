@@ -20,7 +20,7 @@ from refocus_ext.distill.recipe import DistillWeights
 from refocus_ext.distill.teacher.cost import outlines
 from refocus_ext.distill.teacher.geometry import TeacherGeometry
 from refocus_ext.engine.devices import kind_of
-from refocus_ext.engine.pass_cost import Input, PassCost, pass_cost
+from refocus_ext.engine.memory.pass_cost import Input, PassCost, pass_cost
 
 LOGITS = 6  # fp32 copies of the logits at a time in eq. 13: those of both networks, their gradients, two temporaries
 FP32 = 4  # bytes

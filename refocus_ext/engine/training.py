@@ -20,7 +20,7 @@ from refocus_ext.engine.checkpoints import checkpoints_of, load_checkpoint
 from refocus_ext.engine.devices import kind_of
 from refocus_ext.engine.distributed import World
 from refocus_ext.engine.interruption import Interruption, from_loader, leave_signals_to_parent
-from refocus_ext.engine.memory import MemoryWatch
+from refocus_ext.engine.memory.watch import MemoryWatch
 from refocus_ext.engine.progress import Progress
 from refocus_ext.engine.run_folder import RunFolder
 from refocus_ext.engine.sharded_checkpoints import ShardedSaver

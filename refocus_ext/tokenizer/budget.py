@@ -7,8 +7,8 @@ from torch import nn
 
 from patches.protocols import FocusedVQVAE
 from refocus_ext.engine.devices import autocast_dtype, kind_of
-from refocus_ext.engine.memory import size_in_words
-from refocus_ext.engine.memory_plan import Budget
+from refocus_ext.engine.memory.plan import Budget
+from refocus_ext.engine.memory.watch import size_in_words
 from refocus_ext.tokenizer.alias.geometry import AliasGeometry
 from refocus_ext.tokenizer.cost import StepCost, memory_need, modules_of, step_cost
 from refocus_ext.tokenizer.options import TokenizerOptions

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from patches import Focus, patched
 from patches.model_parts import decoder_of, encoder_of, last_decoder_weight
 from patches.protocols import FocusedVQVAE, as_module
-from refocus_ext.engine.memory_plan import MemoryNeed
-from refocus_ext.engine.pass_cost import Input, PassCost, pass_cost
+from refocus_ext.engine.memory.pass_cost import Input, PassCost, pass_cost
+from refocus_ext.engine.memory.plan import MemoryNeed
 from refocus_ext.optics.pyramid import FocusPyramid
 from refocus_ext.tokenizer.alias.geometry import AliasGeometry
 from refocus_ext.tokenizer.alias.tokenizer import AliasTokenizer

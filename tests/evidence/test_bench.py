@@ -16,8 +16,8 @@ from patches import Upstream, load_upstream, submodule_present
 from patches.upstream_trainer import upstream_train_step
 from refocus_ext.commands import main
 from refocus_ext.distill.objective import DistillObjective, DistillWeights, TokenEmbedding
+from refocus_ext.engine.memory.pass_cost import PassCost
 from refocus_ext.engine.optimization import gradient_norm
-from refocus_ext.engine.pass_cost import PassCost
 from refocus_ext.evidence.bench import clock, command, startup, tokenizer
 from refocus_ext.optics.pyramid import FocusPyramid
 from refocus_ext.storage import results

@@ -16,7 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 from patches import Focus, Upstream, load_upstream
 from refocus_ext.commands import main
 from refocus_ext.engine.devices import DeviceKind
-from refocus_ext.engine.pass_cost import Input, pass_cost
+from refocus_ext.engine.memory.pass_cost import Input, pass_cost
 from refocus_ext.optics.pyramid import FocusPyramid
 from refocus_ext.tokenizer.alias.geometry import AliasGeometry
 from refocus_ext.tokenizer.alias.tokenizer import build_alias

@@ -12,7 +12,7 @@ from torch import Tensor
 from patches import Focus, patched
 from patches.model_parts import encoder_of
 from patches.protocols import VQVAE
-from refocus_ext.engine.pass_cost import Input, PassCost, pass_cost
+from refocus_ext.engine.memory.pass_cost import Input, PassCost, pass_cost
 from refocus_ext.evidence.bench.clock import time_interleaved
 from refocus_ext.optics.psf import half_width
 from refocus_ext.optics.pyramid import FocusPyramid, alias_views

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from refocus_ext.engine.devices import DeviceKind
-from refocus_ext.engine.memory_plan import ROOM, Budget, MemoryNeed, splits
+from refocus_ext.engine.memory.plan import ROOM, Budget, MemoryNeed, splits
 from refocus_ext.errors import UsageError
 from refocus_ext.options.kinds import AUTO
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from patches import Upstream
 from patches.model_parts import decoder_of, encoder_of
-from refocus_ext.engine.pass_cost import Input, PassCost, pass_cost
+from refocus_ext.engine.memory.pass_cost import Input, PassCost, pass_cost
 
 CUDA = torch.device("cuda")
 

@@ -9,7 +9,7 @@ import torch
 
 from refocus_ext.engine.devices import kind_of
 from refocus_ext.engine.distributed import World
-from refocus_ext.engine.memory import size_in_words
+from refocus_ext.engine.memory.watch import size_in_words
 from refocus_ext.errors import UsageError
 from refocus_ext.options.kinds import AUTO
 
