@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from patches.focus_quantizer import FocusQuantizer, PatchNums
 from patches.instance import InstancePatch, Patch, PatchError, swap_class
@@ -19,6 +22,7 @@ class FocusVQVAE(InstancePatch):
     - images are encoded as their focus states: T_k = quant_conv(E(F_k)), plus beta_k noise in train mode
     - the quantizer gets the list of targets instead of one latent; decoding is stock
     - with the pyramid's blur off the image is encoded once and that one latent takes the stock path
+    - with `recomputes`, a pass that needs a gradient keeps its input only and runs again in the backward pass
     """
 
     host = "VQVAE"
@@ -29,6 +33,7 @@ class FocusVQVAE(InstancePatch):
     }
 
     focus_pyramid: FocusPyramid
+    recomputes: bool
     # of the stock class
     training: bool
     encoder: nn.Module
@@ -39,10 +44,25 @@ class FocusVQVAE(InstancePatch):
 
     def encode_view(self, view_B3HW: Tensor) -> Tensor:
         """T = quant_conv(E(view)), (B,C,h,w)."""
-        return self.quant_conv(self.encoder(view_B3HW))
+        return _recomputed(self._encode, view_B3HW) if self._recomputing else self._encode(view_B3HW)
 
     def decode(self, f_hat_BChw: Tensor) -> Tensor:
         """Image (B,3,H,W) of a latent, not clamped."""
+        if not self._recomputing:
+            return self._decode(f_hat_BChw)
+        # The last layer stays outside: the adaptive weight of the critic asks for gradients of its weight alone, for which
+        # the whole pass would run again, and be kept.
+        last: Any = self.decoder.conv_out
+        return last(_recomputed(partial(_input_of, last, self._decode), f_hat_BChw))
+
+    @property
+    def _recomputing(self) -> bool:
+        return self.recomputes and torch.is_grad_enabled()
+
+    def _encode(self, view_B3HW: Tensor) -> Tensor:
+        return self.quant_conv(self.encoder(view_B3HW))
+
+    def _decode(self, f_hat_BChw: Tensor) -> Tensor:
         return self.decoder(self.post_quant_conv(f_hat_BChw))
 
     def encode_targets(self, x_B3HW: Tensor) -> Tensor | list[Tensor]:
@@ -71,11 +91,31 @@ class FocusVQVAE(InstancePatch):
         return [self.decode(f_hat).clamp_(-1, 1) for f_hat in f_hat_S]
 
 
-class Focus(Patch):
-    """The focus pyramid as a patch of a VQVAE: `with patched(vae, Focus(pyramid)): vae.img_to_idxBl(x)`."""
+def _recomputed(forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """`forward(x)`, recomputed in the backward pass; the VQVAE draws no random numbers there (its dropout is 0)."""
+    return checkpoint(forward, x, use_reentrant=False, preserve_rng_state=False)
 
-    def __init__(self, pyramid: FocusPyramid) -> None:
-        self.pyramid = pyramid
+
+def _input_of(layer: nn.Module, forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """What `forward(x)` passes to `layer`, its last one."""
+    seen: list[Tensor] = []
+    hook = layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    try:
+        forward(x)
+    finally:
+        hook.remove()
+    return seen[0]
+
+
+class Focus(Patch):
+    """The focus pyramid as a patch of a VQVAE: `with patched(vae, Focus(pyramid)): vae.img_to_idxBl(x)`.
+
+    Args:
+        recomputes: activation checkpointing of each pass of encoder and decoder; results are the same bits on a CPU.
+    """
+
+    def __init__(self, pyramid: FocusPyramid, recomputes: bool = False) -> None:
+        self.pyramid, self.recomputes = pyramid, recomputes
 
     def hosts(self, model: Any) -> Sequence[nn.Module]:
         if not isinstance(getattr(model, "quantize", None), nn.Module):
@@ -91,4 +131,4 @@ class Focus(Patch):
                 f"last token map has {latent}; build the pyramid for {latent * self.pyramid.stride} px."
             )
         swap_class(quantizer, FocusQuantizer, focus_pyramid=self.pyramid)
-        swap_class(vae, FocusVQVAE, focus_pyramid=self.pyramid)
+        swap_class(vae, FocusVQVAE, focus_pyramid=self.pyramid, recomputes=self.recomputes)

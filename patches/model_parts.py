@@ -5,7 +5,8 @@ Shapes: B batch, Cvae latent channels, n latent cells per side.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -67,6 +68,19 @@ def compile_for_sampling(var: VAR, vae: VQVAE) -> None:
 def blocks_of(var: VAR) -> list[nn.Module]:
     """The transformer's blocks, first to last."""
     return list(_any(var).blocks)
+
+
+@contextmanager
+def with_last_blocks(var: VAR, count: int) -> Iterator[None]:
+    """Inside, the VAR has only its last `count` blocks; where it has fewer, its last one several times."""
+    model = _any(var)
+    whole = model.blocks
+    kept = list(whole)[-count:]
+    model.blocks = nn.ModuleList(kept + kept[-1:] * (count - len(kept)))
+    try:
+        yield
+    finally:
+        model.blocks = whole
 
 
 def _any(model: Any) -> Any:

@@ -85,7 +85,7 @@ def test_wrong_usage(argv: list[str], words: str, capsys: pytest.CaptureFixture[
         (["--patch-nums", "1,2,4,3"], "must rise and end at image size / 16 = 4; give --patch-nums"),
         (["--ch", "40"], "--ch 40 is not a multiple of 32"),
         (["--steps", "10", "--warm-autoencoder", "10"], "leaves no step of --steps 10 with quantization"),
-        (["--resume", "nothing.pt"], "--resume nothing.pt is not a checkpoint file; it takes auto, never"),
+        (["--resume", "nothing.pt"], "--resume nothing.pt is not a checkpoint; it takes auto, never"),
         (["--device", "cuda:77"], "--device cuda:77 is not available"),
         (["--noise-min", "0.5"], "noise_min <= noise_max"),
     ],

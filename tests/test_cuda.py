@@ -28,7 +28,7 @@ from refocus_ext.evidence.bench.gpu_report.turns import Part
 from refocus_ext.optics.pyramid import FocusPyramid
 from refocus_ext.tokenizer.alias.geometry import AliasGeometry
 from refocus_ext.tokenizer.alias.tokenizer import AliasTokenizer
-from refocus_ext.tokenizer.losses.perceptual import random_lpips
+from refocus_ext.tokenizer.losses.perceptual import untrained_lpips
 from refocus_ext.tokens.tokenize import prepare, tokenize
 from refocus_ext.tokens.trained_tokenizer import Tokenizer
 
@@ -192,7 +192,7 @@ def test_no_training_step_waits(stage: str) -> None:
     bench = Bench(load_upstream(), CUDA, REHEARSAL.geometry)
     if stage == "stage 1":
         options = tokenizer_step.options_of(bench, 2)
-        training = tokenizer_step.training_of(bench, options, random_lpips(CUDA))
+        training = tokenizer_step.training_of(bench, options, untrained_lpips(CUDA))
         part: Part = tokenizer_step.part(bench, stage, training, 2)
     else:
         part = student_step.StepBench(bench, 2, 2).ours(stage, teacher=stage == "stage 2")

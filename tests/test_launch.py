@@ -179,6 +179,6 @@ def test_the_plan_of_a_job_is_made_on_one_node(image_tree: Path, tmp_path: Path)
         return subprocess.run(command, cwd=ROOT, env=os.environ | nodes, capture_output=True, text=True, timeout=120)
 
     good = plan("8")
-    assert good.returncode == 0 and "per process for 1 images at once" in good.stdout, good.stderr
+    assert good.returncode == 0 and "on each process for 1 image at once" in good.stdout, good.stderr
     bad = plan("4")
     assert bad.returncode == 2 and "does not divide over 8 processes" in bad.stderr and not (tmp_path / "run").exists()

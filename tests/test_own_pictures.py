@@ -58,8 +58,17 @@ def test_a_folder_of_phone_pictures(here: Path, capsys: Any) -> None:
     assert "cross-entropy on 2 held-out images" in told(capsys)
     assert run_main("eval", "--tokenizer", "tok") == 0
     assert "on 2 images of photos, 2024 (a share of 0.1)" in told(capsys)
-    assert run_main("sample", "--student", "dis", "--classes", "photos, 2024", "--count", "2") == 0
-    assert json.loads(Path("dis/classes.json").read_text()) == ["photos, 2024"]
+    assert run_main("sample", "--student", "dis", "--classes", "images", "--count", "2") == 0
+    assert json.loads(Path("dis/classes.json").read_text()) == ["images"]
+    Path("photos, 2024").rename("renamed")
+    told(capsys)
+    for again in (
+        [*words, "--val-share", "0.1"],
+        [*DISTILL, "--tokenizer", "tok", "--batch-size", "4", "--out", "dis"],
+    ):
+        moved = ["renamed" if word == "photos, 2024" else word for word in again]
+        assert run_main(*moved, *(() if "--data" in moved else ("--data", "renamed"))) == 0
+        assert "already trained" in told(capsys)
 
 
 def test_one_image_one_class_and_a_batch_of_one(here: Path, capsys: Any) -> None:
@@ -86,7 +95,7 @@ def test_a_resumed_run_keeps_its_classes(here: Path, capsys: Any) -> None:
     write_images(here / "data" / "train" / "a", 4)
     told(capsys)
     assert run_main(*words) == 2
-    assert "tok was begun on other classes (1, without the class a; the data now has 2)" in told(capsys)
+    assert "tok was begun on other classes (the data has 1 that it lacks, such as 'a')" in told(capsys)
     assert json.loads(Path("tok/classes.json").read_text()) == ["b"]
 
 

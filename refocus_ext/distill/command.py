@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 from patches import Upstream, load_upstream
+from refocus_ext.distill.budget import SMALLER, budget_of, print_activations
 from refocus_ext.distill.networks import NetworkPlan, build_networks
 from refocus_ext.distill.options import DistillOptions
 from refocus_ext.distill.plan import (
@@ -31,6 +34,7 @@ from refocus_ext.engine.checks import check_classes, check_init, check_share
 from refocus_ext.engine.devices import autocast_dtype, kind_of, precision_name
 from refocus_ext.engine.distributed import World, join_world, planned, preflight_device
 from refocus_ext.engine.interruption import Interruption
+from refocus_ext.engine.memory.plan import free_memory
 from refocus_ext.engine.run_folder import RunFolder, check_run_folder, require_space, schedule_of
 from refocus_ext.engine.same_run import RunIdentity, file_meaning
 from refocus_ext.engine.training import RunPlan, TrainingData
@@ -40,6 +44,7 @@ from refocus_ext.images.class_numbers import class_list, digest_of, renumbered
 from refocus_ext.images.sources.interface import ImageSource
 from refocus_ext.images.sources.kinds import find_images
 from refocus_ext.images.views import ViewPlan
+from refocus_ext.options.kinds import AUTO
 from refocus_ext.storage.atomic import save_json
 from refocus_ext.tokens.bare_tokenizer import Assumed, open_tokenizer
 from refocus_ext.tokens.cache import CacheSource, build_cache, check_cache, default_folder, open_cache
@@ -73,12 +78,15 @@ def preflight(options: DistillOptions, processes: int) -> None:
     """Raises the UsageErrors that `main` would raise in each of `processes` processes; uses no GPU and writes nothing."""
     options = complete(options)
     device = preflight_device(options.device)
-    prepared = prepare_run(load_upstream(), options, torch.device("cpu"))
-    check(options, prepared, World(0, processes, device))
+    upstream, world = load_upstream(), World(0, processes, device)
+    prepared = prepare_run(upstream, options, torch.device("cpu"))
+    check(options, prepared, world)
+    with contextlib.redirect_stdout(io.StringIO()):  # the run prints its plan itself
+        within_memory(upstream, options, prepared, world, kind_of(device).free_memory(device))
 
 
 def check(options: DistillOptions, prepared: Prepared, world: World) -> None:
-    """Raises UsageError if the run cannot begin as planned: its batch, its tokens, its folder, space and memory for it.
+    """Raises UsageError if the run cannot begin as planned: its batch, its tokens, its folder, space for it.
     Writes nothing."""
     check_share(options, prepared.train, world.size)
     with named("--tokens-precision"):
@@ -95,7 +103,36 @@ def check(options: DistillOptions, prepared: Prepared, world: World) -> None:
         check_classes(out, prepared.train.classes)
     check_run_folder(out, run_identity(options, prepared, world), fresh=fresh, extend=options.extend)
     require_space(out, (options.keep + 1) * size.checkpoint + 2 * size.weights, fresh=fresh)
-    require_memory(size.memory // (world.size if options.parallel == "fsdp" else 1), world.device, options)
+
+
+def within_memory(
+    upstream: Upstream, options: DistillOptions, prepared: Prepared, world: World, free: int | None
+) -> DistillOptions:
+    """The options with as many micro-batches as "auto" is; rank 0 prints what the run needs. Where no one asks, activations
+    are not counted: a CPU can swap.
+
+    Args:
+        free: bytes, before the networks are built.
+
+    Raises:
+        UsageError: its batch cannot be divided, or it does not fit into the memory of its device.
+    """
+    device, size = world.device, prepared.size
+    require_memory(size.memory // (world.size if options.parallel == "fsdp" else 1), device, options, free)
+    if kind_of(device).swaps and options.accumulate != AUTO and not options.dry_run:
+        return options
+    check_share(options, prepared.train, world.size)
+    networks = network_plan(options, prepared.classes, device)
+    cost, budget = budget_of(
+        upstream, options, networks, prepared.geometry, prepared.tokenizer, size, device, world.size, free
+    )
+    options = options.replace(accumulate=budget.choose(options.accumulate))
+    world.say(budget.line(options.accumulate))
+    if options.dry_run and world.main:
+        print_cost(size, options)
+        print_activations(options, cost, networks.attention)
+    budget.require(options.accumulate, device, SMALLER)
+    return options
 
 
 def prepare_run(upstream: Upstream, options: DistillOptions, device: torch.device) -> Prepared:
@@ -144,7 +181,7 @@ def starting_weights(options: DistillOptions, tokenizer: Tokenizer, classes: int
 
 
 def _run(options: DistillOptions, world: World) -> int:
-    world = planned(world) if options.dry_run else world
+    joined, world = world, planned(world) if options.dry_run else world
     upstream = load_upstream()
     world.say(upstream.describe())
     prepared = prepare_run(upstream, options, world.device)
@@ -155,8 +192,7 @@ def _run(options: DistillOptions, world: World) -> int:
         world.say(f"note: {note}")
     if world.main:
         print_plan(options, tokenizer, geometry, train, classes, size, world.device, start)
-    if options.dry_run and world.main:
-        print_cost(size, options, world.size)
+    options = within_memory(upstream, options, prepared, world, free_memory(joined))
     check(options, prepared, world)
     if options.dry_run:
         return 0
@@ -183,7 +219,7 @@ def recipe_of(options: DistillOptions, held_out: bool) -> DistillRecipe:
         depth=options.depth,
         lr=options.lr,
         teacher_lr=options.teacher_lr,
-        weights=DistillWeights(options.lambda_feat, options.lambda_logit),
+        weights=DistillWeights(options.lambda_feat, options.lambda_logit, options.feature_distance),
         precision=options.precision,
         tokens_precision=options.tokens_precision,
         sharded=options.parallel == "fsdp",

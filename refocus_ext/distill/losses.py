@@ -86,7 +86,7 @@ def distillation_loss(
 
 
 def feature_distance(
-    student_MBLC: Sequence[Tensor], teacher_MBLC: Sequence[Tensor], eps: float = 1e-6
+    student_MBLC: Sequence[Tensor], teacher_MBLC: Sequence[Tensor], eps: float = 1e-6, distance: str = "normalized"
 ) -> tuple[Tensor, Terms]:
     """Sum over M blocks of mean((LN(h_stu) - sg LN(h_tea))^2), LN a LayerNorm without parameters (eq. 13).
 
@@ -95,6 +95,7 @@ def feature_distance(
 
     Args:
         student_MBLC, teacher_MBLC: the outputs of the same M blocks, (B,L,C) each.
+        distance: "printed" is eq. 13 to the letter: |h_stu - sg h_tea|^2, summed over tokens and channels, the mean over images.
 
     Returns:
         (total, terms): the sum in fp32 or wider, and detached feat, feat_M, and feat_norm_student_M and
@@ -104,8 +105,8 @@ def feature_distance(
         raise ValueError(f"features of {len(student_MBLC)} student and {len(teacher_MBLC)} teacher blocks were given.")
     students = [_wide(h_BLC) for h_BLC in student_MBLC]
     teachers = [_wide(h_BLC.detach()) for h_BLC in teacher_MBLC]
-    pairs = zip(students, teachers, strict=True)
-    distance_M = torch.stack([F.mse_loss(_normalized(h, eps), _normalized(t, eps)) for h, t in pairs])
+    measure = DISTANCES[distance]
+    distance_M = torch.stack([measure(h, t, eps) for h, t in zip(students, teachers, strict=True)])
     terms = {
         "feat": distance_M.detach().sum(),
         "feat_M": distance_M.detach(),
@@ -230,8 +231,16 @@ def _wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def _normalized(h_BLC: Tensor, eps: float) -> Tensor:
-    return F.layer_norm(h_BLC, h_BLC.shape[-1:], eps=eps)
+def _normalized_distance(h_BLC: Tensor, target_BLC: Tensor, eps: float) -> Tensor:
+    ours, theirs = (F.layer_norm(x_BLC, x_BLC.shape[-1:], eps=eps) for x_BLC in (h_BLC, target_BLC))
+    return F.mse_loss(ours, theirs)
+
+
+def _printed_distance(h_BLC: Tensor, target_BLC: Tensor, _: float) -> Tensor:
+    return (h_BLC - target_BLC).square().sum() / len(h_BLC)
+
+
+DISTANCES = {"normalized": _normalized_distance, "printed": _printed_distance}
 
 
 # ------------------------------------------------------------------------------------------------ checks and report

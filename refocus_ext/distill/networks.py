@@ -99,12 +99,15 @@ def training_patches(plan: NetworkPlan, recorded: int, doubled: int) -> list[Pat
     Args:
         recorded, doubled: number of last blocks that are recorded, and that run twice.
     """
-    patches: list[Patch] = [Recording(recorded)]
-    if plan.attention != "dense":
-        patches.append(BlockCausal(GROUPS if plan.attention == "grouped" else None))
+    patches: list[Patch] = [Recording(recorded), *attention_patches(plan.attention)]
     if plan.grad_checkpoint:
         patches.append(Checkpointed(keep=doubled))
     return patches
+
+
+def attention_patches(attention: str) -> list[Patch]:
+    """What makes a VAR attend as `NetworkPlan.attention` says."""
+    return [] if attention == "dense" else [BlockCausal(GROUPS if attention == "grouped" else None)]
 
 
 def load_start(var: VAR, start: Start) -> None:

@@ -79,7 +79,9 @@ class DistillObjective(nn.Module):
             kl_weight=self.weights.logit,
         )
         if taught:
-            distance, feature_terms = feature_distance([block.out_BLC for block in tape.blocks], taught.features)
+            distance, feature_terms = feature_distance(
+                [block.out_BLC for block in tape.blocks], taught.features, distance=self.weights.distance
+            )
             terms |= feature_terms
             if self.weights.feat:  # skipped at weight 0, because 0 * an overflowing gradient is not 0
                 loss = loss + self.weights.feat * distance

@@ -114,6 +114,18 @@ class DistillOptions(Options):
         0, "only the last so many scales see alias tokens; 0: all that the mask allows", non_negative(int)
     )
     lambda_feat: float = TEACHER(1.0, "weight of feature distillation", non_negative(float))
+    feature_distance: str = TEACHER(
+        "normalized",
+        "between features: mean square after a LayerNorm, or (printed) eq. 13's plain L2 norm, summed over tokens and channels",
+        choices=("normalized", "printed"),
+        added=True,
+    )
+    alias_values: str = TEACHER(
+        "centred",
+        "of the cross-attention: alias embeddings minus their mean over images, or (whole) as printed in eq. 10",
+        choices=("centred", "whole"),
+        added=True,
+    )
     lambda_logit: float = TEACHER(0.5, "weight of logit distillation (KL)", non_negative(float))
     teacher_lr: float = TEACHER(
         0.1,
@@ -171,8 +183,8 @@ class DistillOptions(Options):
 
     @classmethod
     def choose_preset(cls, typed: Mapping[str, object]) -> str:
-        """That of the tokenizer's run, vanilla for a file of weights; where there is no run yet, or a demo's is given
-        --data, as for a tokenizer.
+        """That of the tokenizer's run, vanilla for a file of weights; where there is no run yet, or that of the demo's photographs
+        is given --data, as for a tokenizer.
 
         Raises:
             UsageError: the run's configuration names no preset of this version.
@@ -182,18 +194,28 @@ class DistillOptions(Options):
             return "vanilla"
         if not (run / "config.json").is_file():
             return super().choose_preset(typed)
+        theirs, their_data = "", ""
         try:
-            theirs = str(json.loads((run / "config.json").read_text())["options"]["preset"])
+            options = json.loads((run / "config.json").read_text())["options"]
+            theirs, their_data = str(options["preset"]), str(options.get("data", ""))
         except (OSError, ValueError, KeyError, TypeError):
-            theirs = ""
+            pass
         if theirs not in preset_names():
             found = f"has the preset '{theirs}', which this version does not know" if theirs else "names no preset"
             raise UsageError(f"--tokenizer {run} {found}; give --preset one of {', '.join(preset_names())}.")
-        return "paper" if theirs == "demo" and typed.get("data") else theirs
+        return "paper" if theirs == "demo" and not their_data and typed.get("data") else theirs
 
     def idle(self) -> frozenset[str]:
         """The options without effect, given the others."""
-        of_teacher = ("teacher_blocks", "mask", "alias_scales", "lambda_feat", "lambda_logit", "teacher_lr")
+        of_teacher: tuple[str, ...] = (
+            "teacher_blocks",
+            "mask",
+            "alias_scales",
+            "lambda_feat",
+            "lambda_logit",
+            "teacher_lr",
+        )
+        of_teacher = (*of_teacher, "feature_distance", "alias_values")
         return frozenset(of_teacher if self.teacher == OFF else ())
 
     def several_processes(self) -> bool:

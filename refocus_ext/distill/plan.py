@@ -16,7 +16,7 @@ from refocus_ext.distill.teacher.geometry import TeacherGeometry
 from refocus_ext.distill.teacher.interface import TeacherOverhead
 from refocus_ext.distill.teacher.kinds import teacher_class
 from refocus_ext.engine.checks import check_run_options
-from refocus_ext.engine.devices import kind_of, precision_in_words
+from refocus_ext.engine.devices import precision_in_words
 from refocus_ext.errors import UsageError
 from refocus_ext.images.class_names import IMAGENET_CLASSES
 from refocus_ext.images.class_numbers import are_wnids
@@ -119,6 +119,7 @@ def teacher_geometry(options: DistillOptions, tokenizer: Tokenizer) -> TeacherGe
             blocks=options.teacher_blocks,
             mask=options.mask,
             alias_scales=options.alias_scales or None,
+            values=options.alias_values,
         )
     except ValueError as error:
         raise UsageError(f"{error} (--teacher-blocks, --alias-scales).") from None
@@ -134,23 +135,21 @@ class Sizes(NamedTuple):
     weights: int  # bytes of all weight files
 
 
+def token_geometry(options: DistillOptions, tokenizer: Tokenizer) -> TeacherGeometry:
+    """The width and token maps of a run without a teacher, as a teacher's geometry."""
+    patch_nums = tokenizer.trained_with.patch_nums
+    blocks = min(options.teacher_blocks, options.depth)
+    return TeacherGeometry(64 * options.depth, 1, (1,), patch_nums, (1,) * len(patch_nums), blocks=blocks)
+
+
 def sizes(
     upstream: Upstream, options: DistillOptions, geometry: TeacherGeometry | None, tokenizer: Tokenizer, classes: int
 ) -> Sizes:
     """Counted on fake tensors: nothing is allocated."""
-    patch_nums = tokenizer.trained_with.patch_nums
-    plain = TeacherGeometry(
-        64 * options.depth,
-        1,
-        (1,),
-        patch_nums,
-        (1,) * len(patch_nums),
-        blocks=min(options.teacher_blocks, options.depth),
-    )
     cost = teacher_overhead(
         upstream,
         options.depth,
-        geometry or plain,
+        geometry or token_geometry(options, tokenizer),
         tokenizer.trained_with.codebook_size,
         num_classes=classes,
         shared_aln=options.shared_aln == "on",
@@ -161,9 +160,8 @@ def sizes(
     return Sizes(cost, parameters, ADAMW_BYTES * parameters, STATE_BYTES * parameters, 4 * parameters + vae)
 
 
-def require_memory(need: int, device: torch.device, options: DistillOptions) -> None:
-    """Raises UsageError if weights, gradients and AdamW's moments alone do not fit in memory."""
-    free = kind_of(device).free_memory(device)
+def require_memory(need: int, device: torch.device, options: DistillOptions, free: int | None) -> None:
+    """Raises UsageError if weights, gradients and AdamW's moments alone do not fit into the `free` bytes of the device."""
     if free is None or need <= free:
         return
     where = "this machine" if device.type == "cpu" else f"{device}"
@@ -223,13 +221,8 @@ def print_plan(
         )
 
 
-def print_cost(size: Sizes, options: DistillOptions, world_size: int) -> None:
+def print_cost(size: Sizes, options: DistillOptions) -> None:
     """Prints the FLOPs of a step, for --dry-run."""
     kind = teacher_class(options.teacher)
     flops = kind.step_flops(size.cost) if kind else size.cost.var_flops
-    local = options.batch_size // options.accumulate // world_size
-    print(
-        f"one step: {flops / 1e9:.1f} GFLOP per image ({size.cost.var_flops / 1e9:.1f} in a vanilla step), {local} images at "
-        f"once per process; {size.memory / 2**30:.1f} GiB per process before activations"
-        + (f", divided by {world_size} processes (fsdp)" if options.parallel == "fsdp" else "")
-    )
+    print(f"one step: {flops / 1e9:.1f} GFLOP per image ({size.cost.var_flops / 1e9:.1f} in a vanilla step)")

@@ -16,10 +16,11 @@ from torch import nn
 
 @dataclass(frozen=True)
 class DistillWeights:
-    """lambda_feat and lambda_logit of eq. 13."""
+    """lambda_feat and lambda_logit of eq. 13, and the feature distance: see `losses.DISTANCES`."""
 
     feat: float = 1.0
     logit: float = 0.5
+    distance: str = "normalized"
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from refocus_ext.engine.distributed import World
 from refocus_ext.engine.optimization import GuardedStep, gradient_norm
 from refocus_ext.engine.progress import Progress
 from refocus_ext.engine.run_folder import RunFolder
+from refocus_ext.engine.sharded_checkpoints import ShardedSaver, copied
 from refocus_ext.engine.step_result import StepResult
 from refocus_ext.engine.training import RunPlan, Training, TrainingData
 from refocus_ext.images.class_numbers import numbers_in_use
@@ -71,6 +72,7 @@ class DistillTraining(Training):
         self.scaler = loss_scaler(self.dtype, world.device)
         self.sharded = recipe.sharded and world.size > 1
         if self.sharded:
+            self.saver = ShardedSaver(plan.out / "checkpoints", plan.keep, world)
             sharding.shard(self.var, world, self.teacher.geometry.blocks if self.teacher else 0, self.dtype)
         self.objective = DistillObjective(self.var, self.teacher, recipe.weights)
         self.parallel = self.objective if self.sharded else world.parallel(self.objective)
@@ -220,7 +222,7 @@ class DistillTraining(Training):
         for name, module in self.modules.items():
             optimizer = self.optimizers[name]
             if self.sharded and name == "var":
-                state[name], state[f"{name}_optimizer"] = sharding.whole_state(module, optimizer)
+                state["sharded"] = sharding.parts_of(module, optimizer)
             else:
                 state[name] = module.state_dict()
                 state[f"{name}_optimizer"] = sharding.named_optimizer_state(module, optimizer)
@@ -230,21 +232,27 @@ class DistillTraining(Training):
         if state["scaler"]:  # empty if the run was in another precision so far
             self.scaler.load_state_dict(state["scaler"])
         for name, module in self.modules.items():
-            optimizer, theirs = self.optimizers[name], state[f"{name}_optimizer"]
-            if self.sharded and name == "var":
-                sharding.load_whole_state(module, optimizer, state[name], theirs)
+            optimizer = self.optimizers[name]
+            if name == "var" and "sharded" in state:
+                sharding.load_parts(module, optimizer, state["sharded"], sharded=self.sharded)
+            elif name == "var" and self.sharded:
+                sharding.load_whole_state(module, optimizer, state[name], state[f"{name}_optimizer"])
             else:
                 module.load_state_dict(state[name], strict=True)
-                sharding.load_named_optimizer_state(module, optimizer, theirs)
+                sharding.load_named_optimizer_state(module, optimizer, state[f"{name}_optimizer"])
 
     def weights(self) -> dict[str, dict[str, Any]]:
-        """var_dD.pth, exactly upstream's state dict, and teacher.pth separately."""
-        states = {
-            name: sharding.whole_weights(module) if self.sharded and name == "var" else module.state_dict()
-            for name, module in self.modules.items()
-        }
+        """var_dD.pth, exactly upstream's state dict, and teacher.pth separately; of a sharded run copies, on rank 0."""
+        states = {name: self._whole_weights(name, module) for name, module in self.modules.items()}
         files = {"var": f"var_d{self.recipe.depth}.pth", "teacher": "teacher.pth"}
         return {files[name]: state for name, state in states.items()}
+
+    def _whole_weights(self, name: str, module: nn.Module) -> dict[str, Any]:
+        if not self.sharded:
+            return module.state_dict()
+        if name == "var":
+            return sharding.whole_weights(module)
+        return copied(module.state_dict()) if self.world.main else {}
 
 
 def summary(report: DistillReport) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Callable
@@ -10,10 +11,15 @@ from typing import Any, Protocol
 
 import torch
 
+from refocus_ext.engine.distributed import World
 from refocus_ext.errors import RunFailed, UsageError
-from refocus_ext.storage.atomic import remove_torn, save_tensors, sha256
+from refocus_ext.storage.atomic import remove, remove_torn, save_tensors, sha256
 
-_NAME = re.compile(r"step-(\d{8})-([0-9a-f]{16})\.pt$")
+_NAME = re.compile(r"step-(\d{8})-([0-9a-f]{16})\.(pt|sharded)$")
+MANIFEST, REST = (
+    "manifest.json",
+    "rest.pt",
+)  # of a sharded checkpoint: the sha256 of each file; what every process holds whole
 
 
 class CheckpointStore(Protocol):
@@ -23,8 +29,8 @@ class CheckpointStore(Protocol):
         """Saves the state after `step` steps, completely or not at all."""
         ...
 
-    def load_latest(self, say: Callable[[str], None] = print) -> dict[str, Any] | None:
-        """The newest intact state, or None."""
+    def load_latest(self, say: Callable[[str], None] = print, world: World | None = None) -> dict[str, Any] | None:
+        """The newest intact state, or None; the processes of `world` share the work and agree."""
         ...
 
     def newest_step(self) -> int | None:
@@ -32,7 +38,7 @@ class CheckpointStore(Protocol):
         ...
 
     def paths(self) -> list[Path]:
-        """The checkpoint files, oldest first; `load_checkpoint` reads them."""
+        """The checkpoints, oldest first; `load_checkpoint` reads them."""
         ...
 
 
@@ -50,18 +56,20 @@ class Checkpoints:
 
     A file's name carries its step and the start of its sha256, so one rename publishes data and checksum together:
     a kill at any moment leaves either the previous file or the new one, and a flipped bit is detected before loading.
+    A sharded checkpoint (`sharded_checkpoints.py`) is a folder; its name carries the sha256 of its manifest, which has those of
+    its files.
     """
 
     def __init__(self, folder: Path, keep: int = 2) -> None:
         self.folder, self.keep = folder, keep
 
     def paths(self) -> list[Path]:
-        """The files, oldest first."""
-        return [path for path in self._entries() if path.is_file()]
+        """The checkpoints, oldest first."""
+        return [path for path in self._entries() if path.is_dir() == (path.suffix == ".sharded")]
 
     def _entries(self) -> list[Path]:
-        """Everything named like a checkpoint, oldest first; this may include a folder."""
-        return sorted(path for path in self.folder.glob("step-*.pt") if _NAME.search(path.name))
+        """Everything named like a checkpoint, oldest first; this may include a folder in the place of a file."""
+        return sorted(path for path in self.folder.glob("step-*") if _NAME.search(path.name))
 
     def newest_step(self) -> int | None:
         """Steps done at the newest checkpoint, by its name; None without one."""
@@ -86,16 +94,20 @@ class Checkpoints:
             raise RunFailed(
                 f"the checkpoint of step {step} could not be written to {self.folder} ({error}); the previous one is intact."
             ) from error
-        for old in self.paths()[: -self.keep]:
-            old.unlink(missing_ok=True)
+        self.drop_old()
         return path
 
-    def load_latest(self, say: Callable[[str], None] = print) -> dict[str, Any] | None:
-        """The newest intact state, or None; damaged files, and folders in their place, are reported and skipped."""
+    def drop_old(self) -> None:
+        """Deletes all but the newest `keep` checkpoints."""
+        for old in self.paths()[: -self.keep]:
+            remove(old)
+
+    def load_latest(self, say: Callable[[str], None] = print, world: World | None = None) -> dict[str, Any] | None:
+        """The newest intact state, or None; damaged checkpoints, and folders in their place, are reported and skipped."""
         entries = self._entries()
         for path in reversed(entries):
             try:
-                return load_checkpoint(path)
+                return load_checkpoint(path, world)
             except UsageError as error:
                 older = path != entries[0]
                 say(
@@ -109,18 +121,49 @@ class Checkpoints:
         return None
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """The state in a checkpoint file.
+def is_checkpoint(path: Path) -> bool:
+    """Whether it could be one: a file, or the folder of a sharded checkpoint."""
+    return path.is_file() or (path / MANIFEST).is_file()
+
+
+def load_checkpoint(path: Path, world: World | None = None) -> dict[str, Any]:
+    """The state in a checkpoint. Of a sharded one it is what every process holds whole, and "sharded" is the folder from which
+    each process reads its shards (`sharding.load_shards`).
+
+    Args:
+        world: its processes call this together; each checks a share of the files of a sharded checkpoint.
 
     Raises:
         UsageError: it is missing, is not a checkpoint of this project, or its contents do not match its checksum.
     """
     match = _NAME.search(path.name)
+    if match and match[3] == "sharded" and path.is_dir():
+        if not _intact(path, match[2], world):
+            raise UsageError(f"{path} is damaged: its files do not match their checksums.")
+        return _read(path / REST) | {"sharded": str(path)}
     if path.is_dir():
         raise UsageError(f"{path} is a folder, not a checkpoint; remove it.")
     if not path.is_file() or not match:
         raise UsageError(f"{path} is not a checkpoint; give a file checkpoints/step-*.pt of a run.")
     if sha256(path)[:16] != match[2]:
         raise UsageError(f"{path} is damaged: its contents do not match the checksum in its name.")
+    return _read(path)
+
+
+def _intact(folder: Path, digest: str, world: World | None) -> bool:
+    """Whether the files of a sharded checkpoint are those of its manifest, and that the one of its name."""
+    try:
+        known: dict[str, str] = {}
+        if sha256(folder / MANIFEST)[:16] == digest:
+            known = json.loads((folder / MANIFEST).read_text())
+        rank, size = (world.rank, world.size) if world else (0, 1)
+        mine = sorted(known)[rank::size]
+        good = bool(known) and all(sha256(folder / name) == known[name] for name in mine)
+    except OSError:
+        good = False
+    return not world.any(not good)[0] if world else good
+
+
+def _read(path: Path) -> dict[str, Any]:
     # Memory-mapped: otherwise a large run's state would be in memory twice while loading.
     return torch.load(path, map_location="cpu", weights_only=True, mmap=True)

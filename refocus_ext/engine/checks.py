@@ -6,27 +6,31 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from refocus_ext.engine.checkpoints import is_checkpoint
 from refocus_ext.engine.run_folder import trained_with, untrained
 from refocus_ext.errors import UsageError, named
 from refocus_ext.images.class_names import check_class_map
 from refocus_ext.images.order import StepBatches
 from refocus_ext.images.sources.interface import ImageSource
+from refocus_ext.options.kinds import AUTO
 
 
 def check_run_options(options: Any, images: ImageSource) -> None:
     """Raises UsageError where the options that `Training` reads do not fit each other or the data."""
-    if options.resume not in ("auto", "never") and not Path(options.resume).is_file():
+    if options.resume not in ("auto", "never") and not is_checkpoint(Path(options.resume)):
         raise UsageError(
-            f"--resume {options.resume} is not a checkpoint file; it takes auto, never, or a file of a run's checkpoints/."
+            f"--resume {options.resume} is not a checkpoint; it takes auto, never, or a step-* of a run's checkpoints/."
         )
-    if options.batch_size % options.accumulate:
+    if options.accumulate != AUTO and options.batch_size % options.accumulate:
         raise UsageError(
             f"--accumulate {options.accumulate} does not divide --batch-size {options.batch_size}; choose one that does."
         )
     if options.batch_size > len(images):
-        hint = (
-            "" if options.data or options.preset == "demo" else f"; --preset {options.preset} is meant for --data DIR"
-        )
+        hint = f"; --preset {options.preset} is meant for --data DIR"
+        if options.data:
+            hint = "; --preset demo has sizes for a few images"
+        if options.preset == "demo":
+            hint = ""
         raise UsageError(
             f"--batch-size {options.batch_size} is larger than the data set of {len(images)} images; choose at most "
             f"{len(images)}{hint}."
@@ -35,7 +39,7 @@ def check_run_options(options: Any, images: ImageSource) -> None:
 
 def check_share(options: Any, images: ImageSource, processes: int) -> None:
     """Raises UsageError if the batch cannot be divided among the processes; otherwise their loaders would fail later."""
-    batch, accumulate = options.batch_size, options.accumulate
+    batch, accumulate = options.batch_size, options.accumulate or 1  # auto chooses a number that divides
     with named("--batch-size"):
         StepBatches(len(images), batch, start=0, stop=0, seed=0, world=processes, accumulate=accumulate)
 
@@ -43,7 +47,8 @@ def check_share(options: Any, images: ImageSource, processes: int) -> None:
 def check_classes(out: Path, classes: Sequence[str]) -> None:
     """Raises UsageError if a run that has begun in `out` numbered its classes otherwise."""
     if not untrained(out):
-        check_class_map(out / "classes.json", classes)
+        with named("--out"):
+            check_class_map(out / "classes.json", classes)
 
 
 def check_init(options: Any, out: Path, what: str) -> str:

@@ -29,6 +29,7 @@ class DeviceKind:
     views_at_once = 16  # images that a frozen tokenizer encodes together
     runs_behind = False  # the host only queues work, so that reading a value waits for all of it
     wide_sums = torch.float64  # dtype in which scalars are averaged
+    swaps = True  # what does not fit into memory is slow, not impossible
     tokens_at_once = 1024  # of eq. 13; an fp32 temporary is 32 MB at 8192 codes
 
     def available(self) -> bool:
@@ -99,6 +100,7 @@ class Cuda(DeviceKind):
     views_at_once = 128
     runs_behind = True
     wide_sums = torch.float32
+    swaps = False
     tokens_at_once = 8192  # three slices of a batch of 32 images; a temporary is 256 MB
 
     def available(self) -> bool:

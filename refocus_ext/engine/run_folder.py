@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 
 from refocus_ext.engine.checkpoints import checkpoints_of
 from refocus_ext.engine.same_run import Comparison, RunIdentity
-from refocus_ext.errors import UsageError
+from refocus_ext.errors import UsageError, named
 from refocus_ext.storage.atomic import remove_torn, save_json, sha256, written_beside
+from refocus_ext.storage.results import results_folder
 
 
 class Opening(NamedTuple):
@@ -128,6 +129,8 @@ def check_run_folder(path: Path, identity: RunIdentity, *, fresh: bool = False, 
     """
     if path.exists() and not path.is_dir():
         raise UsageError(f"--out {path} is a file; choose a folder.")
+    with named("--out"):
+        results_folder(str(path))
     begun = (path / "config.json").is_file()
     if not begun and path.is_dir() and any(path.iterdir()):
         raise UsageError(f"--out {path} holds files but no run; choose an empty or new folder.")
@@ -220,12 +223,17 @@ def require_space(path: Path, need: int, *, fresh: bool = False) -> None:
         fresh: an existing run will be moved aside; otherwise what it holds of them already is not needed again.
     """
     there = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir())
-    held = 0 if fresh else sum(file.stat().st_size for file in (*checkpoints_of(path).paths(), *path.glob("*.pth")))
+    held = 0 if fresh else sum(_size(entry) for entry in (*checkpoints_of(path).paths(), *path.glob("*.pth")))
     if (free := shutil.disk_usage(there).free) < need - held:
         raise UsageError(
             f"--out {path} has {free / 2**30:.2f} GiB free, but checkpoints and weights of this run need "
             f"{(need - held) / 2**30:.2f} GiB{' more' if held else ''}; free some space or choose another --out."
         )
+
+
+def _size(entry: Path) -> int:
+    """Bytes of a file, or of the files in a folder."""
+    return sum(_size(inner) for inner in entry.iterdir()) if entry.is_dir() else entry.stat().st_size
 
 
 def _step_of(line: str) -> float:

@@ -1,7 +1,7 @@
 """Optimizer states by parameter names, and FSDP2: a VAR spread over the processes, for d30 and d36.
 
-Checkpoints are the same as without sharding: whole tensors in one file, so a run can resume with another number of
-processes or unsharded.
+Each process saves its own shards (`sharded_checkpoints.py`). A run can resume with another number of processes or unsharded,
+and from the single file of an unsharded run.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_f
 from patches.model_parts import blocks_of
 from patches.protocols import VAR, as_module
 from refocus_ext.engine.distributed import World
+from refocus_ext.engine.sharded_checkpoints import load_shards
 
 _WHOLE = dcp.StateDictOptions(full_state_dict=True, cpu_offload=True)
 
@@ -91,10 +92,30 @@ def _names(module: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
     return [name_of[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
 
 
-def whole_state(module: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Any], dict[str, Any]]:
-    """State dicts of model and optimizer as whole tensors on rank 0; call it on every process."""
-    model = dcp.get_model_state_dict(module, options=_WHOLE)
-    return model, dcp.get_optimizer_state_dict(module, optimizer, options=_WHOLE)
+def parts_of(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """This process's parts of model and optimizer, as torch.distributed.checkpoint saves them; whole tensors if unsharded."""
+    return {
+        "model": dcp.get_model_state_dict(module),
+        "optimizer": dcp.get_optimizer_state_dict(module, optimizer),
+    }
+
+
+def load_parts(module: nn.Module, optimizer: torch.optim.Optimizer, folder: str, *, sharded: bool) -> None:
+    """Reads a sharded checkpoint into a model and its optimizer, which may be sharded otherwise or not at all."""
+    state = parts_of(module, optimizer)
+    load_shards(folder, state, together=sharded)
+    dcp.set_model_state_dict(module, state["model"])
+    dcp.set_optimizer_state_dict(module, optimizer, state["optimizer"])
+
+
+def load_model(module: nn.Module, state: dict[str, Any], name: str) -> None:
+    """Loads the weights `name` of a checkpoint's state, sharded or not, into a model that this process holds whole."""
+    if "sharded" not in state:
+        module.load_state_dict(state[name], strict=True)
+        return
+    parts = {"model": dcp.get_model_state_dict(module)}
+    load_shards(state["sharded"], parts, together=False)
+    dcp.set_model_state_dict(module, parts["model"])
 
 
 def whole_weights(module: nn.Module) -> dict[str, Any]:

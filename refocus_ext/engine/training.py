@@ -20,9 +20,10 @@ from refocus_ext.engine.checkpoints import checkpoints_of, load_checkpoint
 from refocus_ext.engine.devices import kind_of
 from refocus_ext.engine.distributed import World
 from refocus_ext.engine.interruption import Interruption, from_loader, leave_signals_to_parent
-from refocus_ext.engine.memory import MemoryWatch
+from refocus_ext.engine.memory.watch import MemoryWatch
 from refocus_ext.engine.progress import Progress
 from refocus_ext.engine.run_folder import RunFolder
+from refocus_ext.engine.sharded_checkpoints import ShardedSaver
 from refocus_ext.engine.step_result import Pending, Read, StepResult
 from refocus_ext.errors import RunFailed
 from refocus_ext.images.order import StepBatches
@@ -67,6 +68,7 @@ class RunPlan:
         workers: loader processes per process.
         save_every: steps between checkpoints; 0 saves only at the end and when interrupted.
         picture_every: steps between validations.
+        keep: checkpoints kept.
         resume: "auto", "never", or a checkpoint file.
         schedule: (first step, steps in all that hold from it on) of an extended run, in order; empty for another one.
         gone: the weights the run started from, if their file is not there any more; it can then only be resumed.
@@ -83,6 +85,7 @@ class RunPlan:
     resume: str
     schedule: tuple[tuple[int, int], ...] = ()
     gone: str = ""
+    keep: int = 2
 
     @classmethod
     def of(cls, options: RunOptions, schedule: tuple[tuple[int, int], ...] = (), gone: str = "") -> RunPlan:
@@ -98,6 +101,7 @@ class RunPlan:
             resume=options.resume,
             schedule=schedule,
             gone=gone,
+            keep=getattr(options, "keep", 2),
         )
 
     def steps_at(self, step: int) -> int:
@@ -133,6 +137,7 @@ class Training(ABC):
         self.step = 0  # optimizer steps done
         self.skipped_in_a_row = 0
         self.saved_at = -1
+        self.saver: ShardedSaver | None = None  # of a sharded run
         self.unread: list[Pending] = []  # steps taken whose numbers have not been read
         self.reads_late = kind_of(world.device).runs_behind
         self.memory = MemoryWatch(plan.batch_size, plan.accumulate, world)
@@ -186,9 +191,13 @@ class Training(ABC):
                 if code and self.step < self.plan.steps:
                     self._read_all(progress)
                     self.save()
+                    self._finish_saving()
                     progress.say(f"saved step {self.step}; rerun the same command to resume")
                     return code
+            self._finish_saving()
         finally:
+            if self.saver:
+                self.saver.abandon()
             progress.close()
             if self.run:
                 self.run.close()
@@ -203,7 +212,8 @@ class Training(ABC):
             result = self.train_step(self.step, batches)
         self.step += 1
         broken = self._note_broken(batches)
-        flags = [*interruption.flags(), float(len(broken)), float(len(broken) > self.data.broken_limit)]
+        flags = [*interruption.flags(), float(self.saver is not None and self.saver.failed)]
+        flags += [float(len(broken)), float(len(broken) > self.data.broken_limit)]
         self.unread.append(Pending(self.step, result, flags, self.world))
         last = self.step == self.plan.steps
         observes, saves = (last or _due(self.step, every) for every in (self.plan.picture_every, self.plan.save_every))
@@ -227,14 +237,17 @@ class Training(ABC):
 
     def _log(self, read: Read, progress: Progress) -> int:
         """Logs a step; returns the exit code if a process was interrupted."""
-        *signals, broken, too_many = read.flags
+        *signals, unsaved, broken, too_many = read.flags
+        if unsaved:
+            self._finish_saving()
         self._watch_finiteness(read, progress)
         values = {"skipped": 1.0} if read.bad else read.values
         values["broken_images"] = broken
         if too_many:
             raise RunFailed(
-                f"{len(self.data.known_broken)} images of {len(self.data)} cannot be decoded, more than "
-                f"the limit of {self.data.broken_limit}; check the folder, remove these images and rerun the same command."
+                f"{len(self.data.known_broken)} images of {len(self.data)} cannot be decoded, more than the limit of "
+                f"{self.data.broken_limit}; check the folder. With these images removed it is other data, for a new run in "
+                "another folder."
             )
         if self.run:
             self.run.log(read.step, values, "train/")
@@ -303,14 +316,24 @@ class Training(ABC):
     # ------------------------------------------------------------------ saving and resuming
 
     def save(self) -> None:
-        """Writes a checkpoint and the finished weights on rank 0; the other processes wait."""
+        """Writes a checkpoint and the finished weights: on rank 0 while the other processes wait, or all processes their shards
+        in the background."""
         if self.saved_at == self.step:
             return
+        # on every process: gathering sharded tensors needs all of them
+        state, weights = self.state_dict(), self.weights()
+        if self.saver:
+            self.saver.begin(self.step, state, then=lambda: self._write(weights))
+        else:
+            self._save_whole(state, weights)
+        self.saved_at = self.step
+
+    def _finish_saving(self) -> None:
+        if self.saver:
+            self.saver.finish()
+
+    def _save_whole(self, state: dict[str, Any], weights: dict[str, dict[str, Any]]) -> None:
         error = None
-        state, weights = (
-            self.state_dict(),
-            self.weights(),
-        )  # on every process: gathering sharded tensors needs all of them
         if self.run:
             for write in (lambda run: run.checkpoints.save(self.step, state), lambda run: self._write(weights)):
                 try:  # if the disk is too full for a checkpoint, the weights alone may still fit
@@ -320,7 +343,6 @@ class Training(ABC):
         (failed_anywhere,) = self.world.any(error is not None)
         if failed_anywhere:
             raise error or RunFailed("rank 0 could not save.")
-        self.saved_at = self.step
 
     def _write(self, weights: dict[str, dict[str, Any]]) -> None:
         """Writes the weight files and records their checksums in config.json."""
@@ -335,7 +357,11 @@ class Training(ABC):
     def _resume(self) -> None:
         given = self.plan.resume not in ("auto", "never")
         checkpoints = checkpoints_of(self.plan.out)
-        state = load_checkpoint(Path(self.plan.resume)) if given else checkpoints.load_latest(self.world.say)
+        state = (
+            load_checkpoint(Path(self.plan.resume), self.world)
+            if given
+            else checkpoints.load_latest(self.world.say, self.world)
+        )
         if state is None:
             if self.plan.gone:
                 raise RunFailed(

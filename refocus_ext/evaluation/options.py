@@ -66,6 +66,12 @@ class EvalOptions(Options):
     data: str = TOKENIZER(
         "", "ImageFolder whose val/CLASS/*.JPEG are measured; without it the data of the run itself", metavar="DIR"
     )
+    crop_scale: float | None = TOKENIZER(
+        None,
+        "the shorter side is resized to this many crops before the centre crop: 1.125 as in VAR's rFID (288 px for 256), 1 as in "
+        "LlamaGen's; without it as the run had",
+        positive(float),
+    )
     images: int | None = TOKENIZER(
         None, "at most this many images, evenly spread over val; without it all", positive(int)
     )

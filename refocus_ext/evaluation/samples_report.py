@@ -74,15 +74,19 @@ COLUMNS = {
     "precision": ("precision", ".2f"),
     "recall": ("recall", ".2f"),
 }
-# Table 1 of the paper; VAR's IS at d16 is the baseline of its Table 2.
+# Table 1 of the paper: FID, IS, precision, recall.
+_TABLE_1 = {
+    12: ((5.81, 201.3, 0.81, 0.45), (3.95, 238.2, 0.84, 0.49)),
+    16: ((3.55, 280.4, 0.84, 0.51), (2.89, 298.1, 0.85, 0.54)),
+    20: ((2.95, 302.6, 0.83, 0.56), (2.25, 312.8, 0.86, 0.59)),
+    24: ((2.33, 312.9, 0.82, 0.59), (1.75, 325.8, 0.84, 0.61)),
+}
 PUBLISHED: dict[int, dict[str, dict[str, float]]] = {
-    12: {"VAR": {"fid": 5.81}, "ReFocus-VAR": {"fid": 3.95, "is": 238.2, "precision": 0.84, "recall": 0.49}},
-    16: {
-        "VAR": {"fid": 3.55, "is": 280.4},
-        "ReFocus-VAR": {"fid": 2.89, "is": 298.1, "precision": 0.85, "recall": 0.54},
-    },
-    20: {"VAR": {"fid": 2.95}, "ReFocus-VAR": {"fid": 2.25, "is": 312.8, "precision": 0.86, "recall": 0.59}},
-    24: {"VAR": {"fid": 2.33}, "ReFocus-VAR": {"fid": 1.75, "is": 325.8, "precision": 0.84, "recall": 0.61}},
+    depth: {
+        name: dict(zip(("fid", "is", "precision", "recall"), values, strict=True))
+        for name, values in zip(("VAR", "ReFocus-VAR"), rows, strict=True)
+    }
+    for depth, rows in _TABLE_1.items()
 }
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +61,11 @@ def main(options: EvalOptions) -> int:
     )
     chosen = spread(range(len(images)), options.images or len(images))
     size = tokenizer.pyramid.image_size
-    print(f"measuring {tokenizer.path} on {len(chosen)} images of {source}, centre crops of {size} px, on {device}")
-    report = evaluate(tokenizer, loader(tokenizer, images, chosen, options), tools, device)
+    crops = centre_crops(tokenizer, images, options.crop_scale)
+    view = f"centre crops of {size} px of images resized to {crops.shorter} px"
+    print(f"measuring {tokenizer.path} on {len(chosen)} images of {source}, {view}, on {device}")
+    batches = loader(tokenizer, crops, chosen, options)
+    report = replace(evaluate(tokenizer, batches, tools, device, images.name), view=view)
     print("\n" + "\n".join(table(report)))
     if options.json:
         with named("--json"):
@@ -105,21 +109,32 @@ def numbered_as_run(run: Path, images: ImageSource) -> ImageSource:
     return numbered_as(images, classes) if set(images.classes) <= set(classes) else images
 
 
-def loader(tokenizer: Tokenizer, images: ImageSource, chosen: Sequence[int], options: EvalOptions) -> DataLoader[Any]:
-    """Centre crops of the chosen images, resized as in the run's validation."""
+def centre_crops(tokenizer: Tokenizer, images: ImageSource, scale: float | None) -> Crops:
+    """Centre crops of images whose shorter side is resized to `scale` crops; None as in the run's validation."""
+    scale = tokenizer.trained_with.crop_scale if scale is None else scale
+    return Crops(images, tokenizer.pyramid.image_size, scale=scale, random=False)
+
+
+def loader(tokenizer: Tokenizer, crops: Crops, chosen: Sequence[int], options: EvalOptions) -> DataLoader[Any]:
+    """Batches of the chosen images."""
     trained = tokenizer.trained_with
-    crops = Crops(images, tokenizer.pyramid.image_size, scale=trained.crop_scale, random=False)
     workers = trained.workers if options.workers is None else options.workers
     return DataLoader(Subset(crops, chosen), batch_size=options.batch_size or 16, num_workers=workers)
 
 
-def evaluate(tokenizer: Tokenizer, batches: Any, tools: Instruments, device: torch.device) -> TokenizerReport:
-    """Measures the tokenizer on batches of `Sample`."""
-    evaluation, replaced = Evaluation(tokenizer, tools), 0
+def evaluate(
+    tokenizer: Tokenizer, batches: Any, tools: Instruments, device: torch.device, name: Callable[[int], str] = str
+) -> TokenizerReport:
+    """Measures the tokenizer on batches of `Sample`.
+
+    Args:
+        name: of an image by its index.
+    """
+    evaluation, broken = Evaluation(tokenizer, tools), list[int]()
     for batch in tqdm(batches, unit="batch", dynamic_ncols=True, disable=not sys.stderr.isatty()):
         evaluation.update(batch.image.to(device, non_blocking=True))
-        replaced += int((batch.broken >= 0).sum())
-    return evaluation.report(replaced)
+        broken += [index for index in batch.broken.tolist() if index >= 0]
+    return evaluation.report([name(index) for index in broken])
 
 
 class Evaluation:
@@ -166,8 +181,11 @@ class Evaluation:
         alias_K = [self.pyramid.alias(x, k) for k in range(self.pyramid.states - 1)]
         self.explained.update(alias_K, alias.reconstruct(alias.tokens(alias_K)))
 
-    def report(self, replaced: int = 0) -> TokenizerReport:
+    def report(self, replaced: Sequence[str] = ()) -> TokenizerReport:
         """The report on all images so far.
+
+        Args:
+            replaced: names of the images that could not be decoded.
 
         Raises:
             ValueError: there were none.
@@ -178,10 +196,11 @@ class Evaluation:
         missing = dict(self.tools.not_measured)
         rfid = self._rfid(notes, missing)
         if replaced:
-            notes.append(f"{replaced} images cannot be decoded; the images after them were measured twice instead.")
+            shown = ", ".join(replaced[:3]) + (f" and {len(replaced) - 3} more" if len(replaced) > 3 else "")
+            notes.append(f"cannot be decoded: {shown}; the next images were measured twice instead.")
         return TokenizerReport(
             images=self.images,
-            replaced=replaced,
+            replaced=len(replaced),
             states=self._states(),
             scales=self._scales(),
             codes=self.hits_SV.shape[1],

@@ -51,6 +51,7 @@ class TokenizerReport:
     alias_explained: list[float] | None
     not_measured: dict[str, str]
     notes: list[str]
+    view: str = ""  # how images became crops
 
     @property
     def counts(self) -> dict[str, int]:
@@ -81,7 +82,7 @@ def table(report: TokenizerReport) -> list[str]:
         *_scale_table(report),
         "",
         *_alias_lines(report.alias_explained),
-        f"all tokens against x, {report.images:,} images: {_numbers(report.reconstruction)}",
+        f"all tokens against x, {report.images:,} images{', ' * bool(report.view)}{report.view}: {_numbers(report.reconstruction)}",
         *too_few(report.images, "images", "rFID" if report.rfid is not None else "these numbers"),
         *(f"note: {note}" for note in report.notes),
         *(f"not measured: {LABELS[name]}, because {reason}" for name, reason in report.not_measured.items()),

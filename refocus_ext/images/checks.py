@@ -26,9 +26,13 @@ def check_images(images: ImageSource, crop: int, small_images: str) -> str | Non
     """
     checked = range(0, len(images), max(1, len(images) // SMALL_DATA_SET))
     refuse = small_images == "refuse" or (small_images == "auto" and len(images) <= SMALL_DATA_SET)
-    small = 0
+    small, unreadable = 0, []
     for index in checked:
-        width, height, _ = header_of(images, index, crop)
+        try:
+            width, height, _ = header_of(images, index, crop)
+        except UsageError as error:
+            unreadable.append(str(error))
+            continue
         if min(width, height) >= crop:
             continue
         if refuse:
@@ -37,6 +41,9 @@ def check_images(images: ImageSource, crop: int, small_images: str) -> str | Non
                 "smaller image size, or allow upsampling of small images."
             )
         small += 1
+    if unreadable:
+        more = f" (and {len(unreadable) - 1} more of the {len(checked)} files checked)" if len(unreadable) > 1 else ""
+        raise UsageError(f"{unreadable[0].removesuffix('.')}{more}.")
     if not small:
         return None
     return f"{small} of {len(checked)} images checked are smaller than {crop} px and are upsampled, as VAR does"

@@ -46,12 +46,19 @@ def check_class_map(file: Path, classes: Sequence[str]) -> None:
         raise UsageError(f"{file} cannot be read as class names; restore it, or start a new run.") from None
     if list(classes) == theirs:
         return
-    changed = sorted(set(classes) ^ set(theirs)) if isinstance(theirs, list) else []
-    what = f"{'without' if changed[0] in classes else 'with'} the class {changed[0]}" if changed else "in another order"
     raise UsageError(
-        f"{file.parent} was begun on other classes ({len(theirs)}, {what}; the data now has {len(classes)}), so that labels "
-        "would change their meaning; restore the data, or start a new run."
+        f"{file.parent} was begun on other classes ({_difference(classes, theirs)}), so that labels would change their meaning; "
+        "restore the data, or start a new run in another folder."
     )
+
+
+def _difference(ours: Sequence[str], theirs: Sequence[str]) -> str:
+    """'it has 2 that the data lacks, such as cat; the data has 1 that it lacks, such as dog'."""
+    lost = [name for name in theirs if name not in set(ours)]
+    new = [name for name in ours if name not in set(theirs)]
+    parts = [f"it has {len(lost)} that the data lacks, such as '{lost[0]}'"] if lost else []
+    parts += [f"the data has {len(new)} that it lacks, such as '{new[0]}'"] if new else []
+    return "; ".join(parts) or "in another order"
 
 
 def choose_class_names(given: Path | None, beside: Path, num_classes: int) -> tuple[str, ...]:
@@ -110,7 +117,8 @@ def _suggestion(word: str, names: Sequence[str]) -> str:
     close = close or [name for key, name in lower.items() if word.lower() in key][:3]
     if close:
         return f"; did you mean {' or '.join(close)}?"
-    return f"; the names are {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}."
+    quoted = ", ".join(f"'{name}'" for name in names[:5])
+    return f"; the names are {quoted}{', ...' if len(names) > 5 else ''}."
 
 
 def labels_of(words: str, names: Sequence[str], num_classes: int) -> list[int]:

@@ -61,6 +61,14 @@ class Crops(Dataset[Sample]):
         other, image = self.decodable(index)
         return self._sample(key, other, image, index if other != index else -1)
 
+    def told(self, index: int) -> Sample:
+        """`self[index]` in this process, with a line the first time that it is another image's because this one is broken."""
+        sample = self[index]
+        if sample.broken >= 0 and index not in self.known_broken:
+            self.known_broken.add(index)
+            print(f"broken image replaced in validation: {self.images.name(index)}", flush=True)
+        return sample
+
     def decodable(self, index: int) -> tuple[int, Image.Image]:
         """The resized image and its index, or those of the next image that can be decoded.
 

@@ -43,6 +43,8 @@ def load_square(path: str, size: int) -> Tensor:
     Raises:
         UsageError: it is not a readable image.
     """
+    if Path(path).is_dir():
+        raise UsageError(f"{path} is a folder; give the path of one photograph.")
     if not Path(path).is_file():
         raise UsageError(f"there is no image {path}; give the path of a photograph.")
     try:

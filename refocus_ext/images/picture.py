@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -12,6 +15,18 @@ from torch import Tensor
 from refocus_ext.storage.atomic import written_beside
 
 BACKGROUND, INK, FAINT = (255, 255, 255), (20, 20, 20), (110, 110, 110)
+
+
+@functools.cache
+def font_of(points: int, bold: bool = False) -> Any:
+    """A font for captions: matplotlib's DejaVu, which has letters of most European languages; without it Pillow's own."""
+    spec = importlib.util.find_spec("matplotlib")
+    name = f"DejaVuSans{'-Bold' * bold}.ttf"
+    for folder in spec.submodule_search_locations or () if spec else ():
+        file = Path(folder) / "mpl-data" / "fonts" / "ttf" / name
+        if file.is_file():
+            return ImageFont.truetype(str(file), points)
+    return ImageFont.load_default(points)
 
 
 def to_image(image_3HW: Tensor, side: int | None = None) -> Image.Image:
@@ -45,7 +60,7 @@ def grid(
         captions: a short line under each image ("" for none).
         names: a label left of each row.
     """
-    font, small = ImageFont.load_default(15), ImageFont.load_default(12)
+    font, small = font_of(15), font_of(12)
     gap, foot = 6, 16 if captions else 0
     head = (26 if title else 0) + 18 * max(header.count("\n") + 1 for header in headers) + gap
     left = gap + (max(int(font.getlength(name)) for name in names) + 2 * gap if names else 0)

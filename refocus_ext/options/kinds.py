@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
 from collections.abc import Callable
 from typing import TypeVar
 
 N = TypeVar("N", int, float)
+AUTO = 0  # the number that stands for "auto"
 
 
 def int_list(text: str) -> tuple[int, ...]:
@@ -31,8 +33,9 @@ def positive(kind: type[N]) -> Callable[[str], N]:
 
     def parse(text: str) -> N:
         value = kind(text)
-        if not value > 0:
-            raise argparse.ArgumentTypeError(f"{text} is not greater than 0")
+        if not 0 < value < math.inf:
+            what = "greater than 0" if not value > 0 else "finite"
+            raise argparse.ArgumentTypeError(f"{text} is not {what}")
         return value
 
     parse.__name__ = kind.__name__
@@ -44,9 +47,17 @@ def non_negative(kind: type[N]) -> Callable[[str], N]:
 
     def parse(text: str) -> N:
         value = kind(text)
-        if not value >= 0:
-            raise argparse.ArgumentTypeError(f"{text} is less than 0")
+        if not 0 <= value < math.inf:
+            raise argparse.ArgumentTypeError(f"{text} is {'less than 0' if not value >= 0 else 'not finite'}")
         return value
 
     parse.__name__ = kind.__name__
     return parse
+
+
+def number_or_auto(text: str) -> int:
+    """A number > 0, or `AUTO` for 'auto'."""
+    return AUTO if text == "auto" else positive(int)(text)
+
+
+number_or_auto.__name__ = "int"

@@ -17,6 +17,7 @@ from refocus_ext.options.fields import Option, Options
 from refocus_ext.options.presets import Stage, preset, presets_of
 
 Typed = Mapping[str, object]
+PATHS = ("DIR", "FILE", "RUN", "RUN|FILE", "DIR|off")  # metavars of options that take a path
 
 
 class Parser(typed_argparse.Parser):
@@ -60,6 +61,11 @@ class Parser(typed_argparse.Parser):
         if unknown:
             self._command(name).refuse(unknown)
         cls = self._classes[name]
+        for option, field in cls.fields().items():
+            if words[option] == "" and field.default == "" and field.shown in PATHS:
+                self._command(name).error(
+                    f"--{option.replace('_', '-')} is an empty word, as an unset variable gives; give a path, or omit the option."
+                )
         typed = {option: words[option] for option in cls.fields() if words[option] is not None}
         typed |= {option: tuple(value) for option, value in typed.items() if isinstance(value, list)}
         return cls.from_argparse(argparse.Namespace(**filled(cls, typed)))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from refocus_ext.options.fields import Heading
-from refocus_ext.options.kinds import int_list, non_negative, positive
+from refocus_ext.options.kinds import int_list, non_negative, number_or_auto, positive
 from refocus_ext.options.presets import preset_names
 
 
@@ -53,7 +53,8 @@ def batch_size(under: Heading) -> int:
 
 
 def accumulate(under: Heading) -> int:
-    return under(1, "micro-batches per step on each process", positive(int), told=True)
+    text = "micro-batches per step on each process; auto: as few as fit into the memory that is free"
+    return under(1, text, number_or_auto, metavar="INT|auto", told=True)
 
 
 def workers(under: Heading) -> int:

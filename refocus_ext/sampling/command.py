@@ -73,6 +73,10 @@ def check_options(options: SampleOptions) -> str:
         raise UsageError("--mask and --outside need --edit IMAGE.")
     if options.per_class and (job not in ("npz", "folder") or options.count):
         raise UsageError("--per-class needs --npz or --folder, and excludes --count.")
+    for name in ("out", "steps_strip"):
+        word = getattr(options, name)
+        if word and Path(word).suffix.lower() != ".png":
+            raise UsageError(f"--{name.replace('_', '-')} {word} is a picture; end its name in .png.")
     if options.out and job in ("npz", "folder", "steps_strip"):
         raise UsageError(f"--out is for pictures; --{job.replace('_', '-')} already names its file.")
     if options.rng == "batch" and job not in ("grid", "compare"):

@@ -63,7 +63,10 @@ def kept_region(box: Box, cells: int, outside: bool) -> Tensor:
     inside[box.y0 : box.y1, box.x0 : box.x1] = True
     if inside.all():
         left = "repaint" if outside else "keep"
-        raise UsageError(f"the box covers the whole image, which leaves nothing to {left}; make it smaller.")
+        raise UsageError(
+            f"the box, rounded to latent cells of {STRIDE} pixels ({box.pixels()}), covers the whole image, which leaves "
+            f"nothing to {left}; make it smaller."
+        )
     return inside if outside else ~inside
 
 

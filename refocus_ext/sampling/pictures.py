@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from PIL import Image, ImageFont
+from PIL import Image
 from torch import Tensor
 
-from refocus_ext.images.picture import grid, image_bytes
+from refocus_ext.images.picture import font_of, grid, image_bytes
 from refocus_ext.sampling.editing import Edit
 from refocus_ext.sampling.student import Student
 
@@ -21,7 +21,7 @@ def side_of(student: Student) -> int:
 
 def shorten(text: str, width: int) -> str:
     """The text, shortened with dots if it is wider than `width` pixels as a caption."""
-    font = ImageFont.load_default(12)
+    font = font_of(12)
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(text + "...") > width:

@@ -32,19 +32,38 @@ def written_beside(path: Path) -> Iterator[Path]:
         with open(beside, "rb") as file:
             os.fsync(file.fileno())
         os.replace(beside, path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(beside)
 
 
 def remove_torn(folder: Path) -> None:
-    """Removes the temporary files of killed writers from a folder that has one writer."""
+    """Removes the temporary files and folders of killed writers from a folder that has one writer."""
     for torn in folder.glob(".*.part"):
-        torn.unlink(missing_ok=True)
+        remove(torn)
 
 
-def _sync_folder(folder: Path) -> None:
+def remove(path: Path) -> None:
+    """Removes a file, or a folder with its files; it may be missing."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def publish_folder(draft: Path, path: Path) -> None:
+    """Renames a folder whose files are complete and on the disk.
+
+    Raises:
+        OSError: it cannot be written, or another folder is in its place.
+    """
+    sync_folder(draft)
+    os.replace(draft, path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -22,7 +22,7 @@ def read_var(path: Path) -> Reading:
     Raises:
         UsageError: there are none, or several.
     """
-    return read_network(path, VAR)
+    return _finite(path, read_network(path, VAR))
 
 
 def read_vae(path: Path) -> Reading:
@@ -31,7 +31,20 @@ def read_vae(path: Path) -> Reading:
     Raises:
         UsageError: there are none, or several.
     """
-    return read_network(path, VQVAE)
+    return _finite(path, read_network(path, VQVAE))
+
+
+def _finite(path: Path, found: Reading) -> Reading:
+    """
+    Raises:
+        UsageError: a weight is not a number, as after a training that diverged. (VAR's mask holds infinities.)
+    """
+    for name, tensor in found.state.items():
+        if tensor.is_floating_point() and bool(tensor.isnan().any()):
+            raise UsageError(
+                f"{path} holds values that are not numbers (in {name}); give the weights of another training."
+            )
+    return found
 
 
 def var_state_dict(path: Path) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -13,9 +14,10 @@ from torch import nn
 from patches import Upstream, load_upstream
 from patches.protocols import FocusedVQVAE, as_module
 from refocus_ext.engine.checks import check_classes, check_init, check_share
-from refocus_ext.engine.devices import autocast_dtype, precision_name
+from refocus_ext.engine.devices import autocast_dtype, kind_of, precision_name
 from refocus_ext.engine.distributed import World, join_world, planned, preflight_device
 from refocus_ext.engine.interruption import Interruption
+from refocus_ext.engine.memory.plan import free_memory
 from refocus_ext.engine.run_folder import RunFolder, check_run_folder, require_space, schedule_of
 from refocus_ext.engine.same_run import RunIdentity, file_meaning
 from refocus_ext.engine.training import RunPlan
@@ -26,11 +28,13 @@ from refocus_ext.images.sources.folder import NoValidation
 from refocus_ext.images.sources.interface import ImageSource
 from refocus_ext.images.sources.kinds import find_images
 from refocus_ext.optics.pyramid import FocusPyramid
+from refocus_ext.options.kinds import AUTO
 from refocus_ext.seeds import Stream, stream_seed
 from refocus_ext.storage.atomic import save_json
 from refocus_ext.storage.weights import state_bytes
 from refocus_ext.tokenizer.alias.geometry import AliasGeometry
 from refocus_ext.tokenizer.alias.training import AliasTraining
+from refocus_ext.tokenizer.budget import SMALLER, budget_of, print_cost
 from refocus_ext.tokenizer.options import TokenizerOptions
 from refocus_ext.tokenizer.plan import (
     alias_geometry,
@@ -38,7 +42,6 @@ from refocus_ext.tokenizer.plan import (
     check_plan,
     make_pyramid,
     only_alias,
-    print_cost,
     print_plan,
     why_preset,
 )
@@ -71,8 +74,10 @@ def preflight(options: TokenizerOptions, processes: int) -> None:
     device = preflight_device(options.device)
     cpu = torch.device("cpu")
     prepared = prepare(load_upstream(), options, cpu)
-    perceptual_loss(prepared.options, cpu)
-    check(prepared, World(0, processes, device))
+    lpips, world = perceptual_loss(prepared.options, cpu), World(0, processes, device)
+    check(prepared, world)
+    with contextlib.redirect_stdout(io.StringIO()):  # the run prints its plan itself
+        within_memory(prepared, lpips, world, kind_of(device).free_memory(device))
 
 
 def check(prepared: Prepared, world: World) -> None:
@@ -84,6 +89,29 @@ def check(prepared: Prepared, world: World) -> None:
         check_classes(out, prepared.train.classes)
     check_run_folder(out, identity_of(prepared, world), fresh=fresh, extend=options.extend)
     require_space(out, 3 * 3 * state_bytes(as_module(prepared.vae)), fresh=fresh)
+
+
+def within_memory(prepared: Prepared, lpips: nn.Module | None, world: World, free: int | None) -> Prepared:
+    """The run with as many micro-batches as "auto" is; rank 0 prints what it needs. Where no one asks, nothing is counted: a
+    CPU can swap.
+
+    Args:
+        free: bytes, before the model was built.
+
+    Raises:
+        UsageError: its batch cannot be divided, or it does not fit into the memory of its device.
+    """
+    options, device = prepared.options, world.device
+    if kind_of(device).swaps and options.accumulate != AUTO and not options.dry_run:
+        return prepared
+    check_share(options, prepared.train, world.size)
+    cost, budget = budget_of(options, prepared.vae, prepared.geometry, lpips, device, world.size, free)
+    options = options.replace(accumulate=budget.choose(options.accumulate))
+    world.say(budget.line(options.accumulate))
+    if options.dry_run and world.main:
+        print_cost(options, cost)
+    budget.require(options.accumulate, device, SMALLER)
+    return prepared._replace(options=options)
 
 
 def identity_of(prepared: Prepared, world: World) -> RunIdentity:
@@ -144,19 +172,22 @@ def hinting_at_share() -> Iterator[None]:
 
 
 def _run(options: TokenizerOptions, world: World) -> int:
+    free = free_memory(world)  # before the model takes its part
     world = planned(world) if options.dry_run else world
     upstream = load_upstream()
     world.say(upstream.describe())
     world.say(why_preset(options))
     prepared = prepare(upstream, options, world.device)
-    options, pyramid, train, val, geometry, vae, notes, gone = prepared
-    for note in notes:
+    for note in prepared.notes:
         world.say(f"note: {note}")
     if world.main:
-        print_plan(options, pyramid, vae, geometry, train, world.device)
-    if options.dry_run and world.main and not options.only:  # what is counted is a step of the VQVAE
-        print_cost(options, pyramid, vae, world.device, world.size)
-    lpips = perceptual_loss(options, world.device)
+        print_plan(prepared.options, prepared.pyramid, prepared.vae, prepared.geometry, prepared.train, world.device)
+    load = counted_lpips if options.dry_run else perceptual_loss
+    lpips = load(prepared.options, world.device)
+    prepared = within_memory(prepared, lpips, world, free)
+    if options.dry_run:
+        perceptual_loss(prepared.options, world.device)  # refuses what the run would refuse
+    options, _, train, val, geometry, vae, _, gone = prepared
     check(prepared, world)
     if options.dry_run:
         return 0
@@ -170,6 +201,7 @@ def _run(options: TokenizerOptions, world: World) -> int:
         training = AliasTraining(plan, recipe, world, run, vae, geometry, None, data)
     else:
         training = TokenizerTraining(plan, recipe, world, run, vae, geometry, lpips, data)
+    training.memory.checkpointing = None if options.only else not (options.grad_checkpoint or options.compile)
     if run:
         crops = Crops(val, options.image_size, scale=options.crop_scale, random=False)
         batch, held_out = min(32, options.batch_size), val != train
@@ -210,6 +242,15 @@ def perceptual_loss(options: TokenizerOptions, device: torch.device) -> nn.Modul
     from refocus_ext.tokenizer.losses.perceptual import load_lpips
 
     return load_lpips(options.lpips_weights, device)
+
+
+def counted_lpips(options: TokenizerOptions, device: torch.device) -> nn.Module | None:
+    """What a dry run counts in the place of LPIPS: its weights file may be missing."""
+    if not options.lpips:
+        return None
+    from refocus_ext.tokenizer.losses.perceptual import untrained_lpips
+
+    return untrained_lpips()
 
 
 def open_run(prepared: Prepared, upstream: Upstream, world: World) -> RunFolder:

@@ -134,6 +134,11 @@ class TokenizerOptions(Options):
         "fp32 on a CPU",
         choices=("auto", "fp32", "bf16", "fp16"),
     )
+    grad_checkpoint: bool = SPEED(
+        False,
+        "recompute the passes of encoder and decoder in the backward pass: less memory, a third more time",
+        told=True,
+    )
     compile: bool = SPEED(False, "torch.compile encoder and decoder", told=True)
     channels_last: str = SPEED(
         "auto", "memory layout of the networks; auto is on for CUDA", choices=("auto", "on", "off"), told=True

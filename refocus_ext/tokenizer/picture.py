@@ -31,7 +31,7 @@ def draw_prefixes(
     vae.eval()
     rows, captions, names = [], [], []
     for index in spread(range(len(data)), min(ROWS, rows_at_most)):
-        sample = data[index]
+        sample = data.told(index)
         row, caption = _row(vae, sample.image.unsqueeze(0).to(device), quantized)
         rows.append(row)
         captions.append(caption)
@@ -73,7 +73,7 @@ def draw_alias(
     device = next(alias.parameters()).device
     rows, names = [], []
     for index in spread(range(len(data)), ROWS):
-        sample = data[index]
+        sample = data.told(index)
         views = [pyramid.alias(sample.image.unsqueeze(0).to(device), k) for k in range(pyramid.states - 1)]
         decoded = alias.reconstruct(alias.tokens(views))
         row = [sample.image]

@@ -11,14 +11,13 @@ from patches import Focus, Upstream
 from patches.protocols import VQVAE, as_module
 from patches.vae_init import init_vae_weights
 from refocus_ext.engine.checks import check_run_options
-from refocus_ext.engine.devices import autocast_dtype, precision_in_words
+from refocus_ext.engine.devices import precision_in_words
 from refocus_ext.errors import UsageError, named
 from refocus_ext.images.sources.interface import ImageSource, classes_in_words
 from refocus_ext.optics.pyramid import FocusPyramid
 from refocus_ext.storage.upstream_weights import phis_of, read_vae, scales_of_vae, vae_geometry, vae_state_dict
 from refocus_ext.storage.weights import load_strictly
 from refocus_ext.tokenizer.alias.geometry import AliasGeometry
-from refocus_ext.tokenizer.cost import memory_bytes, step_cost
 from refocus_ext.tokenizer.options import TokenizerOptions
 
 
@@ -54,7 +53,13 @@ def check_plan(options: TokenizerOptions, pyramid: FocusPyramid, images: ImageSo
         raise UsageError("--patch-nums needs at least two token maps.")
     if options.ch % 32:
         raise UsageError(f"--ch {options.ch} is not a multiple of 32, the groups of the VQVAE's normalization.")
+    if options.val_share and not options.data:
+        raise UsageError(
+            f"--val-share {options.val_share:g} needs --data DIR; the demo validates on its own photographs."
+        )
     check_run_options(options, images)
+    if options.grad_checkpoint and options.compile:
+        raise UsageError("--grad-checkpoint and --compile do not go together in this command; omit one of them.")
     if options.warm_autoencoder >= options.steps:
         raise UsageError(
             f"--warm-autoencoder {options.warm_autoencoder} leaves no step of --steps {options.steps} with quantization; lower it."
@@ -107,7 +112,7 @@ def build_vae(upstream: Upstream, options: TokenizerOptions, pyramid: FocusPyram
     init_vae_weights(vae)
     if options.init and Path(options.init).exists():  # a run that has begun may be resumed without it
         load_published(vae, Path(options.init))
-    Focus(pyramid).apply(vae)
+    Focus(pyramid, recomputes=options.grad_checkpoint).apply(vae)
     return vae.requires_grad_(False).eval() if options.only else vae.train()
 
 
@@ -169,22 +174,6 @@ def print_plan(
         f"training: {options.steps} steps of {options.batch_size} images ({options.warm_autoencoder} of them without "
         f"quantization), peak lr {options.alias_lr if options.only else options.lr:g}, "
         f"in {precision_in_words(options.precision, device)} on {device}"
-    )
-
-
-def print_cost(
-    options: TokenizerOptions, pyramid: FocusPyramid, vae: VQVAE, device: torch.device, world_size: int
-) -> None:
-    """Prints the FLOPs of a step and the memory of a process, for --dry-run."""
-    parameters = sum(p.numel() for p in vae.parameters())
-    cost = step_cost(vae, options.image_size, options.focus_states, pyramid.refocuses)
-    half = autocast_dtype(options.precision, device) != torch.float32
-    images_at_once = max(1, options.batch_size // options.accumulate // world_size)
-    memory = memory_bytes(parameters, cost, images_at_once, half, options.ema > 0)
-    print(
-        f"one step: {cost.flops / 1e9:.0f} GFLOP per image (encoder {cost.encodes} x {cost.encoder.flops / 1e9:.1f}, decoder "
-        f"{cost.decodes:.2g} x {cost.decoder.flops / 1e9:.1f}, times 3 with the backward pass); about "
-        f"{memory / 2**30:.1f} GiB per process for {images_at_once} images at once, not counting LPIPS and GAN"
     )
 
 

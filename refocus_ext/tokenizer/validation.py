@@ -49,7 +49,7 @@ class Validation:
         """Centre crops, on the networks' device."""
         device = device_of(self.averages.vae)
         for chunk in chunks(spread(range(len(self.data)), self.most), self.batch):
-            yield torch.stack([self.data[index].image for index in chunk]).to(device)
+            yield torch.stack([self.data.told(index).image for index in chunk]).to(device)
 
     def prefixes(self, step: int, progress: Progress) -> None:
         """Prefixes of the structure tokens, and their codebook usage."""

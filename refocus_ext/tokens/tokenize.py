@@ -119,7 +119,7 @@ def tokenize_images(
     crops, rows = Crops(images, size, scale=scale, random=False), []
     progress = Progress(0, math.ceil(len(indices) / batch), batch, quiet=quiet, unit="batch")
     for first in range(0, len(indices), batch):
-        samples = [crops[index] for index in indices[first : first + batch]]
+        samples = [crops.told(index) for index in indices[first : first + batch]]
         tokens = tokenize(tokenizer, torch.stack([sample.image for sample in samples]), precision)
         rows.append((*(part.cpu() for part in tokens), torch.tensor([sample.label for sample in samples])))
         progress.update(len(rows), {})

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from conftest import write_images
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from refocus_ext.commands import main
 
@@ -39,7 +42,11 @@ leave(main(sys.argv[1:]))
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("stage1")
+    return stage_one(tmp_path_factory.mktemp("stage1"))
+
+
+def stage_one(root: Path) -> Path:
+    """A finished stage-1 run, made in the folder `root`."""
     for number, name in enumerate(("cat", "dog")):
         write_images(root / "data" / "train" / name, 6, seed=number)
         write_images(root / "data" / "val" / name, 3, seed=10 + number)
@@ -64,13 +71,23 @@ def student(run: Path) -> dict[str, torch.Tensor]:
     return torch.load(run / "var_d3.pth", weights_only=True)
 
 
+def whole(checkpoint: Path) -> dict[str, Any]:
+    """The state in a sharded checkpoint, with whole tensors."""
+    file = checkpoint.with_name("whole.pt")
+    dcp_to_torch_save(checkpoint, file)
+    parts = torch.load(file, weights_only=True)
+    file.unlink()
+    rest = torch.load(checkpoint / "rest.pt", weights_only=True)
+    return rest | {"var": parts["model"], "var_optimizer": parts["optimizer"]}
+
+
 def losses(run: Path) -> list[float]:
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [record["train/loss"] for record in records if "train/loss" in record]
 
 
 def test_shards_are_copies_and_checkpoints_pass_between_them(tokenizer: Path, tmp_path: Path) -> None:
-    """FSDP2 takes DDP's steps; its files are whole, so that DDP goes on from its checkpoint, and one process from theirs."""
+    """FSDP2 takes DDP's steps; DDP goes on from its sharded checkpoint, and it from DDP's file."""
     assert launch(2, tokenizer, tmp_path / "ddp").count("upstream: ") == 1, "only rank 0 talks"
     launch(2, tokenizer, tmp_path / "fsdp", "--parallel", "fsdp")
     assert losses(tmp_path / "fsdp") == pytest.approx(losses(tmp_path / "ddp"), rel=1e-4)
@@ -78,7 +95,7 @@ def test_shards_are_copies_and_checkpoints_pass_between_them(tokenizer: Path, tm
     assert copies.keys() == shards.keys()
     assert all(torch.allclose(copies[key], shards[key], atol=1e-4) for key in copies)
     for path in (tmp_path / "fsdp" / "checkpoints").glob("step-00000006-*"):
-        path.unlink()  # as if it had been killed after step 4
+        shutil.rmtree(path)  # as if it had been killed after step 4
     assert "resuming after step 4" in launch(2, tokenizer, tmp_path / "fsdp")
     assert all(torch.allclose(copies[key], value, atol=1e-4) for key, value in student(tmp_path / "fsdp").items())
     for path in (tmp_path / "ddp" / "checkpoints").glob("step-00000006-*"):
@@ -105,7 +122,7 @@ def test_nan_on_one_rank_updates_none(tokenizer: Path, tmp_path: Path) -> None:
         2, tokenizer, tmp_path / "run", "--steps", "4", "--save-every", "1", "--parallel", "fsdp", script=script
     )
     assert "step 4 skipped: its loss or gradient is not finite" in out
-    states = [torch.load(path, weights_only=True) for path in sorted((tmp_path / "run" / "checkpoints").glob("step-*"))]
+    states = [whole(path) for path in sorted((tmp_path / "run" / "checkpoints").glob("step-*"))]
     assert [state["step"] for state in states] == [1, 2, 3, 4]
     for part in ("var", "teacher"):
         assert all(torch.equal(states[2][part][key], states[3][part][key]) for key in states[2][part])

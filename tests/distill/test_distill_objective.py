@@ -15,7 +15,15 @@ from refocus_ext.distill.objective import DistillObjective, DistillWeights
 from refocus_ext.distill.teacher.geometry import TeacherGeometry
 from refocus_ext.distill.teacher.separate import SeparateTeacher
 from refocus_ext.distill.teacher.shared_weights import Teacher
-from refocus_ext.distill.validation import SHOWN, ValidationTokens, constant_and_other, evaluating, shares, validate
+from refocus_ext.distill.validation import (
+    SHOWN,
+    ValidationTokens,
+    _sums,
+    constant_and_other,
+    evaluating,
+    shares,
+    validate,
+)
 from refocus_ext.engine.devices import kind_of, rewound
 from refocus_ext.engine.distributed import World
 
@@ -110,6 +118,18 @@ def test_validation_is_a_plain_mean_over_images(upstream: Upstream) -> None:
     gap_N = (nll - nll_t).mean(1)
     assert report.gap_error == pytest.approx(float(gap_N.std() / 7**0.5), rel=1e-3)
     assert report.ce["student"] == pytest.approx([float(p.mean()) for p in nll.split([1, 4, 9, 16], dim=1)], rel=1e-5)
+
+
+def test_autocast_does_not_round_the_sums() -> None:
+    """A product under autocast would be in bf16: 64 gaps of 0.026 would come out as 0.031."""
+    generator = torch.Generator().manual_seed(0)
+    nll = 4 + 0.1 * torch.rand(2, 64, 5, generator=generator)
+    nll[1] = nll[0] - 0.026
+    with torch.autocast("cpu", torch.bfloat16):
+        sums = _sums(nll, torch.zeros(2, 64, 5), torch.ones(64), [(0, 1), (1, 5)])
+    assert sums.dtype == torch.float64
+    assert (sums[1, -3] / 64).item() == pytest.approx(0.026, abs=1e-6)
+    assert (sums[0, -4] / 64).item() == pytest.approx(nll[0].double().mean().item(), rel=1e-12)
 
 
 def test_validation_leaves_the_mode_and_the_label_drop(upstream: Upstream) -> None:

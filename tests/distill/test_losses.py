@@ -315,6 +315,22 @@ def test_feature_distance_ignores_scale_and_shift_and_is_zero_for_equals() -> No
     assert torch.autograd.gradcheck(lambda h: feature_distance([h], [logits(1, torch.float64, (B, L, C))])[0], ours)
 
 
+def test_feature_distance_as_printed_is_a_plain_sum() -> None:
+    """Eq. 13: |h - t|^2 over tokens and channels; its gradient in h is 2 (h - t), divided by the images."""
+    ours = [logits(i, shape=(B, L, C)) for i in range(2)]
+    theirs = [logits(i + 2, shape=(B, L, C)) for i in range(2)]
+    total, terms = feature_distance(ours, theirs, distance="printed")
+    by_hand = [
+        sum(float((h[b] - t[b]).detach().square().sum()) for b in range(B)) / B
+        for h, t in zip(ours, theirs, strict=True)
+    ]
+    assert terms["feat_M"].tolist() == pytest.approx(by_hand, rel=1e-5) and total.item() == pytest.approx(
+        sum(by_hand), rel=1e-5
+    )
+    (gradient,) = torch.autograd.grad(total, ours[0])
+    torch.testing.assert_close(gradient, 2 * (ours[0] - theirs[0]).detach() / B)
+
+
 def test_feature_distance_of_half_precision_is_fp32_and_needs_equal_blocks() -> None:
     h = logits(0, torch.bfloat16, (B, L, C))
     assert feature_distance([h], [h])[0].dtype == torch.float32

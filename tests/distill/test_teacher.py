@@ -260,6 +260,19 @@ def test_aliases_that_every_image_has_teach_nothing(var: Any) -> None:
     assert not torch.equal(other.teacher_logits, other.student_logits)
 
 
+def test_whole_values_are_the_embeddings_of_eq_10() -> None:
+    """Whatever the mean is, which is then followed all the same."""
+    geometry = TeacherGeometry(64, 4, (1, 2), PATCH_NUMS, (0, 1, 1, 2), values="whole")
+    embed = AliasEmbedding(geometry)
+    embed.mean_TC.normal_(generator=torch.Generator().manual_seed(1))
+    alias_K = [torch.randn(2, tokens, geometry.code_dim) for tokens in geometry.tokens]
+    aliases = embed(alias_K)
+    assert torch.equal(aliases.value_BTC, aliases.key_BTC)
+    assert TeacherGeometry.from_dict(geometry.to_dict()) == geometry
+    with pytest.raises(ValueError, match="unknown alias values 'all'; choose one of centred, whole"):
+        TeacherGeometry(64, values="all")
+
+
 def test_running_mean_is_plain_at_first_then_exponential() -> None:
     embed = AliasEmbedding(geometry())
     generator = torch.Generator().manual_seed(0)

@@ -321,6 +321,11 @@ def test_columns_stand_under_their_heads() -> None:
     assert ours.split() == ["50000", "samples", "2.89", "5.50", "298.1", "0.85", "-"] and len(head) == len(ours)
     assert lines[-1] == "not measured: recall, because why."
     assert set(PUBLISHED) == {12, 16, 20, 24}
+    assert PUBLISHED[12]["VAR"] == {"fid": 5.81, "is": 201.3, "precision": 0.81, "recall": 0.45}  # Table 1
+    better = [PUBLISHED[d]["ReFocus-VAR"]["fid"] < PUBLISHED[d]["VAR"]["fid"] for d in PUBLISHED]
+    assert all(better) and all(
+        set(row) == set(PUBLISHED[12]["VAR"]) for of in PUBLISHED.values() for row in of.values()
+    )
 
 
 def test_too_few_images_for_a_number_are_told(colours: None, files: tuple[Path, Path], tmp_path: Path) -> None:

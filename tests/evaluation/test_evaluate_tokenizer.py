@@ -261,6 +261,17 @@ def test_with_every_network(trained: Path, tmp_path: Path, monkeypatch: pytest.M
     assert one["rfid"] is None and "at least 2 images" in one["not_measured"]["rfid"]
 
 
+def test_the_crop_may_be_the_whole_shorter_side_and_is_stated(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Another view of the same images: other numbers, and the line with them says which view it was."""
+    own, whole = (evaluate(trained / "run", tmp_path, crop_scale=scale) for scale in (None, 1.0))
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("all tokens against x")]
+    assert "centre crops of 32 px of images resized to 36 px:" in lines[0]
+    assert "centre crops of 32 px of images resized to 32 px:" in lines[1]
+    assert own["reconstruction"]["psnr"] != whole["reconstruction"]["psnr"] and "36 px" in own["view"]
+
+
 def test_twice_the_same_and_independent_of_batches_and_loader(trained: Path, tmp_path: Path) -> None:
     first, again, other = (evaluate(trained / "run", tmp_path, batch_size=size) for size in (14, 14, 5))
     assert first == again

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from runs import parsed
 
 from refocus_ext.evidence.ablation import command, differences, rows
 from refocus_ext.evidence.ablation.options import AblateOptions, row_list
 from refocus_ext.evidence.ablation.report import table_lines
-from refocus_ext.evidence.ablation.rows import ROWS, TABLE, Row, Stage1
+from refocus_ext.evidence.ablation.rows import PAPER, ROWS, TABLE, Row, Stage1
 from refocus_ext.options.presets import preset
 
 
@@ -20,7 +21,19 @@ def test_one_name_stands_for_one_tokenizer() -> None:
 
 
 def test_the_papers_rows_are_whole() -> None:
-    assert all(row.fid and row.inception_score for row in TABLE.values())
+    assert all((row.fid is None) == (row.inception_score is None) for row in TABLE.values())
+    assert ROWS[: len(PAPER)] == PAPER and {name for name in ROWS if TABLE[name].fid is None} == set(ROWS[len(PAPER) :])
+
+
+def test_a_row_beside_the_papers_changes_one_option(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of the full method's two commands, one option more in one of them."""
+    full = TABLE["full"]
+    for name in ROWS[len(PAPER) :]:
+        row = TABLE[name]
+        changed = [*row.tokenizer.options, *row.teacher]
+        assert sum(word.startswith("--") for word in changed) == 1, name
+        assert (row.tokenizer == full.tokenizer) != (row.teacher == full.teacher)
+        parsed("tokenizer", *row.tokenizer.options), parsed("distill", *row.teacher)
 
 
 def test_a_new_row_is_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,11 +16,11 @@ from patches import Upstream, load_upstream, submodule_present
 from patches.upstream_trainer import upstream_train_step
 from refocus_ext.commands import main
 from refocus_ext.distill.objective import DistillObjective, DistillWeights, TokenEmbedding
+from refocus_ext.engine.memory.pass_cost import PassCost
 from refocus_ext.engine.optimization import gradient_norm
 from refocus_ext.evidence.bench import clock, command, startup, tokenizer
 from refocus_ext.optics.pyramid import FocusPyramid
 from refocus_ext.storage import results
-from refocus_ext.tokenizer.cost import PassCost
 
 TINY = "--image-size 32 --patch-nums 1,2 --focus-states 2 --rho-max 3 --ch 32 --codebook-size 64 --repeats 1".split()
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from patches import Upstream
-from refocus_ext.evidence.bench import data, distill, sampling
+from refocus_ext.errors import RunFailed
+from refocus_ext.evidence.bench import data, distill, environment, sampling
 
 SECONDS = {"upstream": 2.0, "student": 1.0, "distillation": 3.0}
 REPORT = {"depth": 2, "batch": 4, "seconds": SECONDS, "peak_bytes": dict.fromkeys(SECONDS, 2**30)}
@@ -62,3 +65,30 @@ def test_loaders_read_the_same_images(monkeypatch: pytest.MonkeyPatch) -> None:
     assert report["over_torchvision"] == {"torchvision": 1.0, "folder": 2.0, "tar": 4.0}
     lines = data.table(report)
     assert "2.00x" in lines[2] and f"{74 / 38:.1f} such cores" in lines[-1]
+
+
+def test_environments_differ_in_their_variables_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The child sees the variant's variables and none of the others; without its steps it is an error, not a rate."""
+    seen: list[dict[str, str]] = []
+
+    def run(words: list[str], env: dict[str, str], **_: Any) -> Any:
+        seen.append(
+            {name: env[name] for name in environment.KEEP | environment.HUGE | environment.PASSIVE if name in env}
+        )
+        text = "seconds 15.0\n" if "channels_last" not in str(words) else "no steps"
+        return SimpleNamespace(stdout=text, stderr="why")
+
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    monkeypatch.setattr(environment.subprocess, "run", run)
+    for name in list(environment.VARIANTS)[:-1]:
+        assert environment._rate(tmp_path / "run", name) == (environment.STEPS - environment.WARM) / 15
+    assert seen == list(environment.VARIANTS.values())[:-1]
+    with pytest.raises(RunFailed, match=r"the demo failed under .*: why"):
+        environment._rate(tmp_path / "channels_last", list(environment.VARIANTS)[-1])
+
+
+def test_environments_are_compared_with_the_systems() -> None:
+    alone = {name: 2.0 + number for number, name in enumerate(environment.VARIANTS)}
+    lines = environment.table({"alone": alone, "beside a busy core": dict.fromkeys(environment.BUSY, 1.0)})
+    assert lines[1].split()[-2:] == ["2.00", "1.00x"] and lines[2].split()[-1] == "1.50x"
+    assert all(line.endswith("1.00x") for line in lines[-3:])

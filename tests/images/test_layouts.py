@@ -60,11 +60,11 @@ def test_a_run_keeps_its_numbers(tmp_path: Path) -> None:
     file.write_text(json.dumps(["a", "c"]))
     check_class_map(file, ("a", "c"))
     for classes, words in (
-        (["a", "b", "c"], "without the class b"),
-        (["a"], "with the class c"),
+        (["a", "b", "c"], "the data has 1 that it lacks, such as 'b'"),
+        (["a"], "it has 1 that the data lacks, such as 'c'"),
         (["c", "a"], "another order"),
     ):
-        with pytest.raises(UsageError, match=rf"run was begun on other classes \(2, .*{words}.*labels would change"):
+        with pytest.raises(UsageError, match=rf"run was begun on other classes \(.*{words}.*labels would change"):
             check_class_map(file, classes)
     file.write_text("[")
     with pytest.raises(UsageError, match="cannot be read as class names"):
@@ -78,8 +78,29 @@ def test_one_folder_of_images_is_one_class(tmp_path: Path) -> None:
     write_images(tmp_path / "my photos", 3)
     write_images(tmp_path / "my photos" / "2024" / "may", 2)
     images = image_folder(str(tmp_path / "my photos"), "train")
-    assert images.classes == ("my photos",) and set(images.labels) == {0} and len(images) == 5
-    assert images.notes() == (f"{tmp_path / 'my photos'} has neither train/ nor val/: all its images are one class",)
+    assert images.classes == ("images",) and set(images.labels) == {0} and len(images) == 5
+    (note,) = images.notes()
+    assert note.endswith("all its images are one class, also the 2 in its folders, because 3 lie beside them")
+    before = images.identity()
+    (tmp_path / "my photos").rename(tmp_path / "renamed")
+    assert image_folder(str(tmp_path / "renamed"), "train").identity() == before
+
+
+def test_a_picture_beside_class_folders_does_not_merge_them(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        write_images(tmp_path / name, 2)
+    write_images(tmp_path, 1)
+    images = image_folder(str(tmp_path), "train")
+    assert images.classes == ("cat", "dog") and len(images) == 4
+    first, second = images.notes()
+    assert first.endswith("its 2 folders are the classes") and "left out" in second and "1 beside" in second
+
+
+def test_a_folder_of_what_is_no_picture_says_so(tmp_path: Path) -> None:
+    for name in ("a.heic", "b.mov"):
+        (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(UsageError, match=r"no pictures are 1 \.heic, 1 \.mov; convert the HEIC pictures to JPEG"):
+        image_folder(str(tmp_path), "train")
 
 
 def test_folders_without_train_are_classes(tmp_path: Path) -> None:
@@ -88,14 +109,14 @@ def test_folders_without_train_are_classes(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     images = image_folder(str(tmp_path), "train")
     assert images.classes == ("cat", "dog") and images.labels == (0, 0, 1)
-    assert "its folders are the classes" in images.notes()[0]
+    assert "its 2 folders are the classes" in images.notes()[0]
 
 
 def test_splits_without_class_folders(tmp_path: Path) -> None:
     write_images(tmp_path / "faces" / "train", 3)
     write_images(tmp_path / "faces" / "val", 2)
     train, val = find_images(str(tmp_path / "faces"))
-    assert train.classes == val.classes == ("faces",) and (len(train), len(val)) == (3, 2)
+    assert train.classes == val.classes == ("images",) and (len(train), len(val)) == (3, 2)
 
 
 def test_a_val_folder_as_imagenet_unpacks_it(tmp_path: Path) -> None:

@@ -122,9 +122,9 @@ def stage_one(upstream: Upstream, *options: str, kind: type[TokenizerTraining] =
 
 
 def perceptual() -> torch.nn.Module:
-    from refocus_ext.tokenizer.losses.perceptual import LPIPS, _untrained_network
+    from refocus_ext.tokenizer.losses.perceptual import untrained_lpips
 
-    return LPIPS(_untrained_network())
+    return untrained_lpips()
 
 
 @pytest.mark.parametrize(

@@ -66,9 +66,9 @@ def test_a_case_runs_on_one_device(kind: str, monkeypatch: pytest.MonkeyPatch) -
     if kind == "stage 1":
         options = tokenizer_step.options_of(plain, 2)
         trained = [tokenizer_step.build_vae(plain.upstream, options, plain.pyramid, CPU) for _ in range(2)]
-        lpips = tokenizer_step.random_lpips()
+        lpips = tokenizer_step.untrained_lpips()
         monkeypatch.setattr(tokenizer_step, "build_vae", lambda *_: trained.pop().to(DEVICE))
-        monkeypatch.setattr(tokenizer_step, "random_lpips", lambda device: lpips.to(device))
+        monkeypatch.setattr(tokenizer_step, "untrained_lpips", lambda device: lpips.to(device))
         monkeypatch.setattr(tokenizer_step, "estimate", lambda *_: "")
     monkeypatch.setattr(torch.nn.init, "trunc_normal_", lambda tensor, **_: tensor)  # it reads its values
     monkeypatch.setattr(torch, "equal", lambda *_: True)  # so does this

@@ -208,7 +208,7 @@ def test_classes_by_number_and_name(run: Path) -> None:
     for words, message in (
         ("goldn retriever", "did you mean Golden Retriever?"),
         ("5", "the student's classes are 0 to 4"),
-        ("xyzzy", "the names are tench, Golden Retriever, toaster."),
+        ("xyzzy", "the names are 'tench', 'Golden Retriever', 'toaster'."),
         (" , ", "no classes are given"),
     ):
         with pytest.raises(UsageError) as error:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from patches import load_upstream
 from refocus_ext.errors import UsageError
 from refocus_ext.storage.reading import VAR, VQVAE, Kind, read_network
-from refocus_ext.storage.upstream_weights import is_plain, vae_geometry
+from refocus_ext.storage.upstream_weights import is_plain, vae_geometry, vae_state_dict
 
 State = dict[str, Tensor]
 
@@ -215,3 +215,14 @@ def test_the_geometry_of_every_sharing_of_phi(phis: int, tmp_path: Path) -> None
     vae = small_vae(load_upstream(), share_quant_resi=phis)
     torch.save(vae.state_dict(), tmp_path / "vae.pth")
     assert vae_geometry(read_network(tmp_path / "vae.pth", VQVAE).state).share_quant_resi == phis
+
+
+def test_weights_that_are_not_numbers_are_refused(tmp_path: Path) -> None:
+    """A measure of them would look like a number. VAR's mask holds infinities, which are meant."""
+    state = small_vae(load_upstream()).state_dict()
+    torch.save(state, tmp_path / "good.pth")
+    assert vae_state_dict(tmp_path / "good.pth").keys() == state.keys()
+    state["quant_conv.bias"][0] = torch.nan
+    torch.save(state, tmp_path / "bad.pth")
+    with pytest.raises(UsageError, match=r"bad.pth holds values that are not numbers \(in quant_conv.bias\)"):
+        vae_state_dict(tmp_path / "bad.pth")

@@ -25,7 +25,6 @@ from refocus_ext.engine.optimization import warmup_cosine
 from refocus_ext.optics.pyramid import FocusPyramid
 from refocus_ext.storage.atomic import sha256
 from refocus_ext.tokenizer import codebooks, prefixes
-from refocus_ext.tokenizer.cost import pass_cost
 from refocus_ext.tokenizer.losses.objective import StructureObjective, StructureWeights
 from refocus_ext.tokenizer.training import TokenizerTraining
 
@@ -412,18 +411,6 @@ def test_dry_run_counts_flops(capsys: pytest.CaptureFixture[str]) -> None:
     assert "GFLOP per image (encoder 3 x 0.5, decoder" in capsys.readouterr().out
 
 
-def test_cost_of_a_convolution_by_hand() -> None:
-    layer = torch.nn.Conv2d(3, 8, 3, padding=1)
-    cost = pass_cost(layer, 1, 3, 16, 16)
-    assert cost.flops == 2 * 3 * 8 * 9 * 256 and cost.saved_bytes == 4 * 3 * 256
-
-
-def test_the_cost_is_counted_wherever_the_weights_are() -> None:
-    """As for --dry-run on a GPU."""
-    layer = torch.nn.Conv2d(3, 8, 3)
-    assert pass_cost(layer, 1, 3, 16, 16) == pass_cost(layer.to("meta"), 1, 3, 16, 16)
-
-
 def test_accumulation_sums_to_the_same_gradient(image_tree: Path, tmp_path: Path) -> None:
     """Without noise two micro-batches of two are one batch of four, up to rounding."""
     options = ("--noise-max", "0", "--noise-min", "0", "--steps", "3", "--warm-autoencoder", "2")
@@ -619,10 +606,16 @@ def test_out_of_memory_is_arithmetic_and_a_command(
     errors.append(RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes"))
     assert train(image_tree, tmp_path / "ones", "--batch-size", "1") == 1
     said = sentence(capsys)
-    assert "a micro-batch of 1 image took" in said and "It cannot be smaller" in said
+    assert "a micro-batch of 1 image took" in said and said.endswith("--grad-checkpoint")
     calls = iter(range(100))
     errors.append(MemoryError())
-    assert train(image_tree, tmp_path / "more") == 1 and "out of memory" in sentence(capsys)
+    assert train(image_tree, tmp_path / "ones", "--batch-size", "1", "--grad-checkpoint") == 1
+    assert "It cannot be smaller" in sentence(capsys)
+    calls = iter(range(100))
+    errors.append(MemoryError())
+    assert train(image_tree, tmp_path / "more", "--accumulate", "auto") == 1
+    said = sentence(capsys)
+    assert "out of memory" in said and said.endswith("--accumulate 2") and "--accumulate auto" not in said
     calls = iter(range(100))
     errors.append(RuntimeError("a bug"))
     with pytest.raises(RuntimeError, match="a bug"):

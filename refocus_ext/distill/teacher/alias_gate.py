@@ -19,7 +19,7 @@ class EmbeddedAliases(NamedTuple):
     """The inputs of AG-XAttn from the alias tokens of a batch."""
 
     key_BTC: Tensor  # E_a
-    value_BTC: Tensor  # E_a minus its mean over images
+    value_BTC: Tensor  # E_a minus its mean over images, or (`values` "whole") E_a
 
 
 class AliasEmbedding(nn.Module):
@@ -38,7 +38,7 @@ class AliasEmbedding(nn.Module):
 
     def __init__(self, geometry: TeacherGeometry) -> None:
         super().__init__()
-        self.tokens = geometry.tokens
+        self.tokens, self.centred = geometry.tokens, geometry.values == "centred"
         frequencies = max(geometry.grids)
         self.project = nn.Linear(geometry.code_dim + 4 * frequencies, geometry.width)
         self.state = nn.Embedding(len(geometry.grids), geometry.width)
@@ -52,7 +52,7 @@ class AliasEmbedding(nn.Module):
 
     def forward(self, alias_K: Sequence[Tensor]) -> EmbeddedAliases:
         alias_BTC = self.embedded(alias_K)
-        return EmbeddedAliases(alias_BTC, alias_BTC - self.mean_TC)
+        return EmbeddedAliases(alias_BTC, alias_BTC - self.mean_TC if self.centred else alias_BTC)
 
     def embedded(self, alias_K: Sequence[Tensor]) -> Tensor:
         """E_a, (B,T,C)."""

@@ -11,6 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from patches import Patch
 from patches.upstream import Upstream
 from refocus_ext.distill.teacher.geometry import TeacherGeometry
 from refocus_ext.distill.teacher.interface import TeacherOverhead
@@ -22,7 +23,8 @@ _SMALL = (torch.arange, torch.linspace, torch.tensor)  # operations from which c
 class _Constructible(TorchFunctionMode):
     """Keeps small constants, and values computed from them only, real under fake tensors, because constructors read them.
 
-    Fake values are read by `trunc_normal_` only, which redraws while a value is out of bounds.
+    Fake values are read by `trunc_normal_`, which redraws while a value is out of bounds, and by the check of a patch that the
+    mask is the one it expects.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -30,6 +32,8 @@ class _Constructible(TorchFunctionMode):
         fake = any(isinstance(tensor, FakeTensor) for tensor in tensors)
         if fake and func in (Tensor.__bool__, Tensor.item):
             return False
+        if fake and func is torch.equal:
+            return True
         if func in _SMALL or (tensors and not fake):
             with unset_fake_temporarily():
                 return func(*args, **(kwargs or {}))
@@ -51,11 +55,8 @@ def teacher_overhead(
         options: further arguments of `Upstream.build_var`, such as num_classes and shared_aln.
     """
     geometry = geometry or TeacherGeometry(width=64 * depth)
-    vae = upstream.build_vae(vocab_size=vocab_size, ch=32, patch_nums=geometry.patch_nums)
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        with _Constructible():
-            var = upstream.build_var(vae, depth=depth, **options)
-            teacher = Teacher(geometry)
+    var, teacher = outlines(upstream, depth, geometry, vocab_size, **options)
+    with var.word_embed.weight.fake_mode:
         label_B = torch.zeros(1, dtype=torch.long)
         x_BLC = torch.zeros(1, var.L - var.first_l, var.Cvae)
         alias_K = [torch.zeros(1, tokens, geometry.code_dim) for tokens in geometry.tokens]
@@ -63,6 +64,22 @@ def teacher_overhead(
         both = _flops(lambda: list(teacher(var, label_B, x_BLC, alias_K)[:2]))
     count = lambda module: sum(parameter.numel() for parameter in module.parameters())  # noqa: E731
     return TeacherOverhead(count(var), count(teacher), plain, both)
+
+
+def outlines(
+    upstream: Upstream, depth: int, geometry: TeacherGeometry, vocab_size: int, *patches: Patch, **options: Any
+) -> tuple[Any, Teacher]:
+    """A VAR with `patches` applied and a teacher, both of fake tensors on the CPU: no weights are allocated.
+
+    Args:
+        options: further arguments of `Upstream.build_var`.
+    """
+    vae = upstream.build_vae(vocab_size=vocab_size, ch=32, patch_nums=geometry.patch_nums)
+    with FakeTensorMode(allow_non_fake_inputs=True), _Constructible():
+        var = upstream.build_var(vae, depth=depth, **options)
+        for patch in patches:
+            patch.apply(var)
+        return var, Teacher(geometry)
 
 
 def _flops(forward: Any) -> int:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 MASKS = ("causal", "privileged")
+VALUES = ("centred", "whole")
 HEAD = 64  # channels of an attention head, as in VAR
 
 
@@ -25,6 +26,7 @@ class TeacherGeometry:
         blocks: M, how many of the last blocks run twice.
         mask: "causal": scale i sees the alias tokens of states <= g(i-1); "privileged": <= g(i).
         alias_scales: number of last scales that see alias tokens; None: all that the mask allows.
+        values: of the cross-attention: "centred", the alias embeddings minus their mean over images, or "whole", as printed.
 
     Raises:
         ValueError: a value outside these limits.
@@ -41,6 +43,7 @@ class TeacherGeometry:
     blocks: int = 2
     mask: str = "causal"
     alias_scales: int | None = None
+    values: str = "centred"
 
     def __post_init__(self) -> None:
         if self.width < 2 or self.width % 2:
@@ -49,6 +52,8 @@ class TeacherGeometry:
             raise ValueError(f"{self.blocks} teacher blocks; at least 1 block must run twice")
         if self.mask not in MASKS:
             raise ValueError(f"unknown alias mask {self.mask!r}; choose one of {', '.join(MASKS)}")
+        if self.values not in VALUES:
+            raise ValueError(f"unknown alias values {self.values!r}; choose one of {', '.join(VALUES)}")
         if not self.grids or min(self.grids) < 1:
             raise ValueError(f"alias grids {self.grids} must be one or more whole numbers of at least 1")
         if len(self.states) != len(self.patch_nums):

@@ -16,8 +16,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from patches import FastSampling, patched
+from patches.protocols import as_module
 from refocus_ext.engine.checkpoints import checkpoints_of, load_checkpoint
 from refocus_ext.engine.progress import Progress
+from refocus_ext.engine.sharding import load_model
 from refocus_ext.errors import UsageError
 from refocus_ext.evaluation.frechet import FeatureStatistics, frechet_distance
 from refocus_ext.evaluation.inception import InceptionFeatures, load_inception, to_uint8
@@ -116,7 +118,7 @@ def measure_run(measure: Measure, run: Path) -> dict[str, Any]:
         if key not in known:
             reference = reference or statistics_of(measure, reference_images(measure, student.image_size))
             state = load_checkpoint(path)
-            student.var.load_state_dict(state["var"], strict=True)
+            load_model(as_module(student.var), state, "var")
             print(f"{run.name}, step {state['step']}: {measure.images} samples", flush=True)
             drawn = statistics_of(measure, _shown(samples(measure, student), measure))
             known[key] = {"step": int(state["step"]), **drawn.against(reference, measure.numbers)}

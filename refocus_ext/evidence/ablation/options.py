@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 
-from refocus_ext.evidence.ablation.rows import ROWS
+from refocus_ext.evidence.ablation.rows import PAPER, ROWS
 from refocus_ext.options import shared
 from refocus_ext.options.fields import Heading, Options
 from refocus_ext.options.kinds import int_list, positive
@@ -38,7 +38,13 @@ class AblateOptions(Options):
     data: str = WHAT(
         "", "ImageFolder with train/CLASS/*.JPEG and val/CLASS/*.JPEG; without it the demo photographs", metavar="DIR"
     )
-    rows: tuple[str, ...] = WHAT(ROWS, f"which rows, of {', '.join(ROWS)}", row_list, metavar="NAME,..", identity=False)
+    rows: tuple[str, ...] = WHAT(
+        PAPER,
+        f"which rows, of {', '.join(ROWS)}; without it those of the paper",
+        row_list,
+        metavar="NAME,..",
+        identity=False,
+    )
     seeds: tuple[int, ...] = WHAT(
         (0,), "one run of every row for each; a spread needs several", int_list, identity=False
     )

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from refocus_ext.errors import UsageError, named
 from refocus_ext.evidence.aliasing.options import PyramidOptions
 from refocus_ext.images.photographs import load_square
-from refocus_ext.images.picture import BACKGROUND, FAINT, INK, save_png, to_image
+from refocus_ext.images.picture import BACKGROUND, FAINT, INK, font_of, save_png, to_image
 from refocus_ext.optics.charts import chart
 from refocus_ext.optics.names import BLUR_TABLE, CHARTS
 from refocus_ext.optics.pyramid import FocusPyramid
@@ -24,6 +24,7 @@ from refocus_ext.storage.results import results_file, write_numbers
 
 SIDE = 256  # pixels of a drawn view, a multiple of the paper's view sizes
 GAP, LEFT, HEAD = 8, 152, 92
+ROUNDING = 1e-6  # RMS of a residual, image units, up to which it is what fp32 leaves of zero
 RANGE = 80.0  # dB of a drawn spectrum, from its brightest frequency down
 MARK = (235, 64, 52)
 
@@ -114,13 +115,16 @@ def _share_dB(alias: Tensor, in_band: Tensor) -> float:
 
 def draw(pyramid: FocusPyramid, x_1CHH: Tensor, states: Sequence[StateViews], name: str, periodic: bool) -> Image.Image:
     """One column per state, one row per view; below each view one half of its symmetric spectrum."""
-    font, bold = ImageFont.load_default(15), ImageFont.load_default(20)
+    font, bold = font_of(14), font_of(18)
     cell = SIDE + SIDE // 2 + 22
+    title = f"{name}, {pyramid.image_size} px: {BLUR_TABLE[pyramid.blur].title}"
     width, height = LEFT + len(states) * (SIDE + GAP) + GAP, HEAD + 4 * (cell + GAP) + 30
+    for text, face in ((title, bold), (_footnote(pyramid, periodic), font)):
+        width = max(width, math.ceil(face.getlength(text)) + 2 * GAP)
     canvas = Image.new("RGB", (width, height), BACKGROUND)
     pen = ImageDraw.Draw(canvas)
     size = pyramid.image_size
-    pen.text((GAP, 6), f"{name}, {size} px: {BLUR_TABLE[pyramid.blur].title}", INK, bold)
+    pen.text((GAP, 6), title, INK, bold)
     for k, state in enumerate(states):
         left, s = LEFT + k * (SIDE + GAP), pyramid.factors[k]
         pen.text((left, 38), f"state {k + 1}: 1 pixel in {s}", INK, bold)
@@ -143,7 +147,7 @@ def draw(pyramid: FocusPyramid, x_1CHH: Tensor, states: Sequence[StateViews], na
 
 def _column(state: StateViews, s: int) -> list[tuple[Tensor, str]]:
     """The four views as drawn, each with the caption of its spectrum."""
-    gain = 1 / (3 * state.A_rms) if state.A_rms > 0 else 0.0
+    gain = 1 / (3 * state.A_rms) if state.A_rms > ROUNDING else 0.0
     shares = f"{100 * state.A_in_band:.0f}% blur, {100 * state.A_alias:.0f}% alias; drawn x {gain:.1f}"
     clean = "nothing folds"
     return [

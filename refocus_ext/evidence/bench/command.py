@@ -10,7 +10,7 @@ import torch
 from patches import Upstream, load_upstream
 from refocus_ext.engine.devices import pick_device
 from refocus_ext.errors import UsageError, named
-from refocus_ext.evidence.bench import data, distill, sampling, startup
+from refocus_ext.evidence.bench import data, distill, environment, sampling, startup
 from refocus_ext.evidence.bench.options import BenchOptions, check
 from refocus_ext.evidence.bench.tokenizer import measure, table
 from refocus_ext.optics.pyramid import FocusPyramid
@@ -44,7 +44,7 @@ def main(options: BenchOptions) -> int:
         "device": str(device),
         "threads": torch.get_num_threads(),
     }
-    for name in SECTIONS if options.section == "all" else (options.section,):
+    for name in ALL if options.section == "all" else (options.section,):
         print(f"\n{name}\n")
         report[name], lines = SECTIONS[name](options, upstream, pyramid, device)
         print("\n".join(lines))
@@ -112,10 +112,18 @@ def _startup(options: BenchOptions, *_: object) -> tuple[dict[str, Any], list[st
     return report, startup.table(report)
 
 
+def _environment(options: BenchOptions, *_: object) -> tuple[dict[str, Any], list[str]]:
+    """Environment variables of the allocator and the threads, beside each other."""
+    report = environment.measure(options.repeats)
+    return report, environment.table(report)
+
+
 SECTIONS: dict[str, Callable[..., tuple[dict[str, Any], list[str]]]] = {
     "tokenizer": _tokenizer,
     "distill": _distill,
     "sampling": _sampling,
     "data": _data,
     "startup": _startup,
+    "environment": _environment,
 }
+ALL = tuple(name for name in SECTIONS if name != "environment")  # which takes long, and is the machine's

@@ -31,8 +31,8 @@ class BenchOptions(Options):
         "all",
         "tokenizer: the pyramid beside the encoder; distill: a training step beside upstream's; sampling: the sampler "
         "beside upstream's; data: loading images beside torchvision; startup: the start of commands beside `import torch`; "
-        "all: all of them",
-        choices=("all", "tokenizer", "distill", "sampling", "data", "startup"),
+        "all: all of these; environment: the demo's steps under variables of the allocator and the threads, on a CPU",
+        choices=("all", "tokenizer", "distill", "sampling", "data", "startup", "environment"),
     )
     batch_size: int = MEASURE(1, "batch", positive(int), unit="images")
     repeats: int = MEASURE(3, "timed rounds, after one that is not", positive(int))

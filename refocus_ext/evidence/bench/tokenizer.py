@@ -12,10 +12,10 @@ from torch import Tensor
 from patches import Focus, patched
 from patches.model_parts import encoder_of
 from patches.protocols import VQVAE
+from refocus_ext.engine.memory.pass_cost import Input, PassCost, pass_cost
 from refocus_ext.evidence.bench.clock import time_interleaved
 from refocus_ext.optics.psf import half_width
 from refocus_ext.optics.pyramid import FocusPyramid, alias_views
-from refocus_ext.tokenizer.cost import PassCost, pass_cost
 
 
 def measure(vae: VQVAE, pyramid: FocusPyramid, x: Tensor, repeats: int) -> dict[str, Any]:
@@ -30,8 +30,7 @@ def measure(vae: VQVAE, pyramid: FocusPyramid, x: Tensor, repeats: int) -> dict[
         "quantizer": lambda: _focus(vae, pyramid, lambda: vae.quantize.f_to_idxBl_or_fhat(T_K, to_fhat=False)),
     }
     seconds = time_interleaved(parts, repeats, x.device)
-    cost = pass_cost(encoder.cpu(), 1, 3, x.shape[-1], x.shape[-1])
-    encoder.to(x.device)
+    cost = pass_cost(encoder, Input(tuple(x.shape[1:])))
     passes = pyramid.states * seconds["encoder"]
     return {
         "seconds": seconds,

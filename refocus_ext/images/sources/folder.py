@@ -25,6 +25,8 @@ from refocus_ext.images.sources.files import (
 )
 from refocus_ext.images.sources.interface import ImageSource, identity_of
 
+ONLY_CLASS = "images"  # the name of the class of images without class folders
+
 
 class NoValidation(UsageError):
     """Data without images of its own for validation."""
@@ -76,8 +78,9 @@ def image_folder(root: str, split: str) -> ImageList:
     """The images of one split, "train" or "val".
 
     `root/split/CLASS/*.jpg` as VAR expects ImageNet; images at any depth below CLASS belong to it. Where there are no class
-    folders, `root/split/*.jpg`: one class, which is named after `root`. Where there is neither train/ nor val/, the training
-    images are those of `root` itself, in the same two ways; images that lie beside folders then make all one class.
+    folders, `root/split/*.jpg`: one class, "images" (not the folder's name: the folder may be renamed). Where there is neither
+    train/ nor val/, the training images are those of `root` itself, in the same two ways. Where images lie beside folders of
+    images, what holds more of them counts: the folders, as classes, or all as one class; what was decided is told.
 
     Raises:
         NoValidation: there is no val/, but there are training images.
@@ -95,7 +98,7 @@ def image_folder(root: str, split: str) -> ImageList:
             raise UsageError(
                 f"{folder} has no class folders, which {other} has; images belong in {folder}/CLASS/*.JPEG."
             )
-        return _in_split(folder, contents, base)
+        return _in_split(folder, contents)
     whole = None if other else _Contents.of(base)
     if split == "val" and (other or (whole and whole.holds_pictures())):
         raise NoValidation(
@@ -103,8 +106,10 @@ def image_folder(root: str, split: str) -> ImageList:
             "out a share of the training images."
         )
     if whole is None or not whole.holds_pictures():
+        rest = in_words(whole.left_out()) if whole else ""
+        others = f"; no pictures are {rest}" if rest else ""
         raise UsageError(
-            f"{root} has no {split}/ folder (it holds {_inside(base)}); images belong in {split}/CLASS/*.JPEG."
+            f"{root} has no {split}/ folder (it holds {_inside(base)}{others}); images belong in {split}/CLASS/*.JPEG."
         )
     return _without_splits(whole, base)
 
@@ -153,11 +158,11 @@ class _Contents:
         return sum((found.left_out for found in self.classes.values()), Counter(self.loose.left_out))
 
 
-def _in_split(folder: Path, contents: _Contents, base: Path) -> ImageList:
+def _in_split(folder: Path, contents: _Contents) -> ImageList:
     """The images of a split folder: in class folders, or all of one class."""
     empty = [name for name, found in contents.classes.items() if not found.pictures]
     if contents.loose.pictures and len(empty) == len(contents.classes):
-        return _one_class([contents.loose], contents.left_out(), folder, base)
+        return _one_class([contents.loose], contents.left_out(), folder)
     if not contents.classes:
         raise UsageError(f"{folder} has no class folders; images belong in {folder}/CLASS/*.JPEG.")
     if empty:
@@ -174,13 +179,17 @@ def _in_split(folder: Path, contents: _Contents, base: Path) -> ImageList:
 def _without_splits(contents: _Contents, base: Path) -> ImageList:
     """The images of a folder without train/ and val/: in class folders, or all of one class."""
     filled = {name: found for name, found in contents.classes.items() if found.pictures}
-    if contents.loose.pictures:
-        how, images = (
-            "all its images are one class",
-            _one_class([contents.loose, *filled.values()], contents.left_out(), base, base),
-        )
+    loose, inside = len(contents.loose.pictures), sum(len(found.pictures) for found in filled.values())
+    left_out = contents.left_out()
+    if loose >= max(1, inside):
+        images = _one_class([contents.loose, *filled.values()], left_out, base)
+        more = f", also the {inside} in its folders, because {loose} lie beside them" if inside else ""
+        how = f"all its images are one class{more}"
     else:
-        how, images = "its folders are the classes", _in_classes(filled, contents.left_out(), base)
+        if loose:
+            left_out[BESIDE] = loose
+        images = _in_classes(filled, left_out, base)
+        how = f"its {len(filled)} folders are the classes" if len(filled) > 1 else "its folder is the only class"
     first = f"{base} has neither train/ nor val/: {how}"
     return replace(images, remarks=(first, *images.remarks))
 
@@ -196,10 +205,9 @@ def _in_classes(classes: dict[str, Found], left_out: Counter[str], folder: Path)
     )
 
 
-def _one_class(found: Sequence[Found], left_out: Counter[str], folder: Path, base: Path) -> ImageList:
+def _one_class(found: Sequence[Found], left_out: Counter[str], folder: Path) -> ImageList:
     paths = tuple(_paths(found))
-    name = shown(base.resolve().name) or "images"
-    return ImageList(paths, (0,) * len(paths), (name,), root=str(folder), remarks=_left_out_of(folder, left_out))
+    return ImageList(paths, (0,) * len(paths), (ONLY_CLASS,), root=str(folder), remarks=_left_out_of(folder, left_out))
 
 
 def _paths(found: Sequence[Found]) -> list[str]:

@@ -60,8 +60,8 @@ def load_lpips(weights: str, device: torch.device | str = "cpu") -> LPIPS:
     return LPIPS(network).to(device)
 
 
-def random_lpips(device: torch.device | str = "cpu") -> LPIPS:
-    """LPIPS on a random backbone, for timing alone: its work is that of the trained one."""
+def untrained_lpips(device: torch.device | str = "cpu") -> LPIPS:
+    """LPIPS with a random backbone, which needs no file: to count what it costs, and to time it."""
     return LPIPS(_untrained_network()).to(device)
 
 

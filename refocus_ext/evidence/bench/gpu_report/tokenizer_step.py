@@ -11,18 +11,16 @@ from typing import Any
 
 import torch
 
-from patches.protocols import as_module
-from refocus_ext.engine.devices import autocast_dtype
 from refocus_ext.engine.training import RunPlan
 from refocus_ext.evidence.bench.gpu_report.bench import Bench, Comparison, NoData, held_bytes
 from refocus_ext.evidence.bench.gpu_report.student_step import SETTLE, eager, step_of, step_was_taken
 from refocus_ext.evidence.bench.gpu_report.turns import Part
 from refocus_ext.images.crops import Sample
 from refocus_ext.options.presets import preset
+from refocus_ext.tokenizer.budget import budget_of
 from refocus_ext.tokenizer.command import recipe_of
-from refocus_ext.tokenizer.cost import memory_bytes, step_cost
 from refocus_ext.tokenizer.losses.critic import Critic
-from refocus_ext.tokenizer.losses.perceptual import random_lpips
+from refocus_ext.tokenizer.losses.perceptual import untrained_lpips
 from refocus_ext.tokenizer.options import TokenizerOptions
 from refocus_ext.tokenizer.plan import alias_geometry, build_vae
 from refocus_ext.tokenizer.training import TokenizerTraining
@@ -77,7 +75,7 @@ def averaged_bytes(training: TokenizerTraining) -> int:
 
 
 def step(bench: Bench, batch: int) -> Comparison:
-    lpips = random_lpips(bench.device)
+    lpips = untrained_lpips(bench.device)
     parts = []
     for name, layout in ((PLAIN, "off"), (CHANNELS_LAST, "on")):
         training = training_of(bench, options_of(bench, batch, channels_last=layout), lpips)
@@ -90,18 +88,16 @@ LPIPS_NOTE = "With GAN, LPIPS (random VGG weights, the same work) and the alias 
 
 def estimate(bench: Bench, batch: int) -> str:
     """What the dry run says about this step's memory."""
-    options = options_of(bench, batch)
-    cpu = torch.device("cpu")
+    options, cpu = options_of(bench, batch), torch.device("cpu")
     vae = build_vae(bench.upstream, options, bench.pyramid, cpu)
-    cost = step_cost(vae, options.image_size, options.focus_states, bench.pyramid.refocuses)
-    parameters = sum(parameter.numel() for parameter in as_module(vae).parameters())
-    half = autocast_dtype(options.precision, bench.device) != torch.float32
-    need = memory_bytes(parameters, cost, batch, half, options.ema > 0)
-    return f"The dry run estimates {need / 2**30:.1f} GiB, without LPIPS and GAN, and {cost.flops * batch / 1e12:.1f} TFLOP."
+    geometry = alias_geometry(options, bench.pyramid)
+    cost, budget = budget_of(options, vae, geometry, untrained_lpips(), bench.device, processes=1, free=None)
+    need = budget.plain.of(batch, accumulate=1)
+    return f"The dry run estimates {need / 2**30:.1f} GiB and {cost.flops * batch / 1e12:.1f} TFLOP."
 
 
 def compiled(bench: Bench, batch: int) -> Comparison:
-    training = training_of(bench, options_of(bench, batch, compile=True), random_lpips(bench.device))
+    training = training_of(bench, options_of(bench, batch, compile=True), untrained_lpips(bench.device))
     parts = [
         part(bench, "eager", training, batch, ready=eager),
         part(bench, "compiled", training, batch, settle=SETTLE),

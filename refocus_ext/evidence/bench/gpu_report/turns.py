@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from refocus_ext.engine.devices import kind_of
-from refocus_ext.engine.memory import is_out_of_memory
+from refocus_ext.engine.memory.watch import is_out_of_memory
 from refocus_ext.evidence.bench.clock import now
 
 

@@ -81,8 +81,8 @@ class MemoryWatch:
         micro = max(1, self.batch // self.accumulate // self.world.size)
         images = f"{micro} image{'s' * (micro > 1)}"
         arithmetic = (
-            f"out of memory on {self.world.device} in step {step + 1}: a micro-batch of {images} took {_size(took)} and more, "
-            f"beside {_size(before)} for weights and optimizer"
+            f"out of memory on {self.world.device} in step {step + 1}: a micro-batch of {images} took "
+            f"{size_in_words(took)} and more, beside {size_in_words(before)} for weights and optimizer"
         )
         advice, changes = self._advice(micro, took)
         resume = f"The last checkpoint is intact; to resume: {invocation.again(changes)}" if changes else ""
@@ -92,7 +92,7 @@ class MemoryWatch:
         number = halving(self.batch, self.accumulate, self.world.size)
         if number is not None:
             smaller = max(1, self.batch // number // self.world.size)
-            advice = f"--accumulate {number} makes that {smaller}, about {_size(took * smaller // micro)}"
+            advice = f"--accumulate {number} makes that {smaller}, about {size_in_words(took * smaller // micro)}"
             extra = ", and --grad-checkpoint saves more" if self.checkpointing else ""
             return f"{advice}{extra}.", {"--accumulate": str(number)}
         if self.checkpointing:
@@ -100,5 +100,9 @@ class MemoryWatch:
         return "It cannot be smaller: take a smaller model or image, or a device with more memory.", {}
 
 
-def _size(count: int) -> str:
+def size_in_words(count: float) -> str:
+    """
+    >>> size_in_words(3 * 2**29), size_in_words(3 * 2**20)
+    ('1.5 GiB', '3 MiB')
+    """
     return f"{count / 2**30:.1f} GiB" if count >= 2**29 else f"{count / 2**20:.0f} MiB"
