@@ -21,8 +21,8 @@ from students import lively_var
 from patches import FastSampling, Focus, load_upstream, patched, submodule_present
 from patches.sampling import drop_kv_caches
 from refocus_ext.engine.devices import fp32_products, kind_of
-from refocus_ext.evidence.bench.gpu_report import student_step, tokenizer_step
 from refocus_ext.evidence.bench.gpu_report.bench import Bench
+from refocus_ext.evidence.bench.gpu_report.cases import student_step, tokenizer_step
 from refocus_ext.evidence.bench.gpu_report.plan import REHEARSAL
 from refocus_ext.evidence.bench.gpu_report.turns import Part
 from refocus_ext.optics.pyramid import FocusPyramid

@@ -16,9 +16,9 @@ from fake_cuda import DEVICE, FakeCuda, fake_cuda
 from test_rehearsal import DefaultGenerator
 
 from patches import load_upstream
-from refocus_ext.evidence.bench.gpu_report import tokenizer_step
 from refocus_ext.evidence.bench.gpu_report.bench import Bench
 from refocus_ext.evidence.bench.gpu_report.builders import BUILDERS
+from refocus_ext.evidence.bench.gpu_report.cases import tokenizer_step
 from refocus_ext.evidence.bench.gpu_report.plan import REHEARSAL
 from refocus_ext.optics import psf
 

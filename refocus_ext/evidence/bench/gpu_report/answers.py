@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from refocus_ext.evidence.bench.gpu_report.launches import ALIAS, PYRAMID, QUANTIZER
+from refocus_ext.evidence.bench.gpu_report.cases.launches import ALIAS, PYRAMID, QUANTIZER
+from refocus_ext.evidence.bench.gpu_report.cases.student_step import TAUGHT
+from refocus_ext.evidence.bench.gpu_report.cases.tokenizer_step import PLAIN
 from refocus_ext.evidence.bench.gpu_report.results import Values, cases_of, row_of
-from refocus_ext.evidence.bench.gpu_report.student_step import TAUGHT
-from refocus_ext.evidence.bench.gpu_report.tokenizer_step import PLAIN
 
 
 def answers(report: Mapping[str, Any], case: Values) -> list[str]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
-from refocus_ext.evidence.bench.gpu_report import (
+from refocus_ext.evidence.bench.gpu_report.bench import Comparison
+from refocus_ext.evidence.bench.gpu_report.cases import (
     encoder,
     launches,
     loading,
@@ -15,7 +16,6 @@ from refocus_ext.evidence.bench.gpu_report import (
     student_step,
     tokenizer_step,
 )
-from refocus_ext.evidence.bench.gpu_report.bench import Comparison
 
 # A comparison, or a context that gives one while it is measured.
 Builder = Callable[..., "Comparison | AbstractContextManager[Comparison]"]

@@ -12,7 +12,7 @@ import torch
 
 from patches import Upstream
 from refocus_ext import invocation
-from refocus_ext.evidence.bench.gpu_report.loading import cores
+from refocus_ext.evidence.bench.gpu_report.cases.loading import cores
 
 # FLOP/s of dense bf16 products with fp32 sums, from NVIDIA's data sheets; the first name that a card's name contains counts.
 PEAKS = (

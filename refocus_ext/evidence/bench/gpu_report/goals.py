@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from refocus_ext.evidence.bench.gpu_report.cases.sampling import OURS, STOCK
+from refocus_ext.evidence.bench.gpu_report.cases.student_step import TAUGHT, UPSTREAM, UPSTREAM_TOKENS
 from refocus_ext.evidence.bench.gpu_report.results import Values, cases_of, row_of
-from refocus_ext.evidence.bench.gpu_report.sampling import OURS, STOCK
-from refocus_ext.evidence.bench.gpu_report.student_step import TAUGHT, UPSTREAM, UPSTREAM_TOKENS
 
 SAMPLING_BATCH = 8
 

@@ -15,7 +15,7 @@ from patches.protocols import as_module
 from refocus_ext.distill.command import network_plan
 from refocus_ext.distill.networks import Networks, training_patches
 from refocus_ext.evidence.bench.gpu_report.bench import Bench, Comparison
-from refocus_ext.evidence.bench.gpu_report.student_step import CLASSES, StepBench, all_patched, options_of
+from refocus_ext.evidence.bench.gpu_report.cases.student_step import CLASSES, StepBench, all_patched, options_of
 from refocus_ext.evidence.bench.gpu_report.turns import Part
 
 WAYS: dict[str, dict[str, bool]] = {

@@ -13,7 +13,7 @@ import torch
 
 from refocus_ext.engine.training import RunPlan
 from refocus_ext.evidence.bench.gpu_report.bench import Bench, Comparison, NoData, held_bytes
-from refocus_ext.evidence.bench.gpu_report.student_step import SETTLE, eager, step_of, step_was_taken
+from refocus_ext.evidence.bench.gpu_report.cases.student_step import SETTLE, eager, step_of, step_was_taken
 from refocus_ext.evidence.bench.gpu_report.turns import Part
 from refocus_ext.images.crops import Sample
 from refocus_ext.options.presets import preset

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from refocus_ext.evidence.bench.gpu_report.bench import Bench, Comparison
-from refocus_ext.evidence.bench.gpu_report.cuda_graph import Graphed
+from refocus_ext.evidence.bench.gpu_report.cases.cuda_graph import Graphed
 from refocus_ext.evidence.bench.gpu_report.turns import Part
 from refocus_ext.optics.pyramid import alias_views
 

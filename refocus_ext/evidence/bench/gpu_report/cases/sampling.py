@@ -15,8 +15,8 @@ from patches import FastSampling, patched
 from patches.model_parts import compile_for_sampling
 from patches.sampling import Guidance, Noise, drop_kv_caches, sample
 from refocus_ext.evidence.bench.gpu_report.bench import Bench, Comparison, frozen
-from refocus_ext.evidence.bench.gpu_report.cuda_graph import Graphed
-from refocus_ext.evidence.bench.gpu_report.student_step import SETTLE, eager
+from refocus_ext.evidence.bench.gpu_report.cases.cuda_graph import Graphed
+from refocus_ext.evidence.bench.gpu_report.cases.student_step import SETTLE, eager
 from refocus_ext.evidence.bench.gpu_report.turns import Part
 from refocus_ext.sampling.sampler import FOR_FID, image_seeds
 
