@@ -38,12 +38,12 @@ from refocus_ext.errors import named
 from refocus_ext.images.checks import check_images
 from refocus_ext.images.class_numbers import class_list, digest_of, renumbered
 from refocus_ext.images.sources.interface import ImageSource
-from refocus_ext.images.sources.kinds import find_images
 from refocus_ext.images.views import ViewPlan
 from refocus_ext.storage.atomic import save_json
 from refocus_ext.tokens.bare_tokenizer import Assumed, open_tokenizer
 from refocus_ext.tokens.cache import CacheSource, build_cache, check_cache, default_folder, open_cache
 from refocus_ext.tokens.cache import summary as cache_summary
+from refocus_ext.tokens.held_out import divided, share_of
 from refocus_ext.tokens.index import FILE, precision_of
 from refocus_ext.tokens.tokenize import pick_precision, prepare
 from refocus_ext.tokens.trained_tokenizer import Tokenizer
@@ -108,8 +108,10 @@ def prepare_run(upstream: Upstream, options: DistillOptions, device: torch.devic
     with named("--tokenizer"):
         assumed = Assumed(options.patch_nums, options.blur or None, options.focus_states, options.rho_max)
         tokenizer = open_tokenizer(Path(options.tokenizer), device, assumed)
+    with named("--val-share"):
+        share = share_of(tokenizer, options.val_share)
     with named("--data"):
-        train, val = find_images(tokenizer.data(options.data), tokenizer.trained_with.val_share)
+        train, val = divided(tokenizer, options.data, share)
     own = train.classes
     if options.class_numbers:
         with named("--class-numbers"):
@@ -220,13 +222,16 @@ def network_plan(
 
 def run_identity(options: DistillOptions, prepared: Prepared, world: World) -> RunIdentity:
     """What makes another invocation the same run: the options, and the weights of the tokenizer."""
+    data = prepared.train.identity()
     same = options.identity() | {"tokenizer": prepared.tokenizer.checksums()}
+    if not (prepared.tokenizer.bare and "part" in data):  # it held nothing out, or it is that of the tokenizer
+        same.pop("val_share")
     if options.class_numbers:  # by its content: the file may be at another place
         same["class_numbers"] = digest_of(class_list(options.class_numbers))
     return RunIdentity(
         options=same,
         meant={
-            "data": prepared.train.identity(),
+            "data": data,
             "init": file_meaning(options.init),
             "num_classes": prepared.classes,
             "precision": precision_name(autocast_dtype(options.precision, world.device)),

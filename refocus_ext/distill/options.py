@@ -36,8 +36,8 @@ class DistillOptions(Options):
     )
     tokenizer: str = DATA(
         "runs/tokenizer",
-        "run folder of a finished `tokenizer`, or a file of VQVAE weights such as vae_ch160v4096z32.pth (needs --data and "
-        "--teacher off)",
+        "run folder of a finished `tokenizer`, or a file of VQVAE weights such as vae_ch160v4096z32.pth (needs --data, "
+        "--teacher off, and --val-share where the data has no val/)",
         metavar="RUN|FILE",
         identity=False,
     )
@@ -47,10 +47,11 @@ class DistillOptions(Options):
     rho_max: float | None = shared.rho_max(DATA)
     data: str = DATA(
         "",
-        "ImageFolder with train/CLASS/*.JPEG and val/CLASS/*.JPEG, or any folder that the tokenizer takes (its --val-share "
-        "holds here too); without it what the tokenizer was trained on",
+        "ImageFolder with train/CLASS/*.JPEG and val/CLASS/*.JPEG, or any folder that the tokenizer takes; without it what the "
+        "tokenizer was trained on",
         metavar="DIR",
     )
+    val_share: float | None = shared.val_share(DATA)
     small_images: str = shared.small_images(DATA)
     crops: int = DATA(
         None,

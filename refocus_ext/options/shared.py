@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from refocus_ext.options.fields import Heading
-from refocus_ext.options.kinds import int_list, non_negative, positive
+from refocus_ext.options.kinds import int_list, non_negative, positive, share
 from refocus_ext.options.presets import preset_names
 
 
@@ -34,6 +34,14 @@ def focus_states(under: Heading) -> int | None:
 def rho_max(under: Heading) -> float | None:
     text = "of a bare file: radius of the widest PSF; without it 12 at 256 pixels, in proportion at other sizes"
     return under(None, text, non_negative(float), unit="pixels")
+
+
+def val_share(under: Heading) -> float | None:
+    text = (
+        "of a bare file, where the data has no val/: share of the images, chosen by their names, that is held out for "
+        "validation and never trained on; of a tokenizer's run its own share holds"
+    )
+    return under(None, text, share)
 
 
 def small_images(under: Heading) -> str:

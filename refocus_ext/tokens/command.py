@@ -12,10 +12,11 @@ from refocus_ext.engine.interruption import Interruption
 from refocus_ext.errors import named
 from refocus_ext.images.checks import check_images
 from refocus_ext.images.sources.interface import ImageSource
-from refocus_ext.images.sources.kinds import find_split, split_name
+from refocus_ext.images.sources.kinds import split_name
 from refocus_ext.images.views import ViewPlan
 from refocus_ext.tokens.bare_tokenizer import Assumed, open_tokenizer
 from refocus_ext.tokens.cache import CacheSource, build_cache, check_cache, default_folder, summary
+from refocus_ext.tokens.held_out import divided, share_of
 from refocus_ext.tokens.index import size_text
 from refocus_ext.tokens.options import TokensOptions
 from refocus_ext.tokens.shards import Layout
@@ -48,8 +49,10 @@ def prepare(options: TokensOptions, device: torch.device, precision: str) -> tup
     with named("--tokenizer"):
         tokenizer = open_tokenizer(Path(options.tokenizer), device, assumed_by(options))
     small = options.small_images or tokenizer.trained_with.small_images
+    with named("--val-share"):
+        share = share_of(tokenizer, options.val_share)
     with named("--data"):
-        images, name = train_images(tokenizer, options.data)
+        images, name = train_images(tokenizer, options.data, share)
         note = check_images(images, tokenizer.pyramid.image_size, small)
     notes = images.notes() + ((note,) if note else ())
     plan = ViewPlan(options.crops, options.hflip, options.seed)
@@ -96,15 +99,14 @@ def _run(options: TokensOptions, world: World) -> int:
     return built.exit_code
 
 
-def train_images(tokenizer: Tokenizer, data: str) -> tuple[ImageSource, str]:
-    """The training images and their name: of `data`, else of the tokenizer's own data, else the demo photographs.
+def train_images(tokenizer: Tokenizer, data: str, share: float) -> tuple[ImageSource, str]:
+    """The training images of `divided`, and their name.
 
     Raises:
-        UsageError: they are missing.
+        UsageError: they are missing, or `distill` could not validate.
     """
-    data = tokenizer.data(data)
-    images = find_split(data, "train", tokenizer.trained_with.val_share)
-    return images, split_name(data, "train", images)
+    images, _ = divided(tokenizer, data, share)
+    return images, split_name(tokenizer.data(data), "train", images)
 
 
 def plan_lines(tokenizer: Tokenizer, name: str, plan: ViewPlan, layout: Layout) -> list[str]:

@@ -102,11 +102,18 @@ def _named(weights: Mapping[str, tuple[Any, Any]]) -> str:
 def _data_difference(ours: Mapping[str, Any], theirs: Any) -> str:
     if isinstance(theirs, dict) and ours == theirs | _DECODED:
         return "the same images, before rotation, transparency and wide ranges of pixels were respected"
+    if isinstance(theirs, dict) and ours.get("part") != theirs.get("part"):
+        return f"{_part(theirs)}, not {_part(ours)}"
     if not isinstance(theirs, dict) or all(ours[name] == theirs.get(name) for name in ("images", "classes")):
         return "the same number of images, but other files, names or labels"
     return (
         f"{theirs.get('images')} images in {theirs.get('classes')} classes, not {ours['images']} in {ours['classes']}"
     )
+
+
+def _part(data: Mapping[str, Any]) -> str:
+    """Which of the images, where a share of them may be held out."""
+    return f"{data['part']} of {data.get('of')} images" if "part" in data else f"all {data.get('images')} images"
 
 
 def _show(value: Any) -> str:

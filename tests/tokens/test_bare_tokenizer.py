@@ -115,7 +115,10 @@ def test_eval_measures_a_file(vae_file: Path, image_tree: Path, capsys: Any, tmp
     )
     assert run_main("eval", *words, "--data", str(image_tree)) == 0
     out = capsys.readouterr().out
-    assert "all tokens against x, 4 images: PSNR" in out and "a bare file, without an alias tokenizer" in out
+    assert (
+        "all tokens against x, 4 images, centre crops of 64 px" in out
+        and "a bare file, without an alias tokenizer" in out
+    )
     numbers = json.loads((tmp_path / "n.json").read_text())
     assert numbers["weights"] == {"vae.pth": digest_of(torch.load(vae_file, weights_only=True))}
     assert run_main("eval", *words) == 2

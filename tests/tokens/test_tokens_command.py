@@ -30,11 +30,11 @@ def tokenizer_of(data: str = "") -> Any:
 def test_the_images_are_the_commands_else_the_tokenizers_else_the_demos(image_tree: Path, tmp_path: Path) -> None:
     data = str(image_tree)
     expected = (image_folder(data, "train"), f"{data}/train")
-    assert train_images(tokenizer_of(data=str(tmp_path / "elsewhere")), data) == expected
-    assert train_images(tokenizer_of(data=data), "") == expected
-    assert train_images(tokenizer_of(), "") == (demo_photographs(), "the demo photographs")
+    assert train_images(tokenizer_of(data=str(tmp_path / "elsewhere")), data, 0.0) == expected
+    assert train_images(tokenizer_of(data=data), "", 0.0) == expected
+    assert train_images(tokenizer_of(), "", 0.0) == (demo_photographs(), "the demo photographs")
     with pytest.raises(UsageError, match="elsewhere is not a folder"):
-        train_images(tokenizer_of(data=str(tmp_path / "elsewhere")), "")
+        train_images(tokenizer_of(data=str(tmp_path / "elsewhere")), "", 0.0)
 
 
 def test_the_plan_counts_views_and_tokens() -> None:
