@@ -34,8 +34,8 @@ from refocus_ext.engine.interruption import Interruption
 from refocus_ext.engine.run_folder import RunFolder, check_run_folder, require_space, schedule_of
 from refocus_ext.engine.same_run import RunIdentity, file_meaning
 from refocus_ext.engine.training import RunPlan, TrainingData
-from refocus_ext.errors import named
-from refocus_ext.images.checks import check_images
+from refocus_ext.errors import named, offering
+from refocus_ext.images.checks import SmallImage, check_images
 from refocus_ext.images.class_numbers import class_list, digest_of, renumbered
 from refocus_ext.images.sources.interface import ImageSource
 from refocus_ext.images.views import ViewPlan
@@ -121,8 +121,9 @@ def prepare_run(upstream: Upstream, options: DistillOptions, device: torch.devic
     gone = check_init(options, Path(options.out), f"VAR weights such as var_d{options.depth}.pth")
     start = starting_weights(options, tokenizer, classes, len(train.classes)) if options.init and not gone else None
     geometry = teacher_geometry(options, tokenizer)
-    with named("--data"):
-        note = check_images(train, tokenizer.trained_with.image_size, options.small_images)
+    with named("--data"), offering("--small-images upsample", SmallImage):
+        small = tokenizer.small_images(options.small_images)
+        note = check_images(train, tokenizer.trained_with.image_size, small)
         check_images(val, tokenizer.trained_with.image_size, "upsample")
     size = sizes(upstream, options, geometry, tokenizer, classes)
     found = (note, numbers_note(options, own, train, classes))
@@ -240,6 +241,7 @@ def run_identity(options: DistillOptions, prepared: Prepared, world: World) -> R
         | {
             "attention": attention_of(options, world.device),
             "processes": world.size,
+            "small_images": prepared.tokenizer.small_images(options.small_images),
             "type of device": world.device.type,
         },
         defaults=options.defaults(),

@@ -52,7 +52,7 @@ class DistillOptions(Options):
         metavar="DIR",
     )
     val_share: float | None = shared.val_share(DATA)
-    small_images: str = shared.small_images(DATA)
+    small_images: str = shared.small_images_as_run(DATA)
     crops: int = DATA(
         None,
         "fixed random crops of each image, used in turn; 0 draws a new one every epoch (needs --cache off)",

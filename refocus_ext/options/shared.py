@@ -52,6 +52,14 @@ def small_images(under: Heading) -> str:
     return under("auto", text, choices=("auto", "refuse", "upsample"), told=True)
 
 
+def small_images_as_run(under: Heading) -> str:
+    text = (
+        "images whose shorter side is below the crop: refuse to start, or upsample them as VAR does; without it as in the "
+        "tokenizer's run, for a bare file upsample"
+    )
+    return under("", text, choices=("auto", "refuse", "upsample"), told=True)
+
+
 def crop_scale(under: Heading) -> float:
     return under(1.125, "the shorter side is resized to this many crops before the random crop", positive(float))
 

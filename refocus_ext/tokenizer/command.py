@@ -18,7 +18,7 @@ from refocus_ext.engine.run_folder import RunFolder, check_run_folder, require_s
 from refocus_ext.engine.same_run import RunIdentity, file_meaning
 from refocus_ext.engine.training import RunPlan
 from refocus_ext.errors import named, offering
-from refocus_ext.images.checks import check_images
+from refocus_ext.images.checks import SmallImage, check_images
 from refocus_ext.images.crops import Crops
 from refocus_ext.images.sources.folder import NoValidation
 from refocus_ext.images.sources.interface import ImageSource
@@ -117,7 +117,7 @@ def prepare(upstream: Upstream, options: TokenizerOptions, device: torch.device)
         train, val = find_images(options.data, options.val_share)
     check_plan(options, pyramid, train)
     gone = check_init(options, Path(options.out), "VQVAE weights such as vae_ch160v4096z32.pth")
-    with named("--data"):
+    with named("--data"), offering("--small-images upsample", SmallImage):
         note = check_images(train, options.image_size, options.small_images)
         check_images(val, options.image_size, "upsample")
     notes = [*dict.fromkeys(train.notes() + val.notes()), note, *pyramid.rayleigh_warnings()]

@@ -9,8 +9,8 @@ import torch
 from patches import load_upstream
 from refocus_ext.engine.distributed import World, join_world, preflight_device
 from refocus_ext.engine.interruption import Interruption
-from refocus_ext.errors import named
-from refocus_ext.images.checks import check_images
+from refocus_ext.errors import named, offering
+from refocus_ext.images.checks import SmallImage, check_images
 from refocus_ext.images.sources.interface import ImageSource
 from refocus_ext.images.sources.kinds import split_name
 from refocus_ext.images.views import ViewPlan
@@ -48,12 +48,12 @@ def prepare(options: TokensOptions, device: torch.device, precision: str) -> tup
     """
     with named("--tokenizer"):
         tokenizer = open_tokenizer(Path(options.tokenizer), device, assumed_by(options))
-    small = options.small_images or tokenizer.trained_with.small_images
     with named("--val-share"):
         share = share_of(tokenizer, options.val_share)
     with named("--data"):
         images, name = train_images(tokenizer, options.data, share)
-        note = check_images(images, tokenizer.pyramid.image_size, small)
+        with offering("--small-images upsample", SmallImage):
+            note = check_images(images, tokenizer.pyramid.image_size, tokenizer.small_images(options.small_images))
     notes = images.notes() + ((note,) if note else ())
     plan = ViewPlan(options.crops, options.hflip, options.seed)
     return CacheSource(tokenizer, images, plan, options.crop_scale, precision), name, notes

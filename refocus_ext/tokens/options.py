@@ -37,12 +37,7 @@ class TokensOptions(Options):
         metavar="DIR",
     )
     val_share: float | None = shared.val_share(WHAT)
-    small_images: str = WHAT(
-        "",
-        "images whose shorter side is below the crop: refuse to start, or upsample them as VAR does; without it as in the "
-        "tokenizer's run",
-        choices=("auto", "refuse", "upsample"),
-    )
+    small_images: str = shared.small_images_as_run(WHAT)
 
     crops: int = VIEWS(4, "random crops of an image, which training uses in turn", positive(int))
     hflip: bool = VIEWS(False, "also tokenize the mirror image of each crop: twice as many views")

@@ -49,6 +49,10 @@ class Tokenizer:
             raise UsageError(f"the file {self.path} does not say what it was trained on; give a folder of images.")
         return given or self.trained_with.data
 
+    def small_images(self, given: str) -> str:
+        """What becomes of images smaller than the crop: what is `given`, else as when the tokenizer was trained."""
+        return given or self.trained_with.small_images
+
     def write_vae(self, path: Path) -> None:
         """Writes the VQVAE as a plain upstream state dict; the file of a run is copied as it is."""
         if self.bare:
