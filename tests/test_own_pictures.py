@@ -73,6 +73,7 @@ def test_one_image_one_class_and_a_batch_of_one(here: Path, capsys: Any) -> None
     words = [*DISTILL, "--tokenizer", "tok", "--batch-size", "1", "--out", "dis"]
     told(capsys)
     assert run_main(*words) == 2 and "validation has 1 image, but needs at least two" in told(capsys)
+    assert run_main(*words[:-1], "alone", "--teacher", "off") == 0
     write_images(here / "data" / "val" / "a, b", 2)
     assert run_main(*words) == 0
     assert run_main("sample", "--student", "dis", "--classes", "a, b,0", "--count", "2") == 0

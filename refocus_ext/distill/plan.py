@@ -14,7 +14,7 @@ from refocus_ext.distill.start import Start
 from refocus_ext.distill.teacher.cost import teacher_overhead
 from refocus_ext.distill.teacher.geometry import TeacherGeometry
 from refocus_ext.distill.teacher.interface import TeacherOverhead
-from refocus_ext.distill.teacher.kinds import teacher_class
+from refocus_ext.distill.teacher.kinds import OFF, teacher_class
 from refocus_ext.engine.checks import check_run_options
 from refocus_ext.engine.devices import kind_of, precision_in_words
 from refocus_ext.errors import UsageError
@@ -68,10 +68,11 @@ def check_data(options: DistillOptions, images: ImageSource, val: ImageSource) -
         raise UsageError(
             f"the data has {len(images.classes)} classes, more than --num-classes {options.num_classes}; raise it, or set it to 0."
         )
-    if (checked := min(len(val), options.val_images)) < 2:
+    if options.teacher != OFF and (checked := min(len(val), options.val_images)) < 2:
+        way = "give more validation images" if len(val) < 2 else "raise --val-images"
         raise UsageError(
-            f"validation has {checked} image, but needs at least two images, because one control uses the alias tokens of "
-            "another image; give more validation images."
+            f"validation has {checked} image, but needs at least two images, because one control of the teacher uses the alias "
+            f"tokens of another image; {way}, or train without a teacher (--teacher off)."
         )
     return options.num_classes or len(images.classes)
 

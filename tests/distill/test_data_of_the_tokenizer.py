@@ -50,3 +50,17 @@ def test_what_is_typed_wins(word: str, here: Path) -> None:
     write_images(here / "data" / "train" / "ant", 1, size=(20, 20))
     assert tokenizer("--small-images", "upsample") == 0
     assert distill("--small-images", word, "--dry-run") == (2 if word == "refuse" else 0)
+
+
+def test_one_validation_image_is_enough_without_a_teacher(capsys: Any) -> None:
+    Path("data/val/cat/001.jpg").unlink()
+    assert tokenizer() == 0
+    assert distill("--out", "off") == 0
+    assert "cross-entropy on 1 held-out image:" in capsys.readouterr().out
+    assert distill("--teacher", "on", "--out", "on") == 2
+    error = capsys.readouterr().err
+    assert "validation has 1 image, but needs at least two images, because one control" in error
+    assert "give more validation images, or train without a teacher (--teacher off)." in error
+    write_images(Path("data/val/cat"), 2)
+    assert distill("--teacher", "on", "--val-images", "1") == 2
+    assert "raise --val-images, or train without a teacher (--teacher off)." in capsys.readouterr().err
