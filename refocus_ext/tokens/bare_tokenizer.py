@@ -61,7 +61,7 @@ def open_tokenizer(path: Path, device: torch.device | str = "cpu", assumed: Assu
     """
     assumed = assumed or Assumed()
     if (run := run_of(path)) is not None:
-        if given := assumed.given():
+        if run.exists() and (given := assumed.given()):
             raise UsageError(
                 f"{path} is a run with its own configuration, which no {_words(given)} can change; omit it."
             )

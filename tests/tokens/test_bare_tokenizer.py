@@ -82,8 +82,10 @@ def test_what_does_not_fit_is_a_sentence(vae_file: Path, tmp_path: Path) -> None
     assert "patch_nums must rise to 4 = image_size 64" in complaint(vae_file, Assumed((1, 2, 4, 3)))
     assert "focus states would decimate" in complaint(vae_file, Assumed(PATCH_NUMS, "disk", 9))
     torch.save({"w": torch.zeros(1)}, tmp_path / "w.pth")
-    assert "holds no VQVAE but 1 tensors of another network" in complaint(tmp_path / "w.pth")
-    assert "or a file of VQVAE weights such as" in complaint(tmp_path / "nowhere", Assumed())
+    assert "holds no VQVAE but 1 tensor of another network" in complaint(tmp_path / "w.pth")
+    for assumed in (Assumed(), MAPS):
+        told = complaint(tmp_path / "nowhere", assumed)
+        assert "nowhere does not exist; a tokenizer is the run folder" in told and "or a file of VQVAE weights" in told
 
 
 def test_a_file_in_a_run_keeps_its_runs_pyramid(tmp_path: Path) -> None:

@@ -628,7 +628,7 @@ def test_the_command_makes_and_verifies_a_cache(
     [
         (
             ["--tokenizer", "nowhere"],
-            "nowhere is not a folder; a tokenizer is the run folder of `bash run.sh tokenizer`, which comes first",
+            "nowhere does not exist; a tokenizer is the run folder of `bash run.sh tokenizer`, which comes first",
         ),
         (["--data", "nowhere"], "nowhere is not a folder"),
         (["--crops", "0"], "0 is not greater than 0"),

@@ -50,4 +50,4 @@ def test_the_plan_counts_views_and_tokens() -> None:
 def test_a_missing_tokenizer_is_named_by_its_option(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_main("tokens", "--tokenizer", str(tmp_path / "nowhere"), "--device", "cpu") == 2
     error = capsys.readouterr().err
-    assert error.startswith(f"refocus: --tokenizer: {tmp_path / 'nowhere'} is not a folder") and error.count("\n") == 1
+    assert error.startswith(f"refocus: --tokenizer: {tmp_path / 'nowhere'} does not exist") and error.count("\n") == 1
