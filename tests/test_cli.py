@@ -82,7 +82,7 @@ def test_wrong_usage(argv: list[str], words: str, capsys: pytest.CaptureFixture[
         (["--image-size", "70"], "image_size 70 is not a multiple of"),
         (["--rho-max", "400"], "reaches 400 px to each side"),
         (["--batch-size", "1000"], "--batch-size 1000 is larger than the data set of"),
-        (["--patch-nums", "1,2,4,3"], "must rise and end at image size / 16 = 4; give --patch-nums"),
+        (["--patch-nums", "1,2,4,3"], "the token maps 1,2,4,3 must rise and end at image size / 16 = 4 "),
         (["--ch", "40"], "--ch 40 is not a multiple of 32"),
         (["--steps", "10", "--warm-autoencoder", "10"], "leaves no step of --steps 10 with quantization"),
         (["--resume", "nothing.pt"], "--resume nothing.pt is not a checkpoint; it takes auto, never"),

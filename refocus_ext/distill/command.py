@@ -120,11 +120,11 @@ def prepare_run(upstream: Upstream, options: DistillOptions, device: torch.devic
     classes = check_data(options, train, val)
     gone = check_init(options, Path(options.out), f"VAR weights such as var_d{options.depth}.pth")
     start = starting_weights(options, tokenizer, classes, len(train.classes)) if options.init and not gone else None
-    geometry = teacher_geometry(options, tokenizer)
     with named("--data"), offering("--small-images upsample", SmallImage):
         small = tokenizer.small_images(options.small_images)
         note = check_images(train, tokenizer.trained_with.image_size, small)
         check_images(val, tokenizer.trained_with.image_size, "upsample")
+    geometry = teacher_geometry(options, tokenizer, upsamples=note is not None)
     size = sizes(upstream, options, geometry, tokenizer, classes)
     found = (note, numbers_note(options, own, train, classes))
     notes = tuple(dict.fromkeys(train.notes() + val.notes())) + tuple(line for line in found if line)

@@ -9,6 +9,7 @@ import torch
 
 from patches import Upstream
 from patches.protocols import as_module
+from refocus_ext.distill.advice import alias_command, alias_run
 from refocus_ext.distill.options import DistillOptions
 from refocus_ext.distill.start import Start
 from refocus_ext.distill.teacher.cost import teacher_overhead
@@ -91,8 +92,11 @@ def numbers_note(options: DistillOptions, own: Sequence[str], images: ImageSourc
     return None
 
 
-def teacher_geometry(options: DistillOptions, tokenizer: Tokenizer) -> TeacherGeometry | None:
+def teacher_geometry(options: DistillOptions, tokenizer: Tokenizer, upsamples: bool = False) -> TeacherGeometry | None:
     """The teacher's geometry, None if it is off.
+
+    Args:
+        upsamples: whether some images are smaller than the crop.
 
     Raises:
         UsageError: the tokenizer has no alias tokens, or an option is outside its limits.
@@ -102,7 +106,7 @@ def teacher_geometry(options: DistillOptions, tokenizer: Tokenizer) -> TeacherGe
     if tokenizer.bare:
         raise UsageError(
             f"--tokenizer {tokenizer.path} is a bare file without alias tokens, which the teacher reads; add --teacher off, or "
-            f"train them first: `bash run.sh tokenizer --init {tokenizer.path} --only alias --blur none`."
+            f"train them first and give --tokenizer {alias_run(tokenizer)}: `{alias_command(options, tokenizer, upsamples)}`."
         )
     if tokenizer.alias is None:
         raise UsageError(

@@ -179,6 +179,11 @@ class Options(TypedArgs):
         """Values of the run that this command line resumes, for options that follow another one."""
         return {}
 
+    @classmethod
+    def implied(cls, typed: Mapping[str, object], stage: Stage) -> dict[str, object]:
+        """Values in place of the preset's that follow from what is typed."""
+        return {}
+
     def several_processes(self) -> bool:
         """Whether the work is worth one process per GPU."""
         return False

@@ -80,7 +80,8 @@ def filled(cls: type[Options], typed: Typed) -> dict[str, object]:
     if cls.stage:
         name = str(typed.get("preset") or cls.choose_preset(typed))
         stage = preset(name, cls.stage)
-        values |= {"preset": name, **stage, **_followers(cls, typed, stage), **cls.begun(typed, stage)}
+        followers = {**_followers(cls, typed, stage), **cls.begun(typed, stage)}
+        values |= {"preset": name, **stage, **cls.implied(typed, stage), **followers}
     return values | dict(typed)
 
 
