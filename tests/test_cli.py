@@ -63,6 +63,12 @@ def test_help_gives_unit_and_default_of_every_option(capsys: pytest.CaptureFixtu
         (["tokeniser"], "did you mean 'tokenizer'?"),
         (["tokenizer", "--bacth-size", "8"], "did you mean --batch-size?"),
         (["tokenizer", "--batch", "8"], "there is no option '--batch'"),
+        (
+            ["distill", "--image-size", "64"],
+            "'--image-size' here: it is one of `tokenizer`, and image size, token maps",
+        ),
+        (["distill", "--ema=0.9"], "there is no option '--ema' here: it is one of `tokenizer`"),
+        (["distill", "--val-image", "4"], "did you mean --val-images?"),
         (["tokenizer", "oops"], "'oops' was not expected here"),
         (["tokenizer", "--steps", "0"], "0 is not greater than 0"),
         (["tokenizer", "--steps", "many"], "invalid int value: 'many'"),
@@ -78,8 +84,11 @@ def test_wrong_usage(argv: list[str], words: str, capsys: pytest.CaptureFixture[
     ("options", "words"),
     [
         (["--data", "/nowhere"], "/nowhere is not a folder"),
-        (["--focus-states", "4"], "4 focus states would decimate"),
-        (["--image-size", "70"], "image_size 70 is not a multiple of"),
+        (["--focus-states", "4"], "larger image_size (--image-size, --focus-states)."),
+        (
+            ["--image-size", "70"],
+            "image_size 70 is not a multiple of the encoder stride 16; use 64 or 80 (--image-size).",
+        ),
         (["--rho-max", "400"], "reaches 400 px to each side"),
         (["--batch-size", "1000"], "--batch-size 1000 is larger than the data set of"),
         (["--patch-nums", "1,2,4,3"], "the token maps 1,2,4,3 must rise and end at image size / 16 = 4 "),
@@ -87,7 +96,7 @@ def test_wrong_usage(argv: list[str], words: str, capsys: pytest.CaptureFixture[
         (["--steps", "10", "--warm-autoencoder", "10"], "leaves no step of --steps 10 with quantization"),
         (["--resume", "nothing.pt"], "--resume nothing.pt is not a checkpoint; it takes auto, never"),
         (["--device", "cuda:77"], "--device cuda:77 is not available"),
-        (["--noise-min", "0.5"], "noise_min <= noise_max"),
+        (["--noise-min", "0.5"], "(--noise-min, --noise-max)."),
     ],
 )
 def test_bad_input_before_any_work(
@@ -183,6 +192,7 @@ def test_commands_say_whether_they_start_several_processes(
         ("tokenizer --device cuda:77", "--device cuda:77 is not available"),
         ("tokenizer --batch-size 9", "--batch-size: a batch size of 9 does not divide over 2 processes"),
         ("tokenizer --lpips 1 --lpips-weights nowhere.pth", "but nowhere.pth is not a file"),
+        ("tokenizer --lpips 1 --lpips-weights nowhere.pth", "(or train without LPIPS: --lpips 0)"),
         ("tokenizer --init nowhere.pth", "--init nowhere.pth is not a file"),
         ("tokenizer --out full", "--out full holds files but no run"),
         ("distill --tokenizer /nowhere --patch-nums 1,2", "--tokenizer: /nowhere does not exist"),

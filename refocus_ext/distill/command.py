@@ -40,7 +40,7 @@ from refocus_ext.images.class_numbers import class_list, digest_of, renumbered
 from refocus_ext.images.sources.interface import ImageSource
 from refocus_ext.images.views import ViewPlan
 from refocus_ext.storage.atomic import save_json
-from refocus_ext.tokens.bare_tokenizer import Assumed, open_tokenizer
+from refocus_ext.tokens.bare_tokenizer import ASSUMED_BY, Assumed, WrongAssumption, open_tokenizer
 from refocus_ext.tokens.cache import CacheSource, build_cache, check_cache, default_folder, open_cache
 from refocus_ext.tokens.cache import summary as cache_summary
 from refocus_ext.tokens.held_out import divided, share_of
@@ -105,7 +105,7 @@ def prepare_run(upstream: Upstream, options: DistillOptions, device: torch.devic
         UsageError: they do not fit, or something is missing.
     """
     check_options(options)
-    with named("--tokenizer"):
+    with named("--tokenizer"), offering(ASSUMED_BY, WrongAssumption):
         assumed = Assumed(options.patch_nums, options.blur or None, options.focus_states, options.rho_max)
         tokenizer = open_tokenizer(Path(options.tokenizer), device, assumed)
     with named("--val-share"):

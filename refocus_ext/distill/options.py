@@ -13,6 +13,7 @@ from refocus_ext.options import shared
 from refocus_ext.options.fields import Heading, Options
 from refocus_ext.options.kinds import non_negative, positive
 from refocus_ext.options.presets import preset_names
+from refocus_ext.tokenizer.options import TokenizerOptions
 
 DATA = Heading("what to train on")
 STUDENT = Heading("student (VAR)")
@@ -203,6 +204,13 @@ class DistillOptions(Options):
             found = f"has the preset '{theirs}', which this version does not know" if theirs else "names no preset"
             raise UsageError(f"--tokenizer {run} {found}; give --preset one of {', '.join(preset_names())}.")
         return "paper" if theirs == "demo" and typed.get("data") else theirs
+
+    @classmethod
+    def why_not(cls, flag: str) -> str:
+        """Of an option of `tokenizer` alone."""
+        if flag.removeprefix("--").replace("-", "_") not in TokenizerOptions.fields():
+            return ""
+        return "it is one of `tokenizer`, and image size, token maps, codes and pyramid come from the tokenizer (--tokenizer)"
 
     def idle(self) -> frozenset[str]:
         """The options without effect, given the others."""

@@ -9,6 +9,7 @@ import torch
 
 from patches import Upstream
 from patches.protocols import as_module
+from refocus_ext.counting import counted
 from refocus_ext.distill.advice import alias_command, alias_run
 from refocus_ext.distill.options import DistillOptions
 from refocus_ext.distill.start import Start
@@ -67,7 +68,8 @@ def check_data(options: DistillOptions, images: ImageSource, val: ImageSource) -
     check_run_options(options, images)
     if options.num_classes and len(images.classes) > options.num_classes:
         raise UsageError(
-            f"the data has {len(images.classes)} classes, more than --num-classes {options.num_classes}; raise it, or set it to 0."
+            f"the data has {counted(len(images.classes), 'class', 'classes')}, more than "
+            f"--num-classes {options.num_classes}; raise it, or set it to 0."
         )
     if options.teacher != OFF and (checked := min(len(val), options.val_images)) < 2:
         way = "give more validation images" if len(val) < 2 else "raise --val-images"
@@ -199,8 +201,8 @@ def print_plan(
         + (", mirrored as well" if options.hflip else "")
     )
     print(
-        f"student: VAR-d{options.depth}, {size.cost.var_parameters / 1e6:.0f}M parameters, {classes} classes, {count} tokens per "
-        f"image in {len(patch_nums)} scales, {tokenizer.trained_with.codebook_size} codes"
+        f"student: VAR-d{options.depth}, {size.cost.var_parameters / 1e6:.0f}M parameters, {counted(classes, 'class', 'classes')}, "
+        f"{count} tokens per image in {len(patch_nums)} scales, {tokenizer.trained_with.codebook_size} codes"
     )
     if start:
         print(f"starts from {start.path}")

@@ -22,7 +22,7 @@ from patches import load_upstream
 from refocus_ext.counting import counted
 from refocus_ext.engine.checkpoints import checkpoints_of
 from refocus_ext.engine.devices import pick_device
-from refocus_ext.errors import UsageError, named
+from refocus_ext.errors import UsageError, named, offering
 from refocus_ext.evaluation.frechet import FeatureStatistics, frechet_distance
 from refocus_ext.evaluation.inception import to_uint8
 from refocus_ext.evaluation.instruments import AliasCoder, Instruments, open_instruments
@@ -37,7 +37,7 @@ from refocus_ext.images.sources.interface import ImageSource
 from refocus_ext.images.sources.kinds import find_split, split_name
 from refocus_ext.images.sources.parts import numbered_as
 from refocus_ext.tokenizer.alias.explained_variance import ExplainedVariance
-from refocus_ext.tokens.bare_tokenizer import Assumed, open_tokenizer
+from refocus_ext.tokens.bare_tokenizer import ASSUMED_BY, Assumed, WrongAssumption, open_tokenizer
 from refocus_ext.tokens.trained_tokenizer import Tokenizer
 from refocus_ext.vector_quantization import codebook_use
 
@@ -50,7 +50,7 @@ def main(options: EvalOptions) -> int:
         raise UsageError("eval needs --tokenizer RUN, the run folder of `bash run.sh tokenizer`.")
     print(load_upstream().describe())
     device = pick_device(options.device)
-    with named("--tokenizer"):
+    with named("--tokenizer"), offering(ASSUMED_BY, WrongAssumption):
         assumed = Assumed(options.patch_nums, options.blur or None, options.focus_states, options.rho_max)
         tokenizer = open_tokenizer(Path(options.tokenizer), device, assumed)
     for note in tokenizer.notes:
@@ -66,7 +66,7 @@ def main(options: EvalOptions) -> int:
     size = tokenizer.pyramid.image_size
     crops = centre_crops(tokenizer, images, options.crop_scale)
     view = f"centre crops of {size} px of images resized to {crops.shorter} px"
-    print(f"measuring {tokenizer.path} on {len(chosen)} images of {source}, {view}, on {device}")
+    print(f"measuring {tokenizer.path} on {counted(len(chosen), 'image')} of {source}, {view}, on {device}")
     batches = loader(tokenizer, crops, chosen, options)
     report = replace(evaluate(tokenizer, batches, tools, device), view=view)
     print("\n" + "\n".join(table(report)))
@@ -209,7 +209,8 @@ class Evaluation:
         missing = dict(self.tools.not_measured)
         rfid = self._rfid(notes, missing)
         if replaced:
-            notes.append(f"{replaced} images cannot be decoded; the images after them were measured twice instead.")
+            after = "image after it was" if replaced == 1 else "images after them were"
+            notes.append(f"{counted(replaced, 'image')} cannot be decoded; the {after} measured twice instead.")
         return TokenizerReport(
             images=self.images,
             replaced=replaced,

@@ -180,6 +180,11 @@ class Options(TypedArgs):
         return {}
 
     @classmethod
+    def why_not(cls, flag: str) -> str:
+        """A clause on why this command lacks an option that others have, or ''."""
+        return ""
+
+    @classmethod
     def implied(cls, typed: Mapping[str, object], stage: Stage) -> dict[str, object]:
         """Values in place of the preset's that follow from what is typed."""
         return {}

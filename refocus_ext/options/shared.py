@@ -5,6 +5,7 @@ They are functions and no base class: a base's fields would come first, in --hel
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from refocus_ext.options.fields import Heading
@@ -42,6 +43,26 @@ def val_share(under: Heading) -> float | None:
         "validation and never trained on; of a tokenizer's run its own share holds"
     )
     return under(None, text, share)
+
+
+_OF_GEOMETRY = {
+    "image_size": "--image-size",
+    "patch_nums": "--patch-nums",
+    "states": "--focus-states",
+    "rho_max": "--rho-max",
+    "noise_min": "--noise-min",
+    "noise_max": "--noise-max",
+}
+
+
+def with_options(message: str) -> str:
+    """A library's message about a geometry as a sentence that ends with the options for the values it speaks of.
+
+    >>> with_options("image_size 33 is not a multiple of the encoder stride 16; use 32 or 48")
+    'image_size 33 is not a multiple of the encoder stride 16; use 32 or 48 (--image-size).'
+    """
+    flags = [flag for word, flag in _OF_GEOMETRY.items() if re.search(rf"\b{word}\b", message)]
+    return message.removesuffix(".") + (f" ({', '.join(flags)})" if flags else "") + "."
 
 
 def small_images(under: Heading) -> str:

@@ -198,7 +198,8 @@ def perceptual_loss(options: TokenizerOptions, device: torch.device) -> nn.Modul
         return None
     from refocus_ext.tokenizer.losses.perceptual import load_lpips
 
-    return load_lpips(options.lpips_weights, device)
+    with offering("or train without LPIPS: --lpips 0"):
+        return load_lpips(options.lpips_weights, device)
 
 
 def open_run(prepared: Prepared, upstream: Upstream, world: World) -> RunFolder:

@@ -15,6 +15,7 @@ from refocus_ext.engine.devices import autocast_dtype, precision_in_words
 from refocus_ext.errors import UsageError, named
 from refocus_ext.images.sources.interface import ImageSource, classes_in_words
 from refocus_ext.optics.pyramid import FocusPyramid
+from refocus_ext.options import shared
 from refocus_ext.options.presets import preset
 from refocus_ext.storage.upstream_weights import phis_of, read_vae, scales_of_vae, vae_geometry, vae_state_dict
 from refocus_ext.storage.weights import load_strictly
@@ -41,7 +42,7 @@ def make_pyramid(options: TokenizerOptions) -> FocusPyramid:
             noise_max=options.noise_max,
         )
     except ValueError as error:
-        raise UsageError(str(error)) from None
+        raise UsageError(shared.with_options(str(error))) from None
 
 
 def check_plan(options: TokenizerOptions, pyramid: FocusPyramid, images: ImageSource) -> None:
@@ -221,13 +222,13 @@ def alias_geometry(options: TokenizerOptions, pyramid: FocusPyramid) -> AliasGeo
     """
     if options.alias == "off" or pyramid.states < 2:
         return None
-    shared = options.alias_codebook == "shared"
+    common = options.alias_codebook == "shared"
     try:
         return AliasGeometry.of(
             pyramid,
             stride=options.alias_stride,
-            codes=options.codebook_size if shared else options.alias_codes,
-            code_dim=options.latent_channels if shared else 32,
+            codes=options.codebook_size if common else options.alias_codes,
+            code_dim=options.latent_channels if common else 32,
             width=options.alias_width,
             codebook=options.alias_codebook,
         )

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from patches import load_upstream
+from refocus_ext.counting import counted
 from refocus_ext.engine.distributed import World, join_world, preflight_device
 from refocus_ext.engine.interruption import Interruption
 from refocus_ext.errors import named, offering
@@ -14,7 +15,7 @@ from refocus_ext.images.checks import SmallImage, check_images
 from refocus_ext.images.sources.interface import ImageSource
 from refocus_ext.images.sources.kinds import split_name
 from refocus_ext.images.views import ViewPlan
-from refocus_ext.tokens.bare_tokenizer import Assumed, open_tokenizer
+from refocus_ext.tokens.bare_tokenizer import ASSUMED_BY, Assumed, WrongAssumption, open_tokenizer
 from refocus_ext.tokens.cache import CacheSource, build_cache, check_cache, default_folder, summary
 from refocus_ext.tokens.held_out import divided, share_of
 from refocus_ext.tokens.index import size_text
@@ -46,7 +47,7 @@ def prepare(options: TokensOptions, device: torch.device, precision: str) -> tup
     Raises:
         UsageError: the tokenizer or the images are missing, or do not fit.
     """
-    with named("--tokenizer"):
+    with named("--tokenizer"), offering(ASSUMED_BY, WrongAssumption):
         tokenizer = open_tokenizer(Path(options.tokenizer), device, assumed_by(options))
     with named("--val-share"):
         share = share_of(tokenizer, options.val_share)
@@ -116,7 +117,8 @@ def plan_lines(tokenizer: Tokenizer, name: str, plan: ViewPlan, layout: Layout) 
     return [
         f"tokenizer: {tokenizer.path}, crops of {size} px",
         *(f"note: {note}" for note in tokenizer.notes),
-        f"images: {layout.images:,} of {name}, {plan.views} views of each ({plan.crops} random crops{mirrored})",
+        f"images: {layout.images:,} of {name}, {counted(plan.views, 'view')} of each "
+        f"({counted(plan.crops, 'random crop')}{mirrored})",
         f"tokens: {layout.structure} structure + {layout.alias} alias per view, {layout.tokens:,} in all, "
         f"{size_text(layout.bytes)} in {layout.shards} shard{'s' * (layout.shards > 1)}",
     ]

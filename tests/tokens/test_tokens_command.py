@@ -47,6 +47,11 @@ def test_the_plan_counts_views_and_tokens() -> None:
     ]
 
 
+def test_one_of_a_thing_is_no_plural() -> None:
+    plan, layout = ViewPlan(1, False, 0), Layout(images=1, views=1, structure=30, alias=20, shard_images=1)
+    assert "1 view of each (1 random crop)" in plan_lines(tokenizer_of(), "pictures/train", plan, layout)[1]
+
+
 def test_a_missing_tokenizer_is_named_by_its_option(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_main("tokens", "--tokenizer", str(tmp_path / "nowhere"), "--device", "cpu") == 2
     error = capsys.readouterr().err
