@@ -9,7 +9,8 @@ from collections.abc import Iterator
 class UsageError(ValueError):
     """Bad input: one sentence that names the value, the limit and what to do. The command line exits with 2.
 
-    A library's message is about the thing ("the folder x holds no images"); a command adds its option with `named`.
+    A library's message is about the thing ("the folder x holds no images"); a command adds its option with `named`, or with
+    `offering` where the option is the way out.
     """
 
 
@@ -30,4 +31,20 @@ def named(option: str) -> Iterator[None]:
         yield
     except (UsageError, RunFailed) as error:
         error.args = (f"{option}: {error}",)
+        raise
+
+
+@contextlib.contextmanager
+def offering(options: str, kind: type[Exception] = UsageError) -> Iterator[None]:
+    """Appends to the messages of library errors of a kind inside the options that are their way out.
+
+    >>> with offering("--val-share 0.05"):
+    ...     raise UsageError("the folder x has no val/ folder; hold out a share of its images.")
+    Traceback (most recent call last):
+    refocus_ext.errors.UsageError: the folder x has no val/ folder; hold out a share of its images (--val-share 0.05).
+    """
+    try:
+        yield
+    except kind as error:
+        error.args = (f"{str(error).removesuffix('.')} ({options}).",)
         raise

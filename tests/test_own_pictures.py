@@ -59,6 +59,7 @@ def test_a_folder_of_phone_pictures(here: Path, capsys: Any) -> None:
     assert run_main("eval", "--tokenizer", "tok") == 0
     assert "on 2 images of photos, 2024 (a share of 0.1)" in told(capsys)
     assert run_main("sample", "--student", "dis", "--classes", "images", "--count", "2") == 0
+    assert "parameters, 1 class, 32 px" in told(capsys)
     assert json.loads(Path("dis/classes.json").read_text()) == ["images"]
     Path("photos, 2024").rename("renamed")
     told(capsys)
@@ -75,13 +76,14 @@ def test_one_image_one_class_and_a_batch_of_one(here: Path, capsys: Any) -> None
     write_images(here / "data" / "train" / "a, b", 1)
     write_images(here / "data" / "val" / "a, b", 1)
     assert run_main(*tiny(4), "--data", "data", "--out", "tok") == 2
-    assert "--batch-size 4 is larger than the data set of 1 images; choose at most 1" in told(capsys)
+    assert "--batch-size 4 is larger than the data set of 1 image; choose at most 1" in told(capsys)
     assert run_main(*tiny(1), "--data", "data", "--out", "tok") == 0
     assert run_main("tokens", "--tokenizer", "tok", "--crops", "1") == 0
     assert run_main("eval", "--tokenizer", "tok") == 0
     words = [*DISTILL, "--tokenizer", "tok", "--batch-size", "1", "--out", "dis"]
     told(capsys)
     assert run_main(*words) == 2 and "validation has 1 image, but needs at least two" in told(capsys)
+    assert run_main(*words[:-1], "alone", "--teacher", "off") == 0
     write_images(here / "data" / "val" / "a, b", 2)
     assert run_main(*words) == 0
     assert run_main("sample", "--student", "dis", "--classes", "a, b,0", "--count", "2") == 0

@@ -38,17 +38,17 @@ from refocus_ext.engine.memory.plan import free_memory
 from refocus_ext.engine.run_folder import RunFolder, check_run_folder, require_space, schedule_of
 from refocus_ext.engine.same_run import RunIdentity, file_meaning
 from refocus_ext.engine.training import RunPlan, TrainingData
-from refocus_ext.errors import named
-from refocus_ext.images.checks import check_images
+from refocus_ext.errors import named, offering
+from refocus_ext.images.checks import SmallImage, check_images
 from refocus_ext.images.class_numbers import class_list, digest_of, renumbered
 from refocus_ext.images.sources.interface import ImageSource
-from refocus_ext.images.sources.kinds import find_images
 from refocus_ext.images.views import ViewPlan
 from refocus_ext.options.kinds import AUTO
 from refocus_ext.storage.atomic import save_json
-from refocus_ext.tokens.bare_tokenizer import Assumed, open_tokenizer
+from refocus_ext.tokens.bare_tokenizer import ASSUMED_BY, Assumed, WrongAssumption, open_tokenizer
 from refocus_ext.tokens.cache import CacheSource, build_cache, check_cache, default_folder, open_cache
 from refocus_ext.tokens.cache import summary as cache_summary
+from refocus_ext.tokens.held_out import divided, share_of
 from refocus_ext.tokens.index import FILE, precision_of
 from refocus_ext.tokens.tokenize import pick_precision, prepare
 from refocus_ext.tokens.trained_tokenizer import Tokenizer
@@ -142,11 +142,13 @@ def prepare_run(upstream: Upstream, options: DistillOptions, device: torch.devic
         UsageError: they do not fit, or something is missing.
     """
     check_options(options)
-    with named("--tokenizer"):
+    with named("--tokenizer"), offering(ASSUMED_BY, WrongAssumption):
         assumed = Assumed(options.patch_nums, options.blur or None, options.focus_states, options.rho_max)
         tokenizer = open_tokenizer(Path(options.tokenizer), device, assumed)
+    with named("--val-share"):
+        share = share_of(tokenizer, options.val_share)
     with named("--data"):
-        train, val = find_images(tokenizer.data(options.data), tokenizer.trained_with.val_share)
+        train, val = divided(tokenizer, options.data, share)
     own = train.classes
     if options.class_numbers:
         with named("--class-numbers"):
@@ -155,10 +157,11 @@ def prepare_run(upstream: Upstream, options: DistillOptions, device: torch.devic
     classes = check_data(options, train, val)
     gone = check_init(options, Path(options.out), f"VAR weights such as var_d{options.depth}.pth")
     start = starting_weights(options, tokenizer, classes, len(train.classes)) if options.init and not gone else None
-    geometry = teacher_geometry(options, tokenizer)
-    with named("--data"):
-        note = check_images(train, tokenizer.trained_with.image_size, options.small_images)
+    with named("--data"), offering("--small-images upsample", SmallImage):
+        small = tokenizer.small_images(options.small_images)
+        note = check_images(train, tokenizer.trained_with.image_size, small)
         check_images(val, tokenizer.trained_with.image_size, "upsample")
+    geometry = teacher_geometry(options, tokenizer, upsamples=note is not None)
     size = sizes(upstream, options, geometry, tokenizer, classes)
     found = (note, numbers_note(options, own, train, classes))
     notes = tuple(dict.fromkeys(train.notes() + val.notes())) + tuple(line for line in found if line)
@@ -256,13 +259,16 @@ def network_plan(
 
 def run_identity(options: DistillOptions, prepared: Prepared, world: World) -> RunIdentity:
     """What makes another invocation the same run: the options, and the weights of the tokenizer."""
+    data = prepared.train.identity()
     same = options.identity() | {"tokenizer": prepared.tokenizer.checksums()}
+    if not (prepared.tokenizer.bare and "part" in data):  # it held nothing out, or it is that of the tokenizer
+        same.pop("val_share")
     if options.class_numbers:  # by its content: the file may be at another place
         same["class_numbers"] = digest_of(class_list(options.class_numbers))
     return RunIdentity(
         options=same,
         meant={
-            "data": prepared.train.identity(),
+            "data": data,
             "init": file_meaning(options.init),
             "num_classes": prepared.classes,
             "precision": precision_name(autocast_dtype(options.precision, world.device)),
@@ -271,6 +277,7 @@ def run_identity(options: DistillOptions, prepared: Prepared, world: World) -> R
         | {
             "attention": attention_of(options, world.device),
             "processes": world.size,
+            "small_images": prepared.tokenizer.small_images(options.small_images),
             "type of device": world.device.type,
         },
         defaults=options.defaults(),

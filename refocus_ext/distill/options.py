@@ -13,6 +13,7 @@ from refocus_ext.options import shared
 from refocus_ext.options.fields import Heading, Options
 from refocus_ext.options.kinds import non_negative, positive
 from refocus_ext.options.presets import preset_names
+from refocus_ext.tokenizer.options import TokenizerOptions
 
 DATA = Heading("what to train on")
 STUDENT = Heading("student (VAR)")
@@ -36,8 +37,8 @@ class DistillOptions(Options):
     )
     tokenizer: str = DATA(
         "runs/tokenizer",
-        "run folder of a finished `tokenizer`, or a file of VQVAE weights such as vae_ch160v4096z32.pth (needs --data and "
-        "--teacher off)",
+        "run folder of a finished `tokenizer`, or a file of VQVAE weights such as vae_ch160v4096z32.pth (needs --data, "
+        "--teacher off, and --val-share where the data has no val/)",
         metavar="RUN|FILE",
         identity=False,
     )
@@ -47,11 +48,12 @@ class DistillOptions(Options):
     rho_max: float | None = shared.rho_max(DATA)
     data: str = DATA(
         "",
-        "ImageFolder with train/CLASS/*.JPEG and val/CLASS/*.JPEG, or any folder that the tokenizer takes (its --val-share "
-        "holds here too); without it what the tokenizer was trained on",
+        "ImageFolder with train/CLASS/*.JPEG and val/CLASS/*.JPEG, or any folder that the tokenizer takes; without it what the "
+        "tokenizer was trained on",
         metavar="DIR",
     )
-    small_images: str = shared.small_images(DATA)
+    val_share: float | None = shared.val_share(DATA)
+    small_images: str = shared.small_images_as_run(DATA)
     crops: int = DATA(
         None,
         "fixed random crops of each image, used in turn; 0 draws a new one every epoch (needs --cache off)",
@@ -204,6 +206,13 @@ class DistillOptions(Options):
             found = f"has the preset '{theirs}', which this version does not know" if theirs else "names no preset"
             raise UsageError(f"--tokenizer {run} {found}; give --preset one of {', '.join(preset_names())}.")
         return "paper" if theirs == "demo" and not their_data and typed.get("data") else theirs
+
+    @classmethod
+    def why_not(cls, flag: str) -> str:
+        """Of an option of `tokenizer` alone."""
+        if flag.removeprefix("--").replace("-", "_") not in TokenizerOptions.fields():
+            return ""
+        return "it is one of `tokenizer`, and image size, token maps, codes and pyramid come from the tokenizer (--tokenizer)"
 
     def idle(self) -> frozenset[str]:
         """The options without effect, given the others."""

@@ -9,12 +9,14 @@ import torch
 
 from patches import Upstream
 from patches.protocols import as_module
+from refocus_ext.counting import counted
+from refocus_ext.distill.advice import alias_command, alias_run
 from refocus_ext.distill.options import DistillOptions
 from refocus_ext.distill.start import Start
 from refocus_ext.distill.teacher.cost import teacher_overhead
 from refocus_ext.distill.teacher.geometry import TeacherGeometry
 from refocus_ext.distill.teacher.interface import TeacherOverhead
-from refocus_ext.distill.teacher.kinds import teacher_class
+from refocus_ext.distill.teacher.kinds import OFF, teacher_class
 from refocus_ext.engine.checks import check_run_options
 from refocus_ext.engine.devices import precision_in_words
 from refocus_ext.errors import UsageError
@@ -66,12 +68,14 @@ def check_data(options: DistillOptions, images: ImageSource, val: ImageSource) -
     check_run_options(options, images)
     if options.num_classes and len(images.classes) > options.num_classes:
         raise UsageError(
-            f"the data has {len(images.classes)} classes, more than --num-classes {options.num_classes}; raise it, or set it to 0."
+            f"the data has {counted(len(images.classes), 'class', 'classes')}, more than "
+            f"--num-classes {options.num_classes}; raise it, or set it to 0."
         )
-    if (checked := min(len(val), options.val_images)) < 2:
+    if options.teacher != OFF and (checked := min(len(val), options.val_images)) < 2:
+        way = "give more validation images" if len(val) < 2 else "raise --val-images"
         raise UsageError(
-            f"validation has {checked} image, but needs at least two images, because one control uses the alias tokens of "
-            "another image; give more validation images."
+            f"validation has {checked} image, but needs at least two images, because one control of the teacher uses the alias "
+            f"tokens of another image; {way}, or train without a teacher (--teacher off)."
         )
     return options.num_classes or len(images.classes)
 
@@ -90,8 +94,11 @@ def numbers_note(options: DistillOptions, own: Sequence[str], images: ImageSourc
     return None
 
 
-def teacher_geometry(options: DistillOptions, tokenizer: Tokenizer) -> TeacherGeometry | None:
+def teacher_geometry(options: DistillOptions, tokenizer: Tokenizer, upsamples: bool = False) -> TeacherGeometry | None:
     """The teacher's geometry, None if it is off.
+
+    Args:
+        upsamples: whether some images are smaller than the crop.
 
     Raises:
         UsageError: the tokenizer has no alias tokens, or an option is outside its limits.
@@ -101,7 +108,7 @@ def teacher_geometry(options: DistillOptions, tokenizer: Tokenizer) -> TeacherGe
     if tokenizer.bare:
         raise UsageError(
             f"--tokenizer {tokenizer.path} is a bare file without alias tokens, which the teacher reads; add --teacher off, or "
-            f"train them first: `bash run.sh tokenizer --init {tokenizer.path} --only alias --blur none`."
+            f"train them first and give --tokenizer {alias_run(tokenizer)}: `{alias_command(options, tokenizer, upsamples)}`."
         )
     if tokenizer.alias is None:
         raise UsageError(
@@ -191,8 +198,8 @@ def print_plan(
         + (", mirrored as well" if options.hflip else "")
     )
     print(
-        f"student: VAR-d{options.depth}, {size.cost.var_parameters / 1e6:.0f}M parameters, {classes} classes, {count} tokens per "
-        f"image in {len(patch_nums)} scales, {tokenizer.trained_with.codebook_size} codes"
+        f"student: VAR-d{options.depth}, {size.cost.var_parameters / 1e6:.0f}M parameters, {counted(classes, 'class', 'classes')}, "
+        f"{count} tokens per image in {len(patch_nums)} scales, {tokenizer.trained_with.codebook_size} codes"
     )
     if start:
         print(f"starts from {start.path}")

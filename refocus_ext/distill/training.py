@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from patches.protocols import as_module
+from refocus_ext.counting import counted
 from refocus_ext.distill.losses import Terms, var_report
 from refocus_ext.distill.networks import Networks, adamw
 from refocus_ext.distill.objective import DistillObjective, TokenEmbedding
@@ -86,7 +87,7 @@ class DistillTraining(Training):
         """Tokens of centre crops, the same on every process."""
         recipe = self.recipe
         picks = spread(range(len(val)), recipe.val_images)
-        self.world.say(f"tokenizing {len(picks)} images for validation")
+        self.world.say(f"tokenizing {counted(len(picks), 'image')} for validation")
         tokens = tokenize_images(
             self.tokenizer,
             val,
@@ -204,8 +205,10 @@ class DistillTraining(Training):
         if recipe.samples:
             print("  samples.png    drawn by upstream's sampler from the student alone")
         print("  metrics.jsonl  every step; also in TensorBoard (`tensorboard --logdir`)\n")
-        where = "held-out images" if recipe.held_out else "centre crops of the training images"
-        print(f"cross-entropy on {report.images} {where}:")
+        measured = counted(report.images, "held-out image")
+        if not recipe.held_out:
+            measured = f"{counted(report.images, 'centre crop')} of the training images"
+        print(f"cross-entropy on {measured}:")
         print("\n".join(report.lines(self.var.patch_nums)))
         if report.has_teacher:
             print(report.verdict())
@@ -257,7 +260,7 @@ class DistillTraining(Training):
 
 def summary(report: DistillReport) -> str:
     """'cross-entropy 4.211; with alias tokens 4.105 (better by 0.106 +- 0.010; another image's 0.002, constant 0.001)'."""
-    text = f"cross-entropy {report.ce_mean['student']:.3f} on {report.images} images"
+    text = f"cross-entropy {report.ce_mean['student']:.3f} on {counted(report.images, 'image')}"
     if not report.has_teacher:
         return text
     return (

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from refocus_ext.counting import counted
 from refocus_ext.engine.checkpoints import is_checkpoint
 from refocus_ext.engine.run_folder import trained_with, untrained
 from refocus_ext.errors import UsageError, named
@@ -32,7 +33,7 @@ def check_run_options(options: Any, images: ImageSource) -> None:
         if options.preset == "demo":
             hint = ""
         raise UsageError(
-            f"--batch-size {options.batch_size} is larger than the data set of {len(images)} images; choose at most "
+            f"--batch-size {options.batch_size} is larger than the data set of {counted(len(images), 'image')}; choose at most "
             f"{len(images)}{hint}."
         )
 

@@ -64,7 +64,10 @@ class EvalOptions(Options):
     focus_states: int | None = shared.focus_states(TOKENIZER)
     rho_max: float | None = shared.rho_max(TOKENIZER)
     data: str = TOKENIZER(
-        "", "ImageFolder whose val/CLASS/*.JPEG are measured; without it the data of the run itself", metavar="DIR"
+        "",
+        "ImageFolder whose val/CLASS/*.JPEG are measured; for a bare file a folder without val/ too, of which all images are "
+        "measured; without it the data of the run itself",
+        metavar="DIR",
     )
     crop_scale: float | None = TOKENIZER(
         None,

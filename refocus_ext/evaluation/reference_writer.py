@@ -84,7 +84,7 @@ def write(path: Path, images: ImageSet, inception: InceptionFeatures, batch: int
         raise RunFailed(f"{path} could not be written ({error.strerror}).") from error
     for line in (
         images.note and f"note: {images.note}",
-        *too_few(images.count, "reference images", "these statistics"),
+        *too_few(images.count, "reference image", "these statistics"),
     ):
         if line:
             print(line)

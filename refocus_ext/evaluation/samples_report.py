@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from refocus_ext.counting import counted
 from refocus_ext.storage.results import write_numbers
 
 # ------------------------------------------------------------------------------------------------ measuring
@@ -55,15 +56,15 @@ ENOUGH = 10_000  # images, below which a distribution's numbers are not to be tr
 def too_few(count: int | None, what: str, numbers: str) -> list[str]:
     """A warning if there are fewer than `ENOUGH` images.
 
-    >>> too_few(500, "samples", "FID")
+    >>> too_few(500, "sample", "FID")
     ['warning: 500 samples are fewer than 10,000: FID depends on their number; compare only with the same number.']
     """
     if count is None or count >= ENOUGH:
         return []
     depend = "depend" if numbers.endswith("s") else "depends"
     return [
-        f"warning: {count:,} {what} are fewer than {ENOUGH:,}: {numbers} {depend} on their number; compare only with the "
-        "same number."
+        f"warning: {counted(count, what)} {'is' if count == 1 else 'are'} fewer than {ENOUGH:,}: {numbers} {depend} on "
+        "their number; compare only with the same number."
     ]
 
 
@@ -93,7 +94,7 @@ PUBLISHED: dict[int, dict[str, dict[str, float]]] = {
 def table(report: SampleReport, depth: int | None = None) -> list[str]:
     """The report as lines: ours, the published numbers (of one depth, or all), and notes."""
     ours = {name: getattr(report, name) for name in ("fid", "sfid", "precision", "recall")}
-    rows = [_row(f"{report.images} samples", ours | {"is": report.inception_score})]
+    rows = [_row(f"{counted(report.images, 'sample').replace(',', '')}", ours | {"is": report.inception_score})]
     if report.ordered_by_class:
         rows.append(_row("  the same, shuffled", {"is": report.inception_score_shuffled}))
     depths = [depth] if depth else list(PUBLISHED)
@@ -105,8 +106,8 @@ def table(report: SampleReport, depth: int | None = None) -> list[str]:
         *published,
         "",
         *_counted(report),
-        *too_few(report.images, "samples", "these numbers"),
-        *too_few(report.counts.get("fid", {}).get("reference"), "reference images", "these numbers"),
+        *too_few(report.images, "sample", "these numbers"),
+        *too_few(report.counts.get("fid", {}).get("reference"), "reference image", "these numbers"),
         *(f"note: {note}" for note in report.notes),
         *(f"not measured: {COLUMNS[name][0]}, because {reason}" for name, reason in report.not_measured.items()),
     ]
@@ -118,10 +119,11 @@ def _counted(report: SampleReport) -> list[str]:
     lines: dict[str, list[str]] = {}
     for name, count in report.counts.items():
         if name != "inception_score_shuffled":
-            words = f"{count['samples']:,} samples"
+            words = counted(count["samples"] or 0, "sample")
             if "reference" in count:
                 behind = count["reference"]
-                words += f" against {'statistics of an unknown number of' if behind is None else f'{behind:,}'} reference images"
+                known = "" if behind is None else counted(behind, "reference image")
+                words += f" against {known or 'statistics of an unknown number of reference images'}"
             lines.setdefault(words, []).append(COLUMNS[short.get(name, name)][0])
     return [f"{', '.join(names)}: {words}" for words, names in lines.items()]
 

@@ -19,9 +19,10 @@ from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from patches import load_upstream
+from refocus_ext.counting import counted
 from refocus_ext.engine.checkpoints import checkpoints_of
 from refocus_ext.engine.devices import pick_device
-from refocus_ext.errors import UsageError, named
+from refocus_ext.errors import UsageError, named, offering
 from refocus_ext.evaluation.frechet import FeatureStatistics, frechet_distance
 from refocus_ext.evaluation.inception import to_uint8
 from refocus_ext.evaluation.instruments import AliasCoder, Instruments, open_instruments
@@ -30,11 +31,13 @@ from refocus_ext.evaluation.tokenizer_report import ScaleHealth, StateQuality, T
 from refocus_ext.images.checks import check_images
 from refocus_ext.images.crops import Crops
 from refocus_ext.images.order import spread
+from refocus_ext.images.sources.archives import holds_imagenet
+from refocus_ext.images.sources.folder import NoValidation
 from refocus_ext.images.sources.interface import ImageSource
 from refocus_ext.images.sources.kinds import find_split, split_name
 from refocus_ext.images.sources.parts import numbered_as
 from refocus_ext.tokenizer.alias.explained_variance import ExplainedVariance
-from refocus_ext.tokens.bare_tokenizer import Assumed, open_tokenizer
+from refocus_ext.tokens.bare_tokenizer import ASSUMED_BY, Assumed, WrongAssumption, open_tokenizer
 from refocus_ext.tokens.trained_tokenizer import Tokenizer
 from refocus_ext.vector_quantization import codebook_use
 
@@ -47,7 +50,7 @@ def main(options: EvalOptions) -> int:
         raise UsageError("eval needs --tokenizer RUN, the run folder of `bash run.sh tokenizer`.")
     print(load_upstream().describe())
     device = pick_device(options.device)
-    with named("--tokenizer"):
+    with named("--tokenizer"), offering(ASSUMED_BY, WrongAssumption):
         assumed = Assumed(options.patch_nums, options.blur or None, options.focus_states, options.rho_max)
         tokenizer = open_tokenizer(Path(options.tokenizer), device, assumed)
     for note in tokenizer.notes:
@@ -63,7 +66,7 @@ def main(options: EvalOptions) -> int:
     size = tokenizer.pyramid.image_size
     crops = centre_crops(tokenizer, images, options.crop_scale)
     view = f"centre crops of {size} px of images resized to {crops.shorter} px"
-    print(f"measuring {tokenizer.path} on {len(chosen)} images of {source}, {view}, on {device}")
+    print(f"measuring {tokenizer.path} on {counted(len(chosen), 'image')} of {source}, {view}, on {device}")
     batches = loader(tokenizer, crops, chosen, options)
     report = replace(evaluate(tokenizer, batches, tools, device, images.name), view=view)
     print("\n" + "\n".join(table(report)))
@@ -94,12 +97,31 @@ def val_images(tokenizer: Tokenizer, data: str) -> tuple[ImageSource, str]:
         UsageError: they are missing, or smaller than the crop and the run refused that.
     """
     data = tokenizer.data(data)
-    found = find_split(data, "val", tokenizer.trained_with.val_share)
+    found, split = measured_split(tokenizer, data)
+    if tokenizer.bare and split == "train":
+        print(
+            f"note: {data} has no images of its own for validation, and nothing is known that a bare file was trained on: all its "
+            f"{counted(len(found), 'image')} are measured"
+        )
     images = numbered_as_run(tokenizer.path, found)
     note = check_images(images, tokenizer.pyramid.image_size, tokenizer.trained_with.small_images)
     for line in images.notes() + ((note,) if note else ()):
         print(f"note: {line}")
-    return images, split_name(data, "val", found) + ("" if data else " (which the demo also trains on)")
+    return images, split_name(data, split, found) + ("" if data else " (which the demo also trains on)")
+
+
+def measured_split(tokenizer: Tokenizer, data: str) -> tuple[ImageSource, str]:
+    """The images to measure, and their split: "val"; or "train" for a bare file and data without val.
+
+    Raises:
+        UsageError: they are missing.
+    """
+    try:
+        return find_split(data, "val", tokenizer.trained_with.val_share), "val"
+    except NoValidation:
+        if not tokenizer.bare or holds_imagenet(data):  # ImageNet's validation images are those to measure
+            raise
+        return find_split(data, "train"), "train"
 
 
 def numbered_as_run(run: Path, images: ImageSource) -> ImageSource:

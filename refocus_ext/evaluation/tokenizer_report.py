@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from refocus_ext.counting import counted
 from refocus_ext.evaluation.samples_report import too_few
 from refocus_ext.storage.results import write_numbers
 from refocus_ext.tokens.trained_tokenizer import Tokenizer
@@ -76,14 +77,15 @@ FORMATS = {"psnr": ".2f", "ssim": ".4f", "lpips": ".4f", "rfid": ".2f"}
 def table(report: TokenizerReport) -> list[str]:
     """The report as lines: prefixes per state, codes per scale, the whole reconstruction, and what is missing."""
     return [
-        f"of {report.images:,} images:",
+        f"of {counted(report.images, 'image')}:",
         *_state_table(report.states),
         "",
         *_scale_table(report),
         "",
         *_alias_lines(report.alias_explained),
-        f"all tokens against x, {report.images:,} images{', ' * bool(report.view)}{report.view}: {_numbers(report.reconstruction)}",
-        *too_few(report.images, "images", "rFID" if report.rfid is not None else "these numbers"),
+        f"all tokens against x, {counted(report.images, 'image')}{', ' * bool(report.view)}{report.view}: "
+        f"{_numbers(report.reconstruction)}",
+        *too_few(report.images, "image", "rFID" if report.rfid is not None else "these numbers"),
         *(f"note: {note}" for note in report.notes),
         *(f"not measured: {LABELS[name]}, because {reason}" for name, reason in report.not_measured.items()),
     ]

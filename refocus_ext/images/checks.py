@@ -11,6 +11,10 @@ SMALL_DATA_SET = (
 )
 
 
+class SmallImage(UsageError):
+    """An image that is smaller than the crop, where small images are refused."""
+
+
 def check_images(images: ImageSource, crop: int, small_images: str) -> str | None:
     """Reads the headers of the images (all of them up to SMALL_DATA_SET, otherwise an even sample of that many).
 
@@ -22,7 +26,8 @@ def check_images(images: ImageSource, crop: int, small_images: str) -> str | Non
         A line for the user if small images will be upsampled.
 
     Raises:
-        UsageError: a file cannot or must not be decoded, or is smaller than the crop and small images are refused.
+        SmallImage: one is smaller than the crop, and small images are refused.
+        UsageError: a file cannot or must not be decoded.
     """
     checked = range(0, len(images), max(1, len(images) // SMALL_DATA_SET))
     refuse = small_images == "refuse" or (small_images == "auto" and len(images) <= SMALL_DATA_SET)
@@ -36,7 +41,7 @@ def check_images(images: ImageSource, crop: int, small_images: str) -> str | Non
         if min(width, height) >= crop:
             continue
         if refuse:
-            raise UsageError(
+            raise SmallImage(
                 f"{images.name(index)} is {width}x{height} pixels, smaller than the {crop} pixel crop; remove it, choose a "
                 "smaller image size, or allow upsampling of small images."
             )

@@ -179,6 +179,16 @@ class Options(TypedArgs):
         """Values of the run that this command line resumes, for options that follow another one."""
         return {}
 
+    @classmethod
+    def why_not(cls, flag: str) -> str:
+        """A clause on why this command lacks an option that others have, or ''."""
+        return ""
+
+    @classmethod
+    def implied(cls, typed: Mapping[str, object], stage: Stage) -> dict[str, object]:
+        """Values in place of the preset's that follow from what is typed."""
+        return {}
+
     def several_processes(self) -> bool:
         """Whether the work is worth one process per GPU."""
         return False

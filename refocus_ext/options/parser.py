@@ -7,7 +7,7 @@ import difflib
 import inspect
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NoReturn
 
 import typed_argparse
@@ -58,9 +58,9 @@ class Parser(typed_argparse.Parser):
         namespace, unknown = self._argparse_parser.parse_known_args(raw_args)
         words = vars(namespace)
         name: str = words[self._command_action.dest]
-        if unknown:
-            self._command(name).refuse(unknown)
         cls = self._classes[name]
+        if unknown:
+            self._command(name).refuse(unknown, cls.why_not)
         for option, field in cls.fields().items():
             if words[option] == "" and field.default == "" and field.shown in PATHS:
                 self._command(name).error(
@@ -86,7 +86,8 @@ def filled(cls: type[Options], typed: Typed) -> dict[str, object]:
     if cls.stage:
         name = str(typed.get("preset") or cls.choose_preset(typed))
         stage = preset(name, cls.stage)
-        values |= {"preset": name, **stage, **_followers(cls, typed, stage), **cls.begun(typed, stage)}
+        followers = {**_followers(cls, typed, stage), **cls.begun(typed, stage)}
+        values |= {"preset": name, **stage, **cls.implied(typed, stage), **followers}
     return values | dict(typed)
 
 
@@ -113,10 +114,12 @@ class _CommandParser(argparse.ArgumentParser):
         print(f"  `{self.prog} --help` lists the options.", file=sys.stderr)
         raise SystemExit(2)
 
-    def refuse(self, words: list[str]) -> NoReturn:
-        """An error about words that argparse did not know."""
+    def refuse(self, words: list[str], why_not: Callable[[str], str]) -> NoReturn:
+        """An error about words that argparse did not know; `why_not` of the options class."""
         known = [name for action in self._actions for name in action.option_strings]
         word = words[0].split("=")[0]
+        if why := why_not(word):
+            self.error(f"there is no option '{word}' here: {why}.")
         close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
         hint = f"; did you mean {close[0]}?" if close else "."
         self.error(f"there is no option '{word}'{hint}" if word.startswith("-") else f"'{word}' was not expected here.")

@@ -5,10 +5,11 @@ They are functions and no base class: a base's fields would come first, in --hel
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from refocus_ext.options.fields import Heading
-from refocus_ext.options.kinds import int_list, non_negative, number_or_auto, positive
+from refocus_ext.options.kinds import int_list, non_negative, number_or_auto, positive, share
 from refocus_ext.options.presets import preset_names
 
 
@@ -36,12 +37,48 @@ def rho_max(under: Heading) -> float | None:
     return under(None, text, non_negative(float), unit="pixels")
 
 
+def val_share(under: Heading) -> float | None:
+    text = (
+        "of a bare file, where the data has no val/: share of the images, chosen by their names, that is held out for "
+        "validation and never trained on; of a tokenizer's run its own share holds"
+    )
+    return under(None, text, share)
+
+
+_OF_GEOMETRY = {
+    "image_size": "--image-size",
+    "patch_nums": "--patch-nums",
+    "states": "--focus-states",
+    "rho_max": "--rho-max",
+    "noise_min": "--noise-min",
+    "noise_max": "--noise-max",
+}
+
+
+def with_options(message: str) -> str:
+    """A library's message about a geometry as a sentence that ends with the options for the values it speaks of.
+
+    >>> with_options("image_size 33 is not a multiple of the encoder stride 16; use 32 or 48")
+    'image_size 33 is not a multiple of the encoder stride 16; use 32 or 48 (--image-size).'
+    """
+    flags = [flag for word, flag in _OF_GEOMETRY.items() if re.search(rf"\b{word}\b", message)]
+    return message.removesuffix(".") + (f" ({', '.join(flags)})" if flags else "") + "."
+
+
 def small_images(under: Heading) -> str:
     text = (
         "images whose shorter side is below the crop: refuse to start, or upsample them as VAR does; auto refuses in data "
         "sets of up to 5000 images and upsamples in larger ones (ImageNet has such images)"
     )
     return under("auto", text, choices=("auto", "refuse", "upsample"), told=True)
+
+
+def small_images_as_run(under: Heading) -> str:
+    text = (
+        "images whose shorter side is below the crop: refuse to start, or upsample them as VAR does; without it as in the "
+        "tokenizer's run, for a bare file upsample"
+    )
+    return under("", text, choices=("auto", "refuse", "upsample"), told=True)
 
 
 def crop_scale(under: Heading) -> float:

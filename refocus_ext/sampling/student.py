@@ -14,6 +14,7 @@ from torch import Tensor
 
 from patches import Focus, load_upstream, patched
 from patches.protocols import VAR, VQVAE, device_of
+from refocus_ext.counting import counted
 from refocus_ext.errors import UsageError
 from refocus_ext.images.class_names import choose_class_names, labels_of, name_of
 from refocus_ext.optics.pyramid import FocusPyramid
@@ -96,8 +97,8 @@ class Student:
         parameters = sum(p.numel() for p in self.var.parameters())
         shape = self.geometry
         return (
-            f"student: {self.files.var}, depth {shape.depth}, {parameters / 1e6:.1f}M parameters, {shape.num_classes} "
-            f"classes, {self.image_size} px, {shape.vocab_size} codes"
+            f"student: {self.files.var}, depth {shape.depth}, {parameters / 1e6:.1f}M parameters, "
+            f"{counted(shape.num_classes, 'class', 'classes')}, {self.image_size} px, {shape.vocab_size} codes"
         )
 
 

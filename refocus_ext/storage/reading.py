@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import struct
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,12 +20,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from refocus_ext.counting import counted
 from refocus_ext.errors import UsageError
 
 # Segments that wrappers put into names, at any depth: torch.compile, FSDP, activation checkpointing.
 WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 # First segments of networks that only trained the one that is looked for.
 OF_TRAINING = ("loss", "lpips", "perceptual_loss", "discriminator", "disc", "critic")
+ONE_SCALE = "quantize.quant_resi."  # what a VQVAE of one scale lacks of VAR's
 DEPTH = 6  # of nested dictionaries that are searched
 LFS = b"version https://git-lfs"
 
@@ -50,7 +53,7 @@ VAR = Kind(
 )
 VQVAE = Kind(
     "VQVAE",
-    ("quantize.embedding.weight", "quantize.quant_resi.", "encoder.conv_in.weight"),
+    ("quantize.embedding.weight", ONE_SCALE, "encoder.conv_in.weight"),
     ("vae*.pth", "vae*.safetensors", "ar-ckpt*best*.pth", "ar-ckpt*.pth", "*.safetensors"),
 )
 KINDS = (VAR, VQVAE)
@@ -258,7 +261,7 @@ def _notes(
         own = next(name for name in state if _unwrapped(changed).endswith(name))
         yield f"names such as {changed} read as {own}"
     if foreign:
-        yield f"{len(foreign)} tensors of other networks ignored (the first is {foreign[0]})"
+        yield f"{counted(len(foreign), 'tensor')} of other networks ignored (the first is {foreign[0]})"
     used = {place[0]} if place else set(tensors)
     rest = [str(key) for key in content if key not in used]
     if rest:
@@ -291,12 +294,26 @@ def _nothing(path: Path, content: Mapping[Any, Any], kind: Kind) -> str:
     if not names:
         inside = ", ".join(json.dumps(str(key)) for key in list(content)[:4]) or "nothing"
         return f"{path} holds no {kind.name} and no tensors at all (its entries are {inside}); give another file."
-    single = kind is VQVAE and any(_unwrapped(name).endswith(VQVAE.landmarks[0]) for name in names)
-    why = ": a VQVAE of one scale, without VAR's quantize.quant_resi" if single else ""
+    lacks = _lacking(names, kind)
+    if lacks and lacks != [ONE_SCALE]:
+        return (
+            f"{path} holds {counted(len(names), 'tensor')} of a {kind.name}, but lacks {' and '.join(lacks)}; give a file with the "
+            "whole state dict."
+        )
+    why = f": a VQVAE of one scale, without VAR's {ONE_SCALE.rstrip('.')}" if lacks else ""
     return (
-        f"{path} holds no {kind.name} but {len(names)} tensors of another network{why} (the first is '{names[0]}'); give "
-        f"a file of VAR's {'own VQVAE' if kind is VQVAE else 'transformer'}."
+        f"{path} holds no {kind.name} but {counted(len(names), 'tensor')} of another network{why} (the first is '{names[0]}'); "
+        f"give a file of VAR's {'own VQVAE' if kind is VQVAE else 'transformer'}."
     )
+
+
+def _lacking(names: Iterable[str], kind: Kind) -> list[str]:
+    """The landmarks that are missing where a prefix has most of them; empty where it has few."""
+    plain = {_unwrapped(name) for name in names}
+    ends = [re.compile(rf"(.*\.)?{re.escape(mark)}{'.*' * mark.endswith('.')}") for mark in kind.landmarks]
+    prefixes = {match[1] or "" for name in plain for end in ends if (match := end.fullmatch(name))}
+    missing = ([mark for mark in kind.landmarks if not _has(plain, prefix + mark)] for prefix in sorted(prefixes))
+    return min((marks for marks in missing if 2 * len(marks) < len(kind.landmarks)), key=len, default=[])
 
 
 def _but(others: list[str]) -> str:

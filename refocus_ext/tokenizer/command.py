@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,8 +20,8 @@ from refocus_ext.engine.memory.plan import free_memory
 from refocus_ext.engine.run_folder import RunFolder, check_run_folder, require_space, schedule_of
 from refocus_ext.engine.same_run import RunIdentity, file_meaning
 from refocus_ext.engine.training import RunPlan
-from refocus_ext.errors import UsageError, named
-from refocus_ext.images.checks import check_images
+from refocus_ext.errors import named, offering
+from refocus_ext.images.checks import SmallImage, check_images
 from refocus_ext.images.crops import Crops
 from refocus_ext.images.sources.folder import NoValidation
 from refocus_ext.images.sources.interface import ImageSource
@@ -143,11 +142,11 @@ def prepare(upstream: Upstream, options: TokenizerOptions, device: torch.device)
     if options.only:
         options = only_alias(options)
     pyramid = make_pyramid(options)
-    with named("--data"), hinting_at_share():
+    with named("--data"), offering("--val-share 0.05", NoValidation):
         train, val = find_images(options.data, options.val_share)
     check_plan(options, pyramid, train)
     gone = check_init(options, Path(options.out), "VQVAE weights such as vae_ch160v4096z32.pth")
-    with named("--data"):
+    with named("--data"), offering("--small-images upsample", SmallImage):
         note = check_images(train, options.image_size, options.small_images)
         check_images(val, options.image_size, "upsample")
     notes = [*dict.fromkeys(train.notes() + val.notes()), note, *pyramid.rayleigh_warnings()]
@@ -160,15 +159,6 @@ def prepare(upstream: Upstream, options: TokenizerOptions, device: torch.device)
     torch.manual_seed(stream_seed(options.seed, Stream.WEIGHTS))
     vae = build_vae(upstream, options, pyramid, device)
     return Prepared(options, pyramid, train, val, geometry, vae, [note for note in notes if note], gone)
-
-
-@contextlib.contextmanager
-def hinting_at_share() -> Iterator[None]:
-    """Adds to the error on data without validation images the option that takes them from the training images."""
-    try:
-        yield
-    except NoValidation as error:
-        raise UsageError(f"{str(error).removesuffix('.')} (--val-share 0.05).") from None
 
 
 def _run(options: TokenizerOptions, world: World) -> int:
@@ -241,7 +231,8 @@ def perceptual_loss(options: TokenizerOptions, device: torch.device) -> nn.Modul
         return None
     from refocus_ext.tokenizer.losses.perceptual import load_lpips
 
-    return load_lpips(options.lpips_weights, device)
+    with offering("or train without LPIPS: --lpips 0"):
+        return load_lpips(options.lpips_weights, device)
 
 
 def counted_lpips(options: TokenizerOptions, device: torch.device) -> nn.Module | None:

@@ -12,6 +12,8 @@ from refocus_ext.options.fields import Heading, Options
 from refocus_ext.options.kinds import int_list, non_negative, positive, share
 from refocus_ext.options.presets import Stage
 
+STRIDE = 16  # pixels per latent cell
+
 DATA = Heading("what to train on")
 VQVAE = Heading("structure tokenizer (VQVAE)")
 FOCUS = Heading("focus pyramid")
@@ -20,6 +22,11 @@ LOSS = Heading("losses")
 TRAIN = Heading("optimization")
 SPEED = Heading("speed")
 RUN = Heading("run")
+
+
+def most_states(image_size: int) -> int:
+    """The largest number of focus states whose most blurred view still has a latent cell."""
+    return (image_size // STRIDE).bit_length()
 
 
 class TokenizerOptions(Options):
@@ -56,7 +63,8 @@ class TokenizerOptions(Options):
     )
     only: str = DATA(
         "",
-        "alias: train the alias tokenizer alone; the VQVAE of --init is frozen, gives the geometry and is written unchanged",
+        "alias: train the alias tokenizer alone; the VQVAE of --init is frozen, gives the geometry and is written unchanged; the "
+        "image size follows --patch-nums, and focus states of the preset that do not fit it are left out",
         choices=("alias",),
     )
 
@@ -173,6 +181,19 @@ class TokenizerOptions(Options):
             return {name: stage[name] for name in followers if same and theirs[name] == stage[name]}
         except (OSError, ValueError, KeyError, TypeError):  # no run of this command
             return {}
+
+    @classmethod
+    def implied(cls, typed: Mapping[str, object], stage: Stage) -> dict[str, object]:
+        """With --only alias the geometry is that of the file of weights, not the preset's: the image size follows the token maps
+        that are typed, and there are no more focus states than it allows."""
+        if not typed.get("only"):
+            return {}
+        values = {name: typed.get(name, stage[name]) for name in ("image_size", "patch_nums", "focus_states")}
+        size, maps, states = values["image_size"], values["patch_nums"], values["focus_states"]
+        assert isinstance(size, int) and isinstance(maps, tuple) and isinstance(states, int)
+        if "patch_nums" in typed and "image_size" not in typed:
+            size = STRIDE * maps[-1]
+        return {"image_size": size, "focus_states": max(1, min(states, most_states(size)))}
 
     def idle(self) -> frozenset[str]:
         """The options without effect, given the others."""

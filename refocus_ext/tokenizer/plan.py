@@ -15,10 +15,12 @@ from refocus_ext.engine.devices import precision_in_words
 from refocus_ext.errors import UsageError, named
 from refocus_ext.images.sources.interface import ImageSource, classes_in_words
 from refocus_ext.optics.pyramid import FocusPyramid
+from refocus_ext.options import shared
+from refocus_ext.options.presets import preset
 from refocus_ext.storage.upstream_weights import phis_of, read_vae, scales_of_vae, vae_geometry, vae_state_dict
 from refocus_ext.storage.weights import load_strictly
 from refocus_ext.tokenizer.alias.geometry import AliasGeometry
-from refocus_ext.tokenizer.options import TokenizerOptions
+from refocus_ext.tokenizer.options import TokenizerOptions, most_states
 
 
 def why_preset(options: TokenizerOptions) -> str:
@@ -39,16 +41,12 @@ def make_pyramid(options: TokenizerOptions) -> FocusPyramid:
             noise_max=options.noise_max,
         )
     except ValueError as error:
-        raise UsageError(str(error)) from None
+        raise UsageError(shared.with_options(str(error))) from None
 
 
 def check_plan(options: TokenizerOptions, pyramid: FocusPyramid, images: ImageSource) -> None:
     """Raises UsageError where the options do not fit each other or the data."""
-    if list(options.patch_nums) != sorted(set(options.patch_nums)) or options.patch_nums[-1] != pyramid.latent_size:
-        raise UsageError(
-            f"the token maps {','.join(map(str, options.patch_nums))} (preset {options.preset}'s unless you gave them) must rise "
-            f"and end at image size / 16 = {pyramid.latent_size}; give --patch-nums."
-        )
+    check_maps(options, pyramid)
     if len(options.patch_nums) < 2:
         raise UsageError("--patch-nums needs at least two token maps.")
     if options.ch % 32:
@@ -64,6 +62,21 @@ def check_plan(options: TokenizerOptions, pyramid: FocusPyramid, images: ImageSo
         raise UsageError(
             f"--warm-autoencoder {options.warm_autoencoder} leaves no step of --steps {options.steps} with quantization; lower it."
         )
+
+
+def check_maps(options: TokenizerOptions, pyramid: FocusPyramid) -> None:
+    """Raises UsageError unless the token maps rise to the latent's size. A value that is the preset's is said to be."""
+    rise = list(options.patch_nums) == sorted(set(options.patch_nums))
+    if rise and options.patch_nums[-1] == pyramid.latent_size:
+        return
+    maps, size = ",".join(map(str, options.patch_nums)), f"image size / {pyramid.stride} = {pyramid.latent_size}"
+    of_preset = preset(options.preset, "tokenizer")
+    if options.patch_nums == of_preset["patch_nums"]:
+        maps = f"{maps} of preset {options.preset}"
+    if options.image_size == of_preset["image_size"]:
+        size = f"{size} (preset {options.preset} has {options.image_size} px)"
+    other = f" or --image-size {pyramid.stride * options.patch_nums[-1]}" if rise and options.patch_nums[-1] > 0 else ""
+    raise UsageError(f"the token maps {maps} must rise and end at {size}; give --patch-nums{other}.")
 
 
 def only_alias(options: TokenizerOptions) -> TokenizerOptions:
@@ -90,7 +103,8 @@ def only_alias(options: TokenizerOptions) -> TokenizerOptions:
         if scales not in (None, len(options.patch_nums)):
             raise UsageError(
                 f"{options.init} was trained with {scales} token maps, but this run has {len(options.patch_nums)} "
-                f"({','.join(map(str, options.patch_nums))}); give the patch_nums that it was trained with."
+                f"({','.join(map(str, options.patch_nums))}); give the patch_nums that it was trained with "
+                "(--patch-nums)."
             )
     return options.replace(
         codebook_size=theirs.vocab_size, latent_channels=theirs.z_channels, ch=theirs.ch, lpips=0.0, gan=0.0
@@ -165,6 +179,11 @@ def print_plan(
     if options.only:
         print("  its weights stay as they are; only the alias tokenizer is trained, and the VQVAE's losses are off")
     print(f"focus states ({pyramid.blur}): {states}")
+    usual = preset(options.preset, "tokenizer")["focus_states"]
+    if options.only and pyramid.states == most_states(options.image_size) and usual != pyramid.states:
+        print(
+            f"  {pyramid.states} of the {usual} of preset {options.preset}, the most that {options.image_size} px have room for"
+        )
     if alias:
         print(
             f"alias tokenizer: {alias.codes} codes{' shared with the structure tokenizer' * (alias.codebook == 'shared')}, "
@@ -192,13 +211,13 @@ def alias_geometry(options: TokenizerOptions, pyramid: FocusPyramid) -> AliasGeo
     """
     if options.alias == "off" or pyramid.states < 2:
         return None
-    shared = options.alias_codebook == "shared"
+    common = options.alias_codebook == "shared"
     try:
         return AliasGeometry.of(
             pyramid,
             stride=options.alias_stride,
-            codes=options.codebook_size if shared else options.alias_codes,
-            code_dim=options.latent_channels if shared else 32,
+            codes=options.codebook_size if common else options.alias_codes,
+            code_dim=options.latent_channels if common else 32,
             width=options.alias_width,
             codebook=options.alias_codebook,
         )

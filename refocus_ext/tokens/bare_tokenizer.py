@@ -33,6 +33,13 @@ STATES, RHO_MAX, RHO_SIZE = 4, 12.0, 256  # the paper's pyramid: its radius is f
 MOST_WORKERS = 8
 
 
+ASSUMED_BY = "--patch-nums, --focus-states, --rho-max"  # a command's options for `Assumed`
+
+
+class WrongAssumption(UsageError):
+    """What is assumed of a bare file does not fit the file, or its parts each other."""
+
+
 @dataclass(frozen=True)
 class Assumed:
     """What a bare file of VQVAE weights does not say. None takes the default.
@@ -61,7 +68,7 @@ def open_tokenizer(path: Path, device: torch.device | str = "cpu", assumed: Assu
     """
     assumed = assumed or Assumed()
     if (run := run_of(path)) is not None:
-        if given := assumed.given():
+        if run.exists() and (given := assumed.given()):
             raise UsageError(
                 f"{path} is a run with its own configuration, which no {_words(given)} can change; omit it."
             )
@@ -89,7 +96,8 @@ def load_bare(path: Path, device: torch.device | str, assumed: Assumed) -> Token
     """The tokenizer of a file of VQVAE weights; it has no alias tokenizer and knows no data.
 
     Raises:
-        UsageError: the file holds no such weights, or they do not fit what is assumed.
+        WrongAssumption: they do not fit what is assumed.
+        UsageError: the file holds no such weights.
     """
     file = find_network(path, VQVAE)
     recorded = _recorded(file)
@@ -101,7 +109,7 @@ def load_bare(path: Path, device: torch.device | str, assumed: Assumed) -> Token
     pyramid = _pyramid(file, recorded, assumed, sides)
     other = _other_scales(read, sides)
     if other and not assumed.patch_nums:
-        raise UsageError(f"{file} {other}; give the patch_nums that it was trained with.")
+        raise WrongAssumption(f"{file} {other}; give the patch_nums that it was trained with.")
     vae = _build(read, geometry, sides, device)
     Focus(pyramid).apply(vae)
     config = {"weights": {"vae.pth": digest_of(read.state)}}
@@ -175,9 +183,9 @@ def _pyramid(file: Path, recorded: dict[str, Any], assumed: Assumed, sides: Sequ
             pyramid = FocusPyramid(image_size=size, states=states, rho_max=rho, blur=assumed.blur or "none")
         pyramid.states_of(sides)
     except (KeyError, TypeError, ValueError) as error:
-        raise UsageError(f"{file}: {str(error).rstrip('.')}.") from None
+        raise WrongAssumption(f"{file}: {str(error).rstrip('.')}.") from None
     if len(sides) < 2:
-        raise UsageError(f"{file}: patch_nums {','.join(map(str, sides))} is one token map; give at least two.")
+        raise WrongAssumption(f"{file}: patch_nums {','.join(map(str, sides))} is one token map; give at least two.")
     return pyramid
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from refocus_ext.counting import counted
 from refocus_ext.engine.devices import kind_of
 from refocus_ext.engine.distributed import World
 from refocus_ext.engine.interruption import Interruption
@@ -206,9 +207,10 @@ def summary(folder: Path, layout: Layout, built: Built) -> str:
     """One line: the contents of a complete cache, and the speed of this build."""
     whole = "" if built.tokens == layout.tokens else f"{built.tokens:,} of them "
     pace = f"{whole}made in {duration(built.seconds)} ({built.tokens / max(built.seconds, 1e-9):,.0f} tokens/s)"
-    replaced = f"; {built.broken} images cannot be decoded and were replaced" if built.broken else ""
+    were = "was" if built.broken == 1 else "were"
+    replaced = f"; {counted(built.broken, 'image')} cannot be decoded and {were} replaced" if built.broken else ""
     return (
-        f"{folder}: {layout.images:,} images, {layout.images * layout.views:,} views, {layout.tokens:,} tokens, "
+        f"{folder}: {counted(layout.images, 'image')}, {counted(layout.images * layout.views, 'view')}, {layout.tokens:,} tokens, "
         f"{size_text(layout.bytes)}; {pace if built.tokens else 'complete and verified, nothing to do'}{replaced}"
     )
 

@@ -7,15 +7,17 @@ from pathlib import Path
 import torch
 
 from patches import load_upstream
+from refocus_ext.counting import counted
 from refocus_ext.engine.distributed import World, join_world, preflight_device
 from refocus_ext.engine.interruption import Interruption
-from refocus_ext.errors import named
-from refocus_ext.images.checks import check_images
+from refocus_ext.errors import named, offering
+from refocus_ext.images.checks import SmallImage, check_images
 from refocus_ext.images.sources.interface import ImageSource
-from refocus_ext.images.sources.kinds import find_split, split_name
+from refocus_ext.images.sources.kinds import split_name
 from refocus_ext.images.views import ViewPlan
-from refocus_ext.tokens.bare_tokenizer import Assumed, open_tokenizer
+from refocus_ext.tokens.bare_tokenizer import ASSUMED_BY, Assumed, WrongAssumption, open_tokenizer
 from refocus_ext.tokens.cache import CacheSource, build_cache, check_cache, default_folder, summary
+from refocus_ext.tokens.held_out import divided, share_of
 from refocus_ext.tokens.index import size_text
 from refocus_ext.tokens.options import TokensOptions
 from refocus_ext.tokens.shards import Layout
@@ -45,12 +47,14 @@ def prepare(options: TokensOptions, device: torch.device, precision: str) -> tup
     Raises:
         UsageError: the tokenizer or the images are missing, or do not fit.
     """
-    with named("--tokenizer"):
+    with named("--tokenizer"), offering(ASSUMED_BY, WrongAssumption):
         tokenizer = open_tokenizer(Path(options.tokenizer), device, assumed_by(options))
-    small = options.small_images or tokenizer.trained_with.small_images
+    with named("--val-share"):
+        share = share_of(tokenizer, options.val_share)
     with named("--data"):
-        images, name = train_images(tokenizer, options.data)
-        note = check_images(images, tokenizer.pyramid.image_size, small)
+        images, name = train_images(tokenizer, options.data, share)
+        with offering("--small-images upsample", SmallImage):
+            note = check_images(images, tokenizer.pyramid.image_size, tokenizer.small_images(options.small_images))
     notes = images.notes() + ((note,) if note else ())
     plan = ViewPlan(options.crops, options.hflip, options.seed)
     return CacheSource(tokenizer, images, plan, options.crop_scale, precision), name, notes
@@ -96,15 +100,14 @@ def _run(options: TokensOptions, world: World) -> int:
     return built.exit_code
 
 
-def train_images(tokenizer: Tokenizer, data: str) -> tuple[ImageSource, str]:
-    """The training images and their name: of `data`, else of the tokenizer's own data, else the demo photographs.
+def train_images(tokenizer: Tokenizer, data: str, share: float) -> tuple[ImageSource, str]:
+    """The training images of `divided`, and their name.
 
     Raises:
-        UsageError: they are missing.
+        UsageError: they are missing, or `distill` could not validate.
     """
-    data = tokenizer.data(data)
-    images = find_split(data, "train", tokenizer.trained_with.val_share)
-    return images, split_name(data, "train", images)
+    images, _ = divided(tokenizer, data, share)
+    return images, split_name(tokenizer.data(data), "train", images)
 
 
 def plan_lines(tokenizer: Tokenizer, name: str, plan: ViewPlan, layout: Layout) -> list[str]:
@@ -114,7 +117,8 @@ def plan_lines(tokenizer: Tokenizer, name: str, plan: ViewPlan, layout: Layout) 
     return [
         f"tokenizer: {tokenizer.path}, crops of {size} px",
         *(f"note: {note}" for note in tokenizer.notes),
-        f"images: {layout.images:,} of {name}, {plan.views} views of each ({plan.crops} random crops{mirrored})",
+        f"images: {layout.images:,} of {name}, {counted(plan.views, 'view')} of each "
+        f"({counted(plan.crops, 'random crop')}{mirrored})",
         f"tokens: {layout.structure} structure + {layout.alias} alias per view, {layout.tokens:,} in all, "
         f"{size_text(layout.bytes)} in {layout.shards} shard{'s' * (layout.shards > 1)}",
     ]

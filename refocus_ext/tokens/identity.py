@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from refocus_ext.counting import counted
 from refocus_ext.errors import UsageError
 from refocus_ext.images.checks import SMALL_DATA_SET, header_of
 from refocus_ext.images.sources.interface import ImageSource
@@ -102,10 +103,23 @@ def _named(weights: Mapping[str, tuple[Any, Any]]) -> str:
 def _data_difference(ours: Mapping[str, Any], theirs: Any) -> str:
     if isinstance(theirs, dict) and ours == theirs | _DECODED:
         return "the same images, before rotation, transparency and wide ranges of pixels were respected"
+    if isinstance(theirs, dict) and ours.get("part") != theirs.get("part"):
+        return f"{_part(theirs)}, not {_part(ours)}"
     if not isinstance(theirs, dict) or all(ours[name] == theirs.get(name) for name in ("images", "classes")):
         return "the same number of images, but other files, names or labels"
+    return f"{_size(theirs)}, not {ours['images']} in {ours['classes']}"
+
+
+def _size(data: Mapping[str, Any]) -> str:
+    return f"{counted(data.get('images', 0), 'image')} in {counted(data.get('classes', 0), 'class', 'classes')}"
+
+
+def _part(data: Mapping[str, Any]) -> str:
+    """Which of the images, where a share of them may be held out."""
     return (
-        f"{theirs.get('images')} images in {theirs.get('classes')} classes, not {ours['images']} in {ours['classes']}"
+        f"{data['part']} of {counted(data.get('of', 0), 'image')}"
+        if "part" in data
+        else f"all {counted(data.get('images', 0), 'image')}"
     )
 
 

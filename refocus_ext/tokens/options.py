@@ -22,7 +22,8 @@ class TokensOptions(Options):
 
     tokenizer: str = WHAT(
         "runs/tokenizer",
-        "run folder of a finished tokenizer, or a file of VQVAE weights such as vae_ch160v4096z32.pth (needs --data)",
+        "run folder of a finished tokenizer, or a file of VQVAE weights such as vae_ch160v4096z32.pth (needs --data, "
+        "and --val-share where the data has no val/)",
         metavar="RUN|FILE",
     )
     patch_nums: tuple[int, ...] | None = shared.patch_nums(WHAT)
@@ -31,15 +32,12 @@ class TokensOptions(Options):
     rho_max: float | None = shared.rho_max(WHAT)
     data: str = WHAT(
         "",
-        "ImageFolder whose train/CLASS/*.JPEG are tokenized; without it the data of the tokenizer's run",
+        "ImageFolder whose train/CLASS/*.JPEG are tokenized, or any other data that `distill` takes; without it the data of the "
+        "tokenizer's run",
         metavar="DIR",
     )
-    small_images: str = WHAT(
-        "",
-        "images whose shorter side is below the crop: refuse to start, or upsample them as VAR does; without it as in the "
-        "tokenizer's run",
-        choices=("auto", "refuse", "upsample"),
-    )
+    val_share: float | None = shared.val_share(WHAT)
+    small_images: str = shared.small_images_as_run(WHAT)
 
     crops: int = VIEWS(4, "random crops of an image, which training uses in turn", positive(int))
     hflip: bool = VIEWS(False, "also tokenize the mirror image of each crop: twice as many views")

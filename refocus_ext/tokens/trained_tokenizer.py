@@ -49,6 +49,10 @@ class Tokenizer:
             raise UsageError(f"the file {self.path} does not say what it was trained on; give a folder of images.")
         return given or self.trained_with.data
 
+    def small_images(self, given: str) -> str:
+        """What becomes of images smaller than the crop: what is `given`, else as when the tokenizer was trained."""
+        return given or self.trained_with.small_images
+
     def write_vae(self, path: Path) -> None:
         """Writes the VQVAE as a plain upstream state dict; the file of a run is copied as it is."""
         if self.bare:
@@ -111,12 +115,12 @@ def read_config(run: Path) -> dict[str, Any]:
     """config.json of a tokenizer's run folder.
 
     Raises:
-        UsageError: no folder, no configuration, or the configuration of another command.
+        UsageError: no such folder, no configuration, or the configuration of another command.
     """
     if not run.is_dir():
         raise UsageError(
-            f"{run} is not a folder; a tokenizer is the run folder of `bash run.sh tokenizer`, which comes first, or a file of "
-            "VQVAE weights such as vae_ch160v4096z32.pth."
+            f"{run} {'is not a folder' if run.exists() else 'does not exist'}; a tokenizer is the run folder of `bash run.sh "
+            "tokenizer`, which comes first, or a file of VQVAE weights such as vae_ch160v4096z32.pth."
         )
     file = run / "config.json"
     if not file.is_file():

@@ -110,7 +110,7 @@ def test_published_files_are_fine_tuned_without_a_stage_1_run(
     assert run_main(*words) == 2
     assert "--data: the file vae_small.pth does not say what it was trained on" in capsys.readouterr().err
     assert run_main(*words, "--data", "data") == 2
-    assert "add --teacher off, or train them first" in capsys.readouterr().err
+    assert "add --teacher off, or train them first and give --tokenizer runs/alias-vae_small" in capsys.readouterr().err
     done = run_main(*words, "--data", "data", "--teacher", "off", "--init-classes", "4,1")
     out = capsys.readouterr().out
     assert done == 0, out

@@ -478,8 +478,8 @@ def test_others_read_our_file_and_we_theirs(
 
 
 def test_a_warning_ends_at_ten_thousand() -> None:
-    assert too_few(9_999, "samples", "FID") and not too_few(10_000, "samples", "FID")
-    assert not too_few(None, "reference images", "FID")
+    assert too_few(9_999, "sample", "FID") and not too_few(10_000, "sample", "FID")
+    assert not too_few(None, "reference image", "FID")
 
 
 @pytest.mark.parametrize(

@@ -118,7 +118,7 @@ def edit_config(run: Path, **changes: Any) -> None:
 
 
 def test_not_a_run(tmp_path: Path, run: Path) -> None:
-    assert "is not a folder" in refusal(tmp_path / "nowhere")
+    assert "does not exist" in refusal(tmp_path / "nowhere")
     assert "is not a folder" in refusal(run / "vae.pth")
     (tmp_path / "empty").mkdir()
     assert "has no config.json" in refusal(tmp_path / "empty")
@@ -219,7 +219,7 @@ def test_a_named_file_that_is_missing_is_an_error(trained: Path) -> None:
 def test_usage_errors(trained: Path, run: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="eval needs --tokenizer RUN"):
         main(EvalOptions(tokenizer=""))
-    with pytest.raises(UsageError, match="nowhere is not a folder; a tokenizer is the run folder of"):
+    with pytest.raises(UsageError, match="nowhere does not exist; a tokenizer is the run folder of"):
         main(EvalOptions(tokenizer=str(tmp_path / "nowhere")))
     with pytest.raises(UsageError, match="has no val/ folder"):
         main(EvalOptions(tokenizer=str(run), data=str(run), device="cpu"))

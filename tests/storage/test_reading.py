@@ -124,7 +124,7 @@ def test_what_is_left_out_is_told(states: dict[str, State], tmp_path: Path) -> N
     notes = "; ".join(read_network(tmp_path / "w.pth", VQVAE).notes)
     assert "read from its entry model" in notes and "ignored: optimizer, epoch" in notes
     assert "module.encoder.conv_in.weight read as encoder.conv_in.weight" in notes
-    assert "1 tensors of other networks ignored (the first is loss.w)" in notes
+    assert "1 tensor of other networks ignored (the first is loss.w)" in notes
 
 
 def test_a_folder_with_one_file(states: dict[str, State], tmp_path: Path) -> None:
@@ -189,6 +189,31 @@ def test_a_single_scale_vqgan_is_named(states: dict[str, State], tmp_path: Path)
     vqgan = {name: tensor for name, tensor in states["VQVAE"].items() if "quant_resi" not in name}
     torch.save(vqgan, tmp_path / "vqgan.ckpt")
     assert "a VQVAE of one scale, without VAR's quantize.quant_resi" in complaint(tmp_path / "vqgan.ckpt", VQVAE)
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "model._orig_mod."])
+@pytest.mark.parametrize("kind", [VAR, VQVAE], ids=["VAR", "VQVAE"])
+def test_a_network_without_one_of_its_tensors_is_told_which(
+    kind: Kind, prefix: str, states: dict[str, State], tmp_path: Path
+) -> None:
+    for mark in kind.landmarks:
+        if mark.endswith("."):  # another network's, see above
+            continue
+        state = {
+            name: tensor for name, tensor in prefixed(states[kind.name], prefix).items() if not name.endswith(mark)
+        }
+        torch.save({"state_dict": state}, tmp_path / "w.pth")
+        told = complaint(tmp_path / "w.pth", kind)
+        assert (
+            f"holds {len(state)} tensors of a {kind.name}, but lacks {mark}; give a file with the whole state dict"
+            in told
+        )
+
+
+def test_one_tensor_of_many_is_another_networks(tmp_path: Path) -> None:
+    torch.save({"encoder.conv_in.weight": torch.zeros(1)}, tmp_path / "w.pth")
+    told = complaint(tmp_path / "w.pth", VQVAE)
+    assert "holds no VQVAE but 1 tensor of another network (the first is 'encoder.conv_in.weight')" in told
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import small_vae
+from conftest import small_vae, write_images
 from runs import run_main
 from torch import Tensor
 
@@ -78,3 +80,66 @@ def test_what_trains_nothing_is_refused(vae_file: Path, image_tree: Path, tmp_pa
         assert run_main(*base, *extra) == 2
         assert words in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+# ------------------------------------------------------------------------------------------------ the geometry of a small file
+
+
+def test_the_image_size_follows_the_token_maps_that_are_typed(vae_file: Path, image_tree: Path, capsys: Any) -> None:
+    words = ("tokenizer", "--preset", "demo", "--init", str(vae_file), "--only", "alias", "--data", str(image_tree))
+    small = (*words, "--blur", "none", "--dry-run", "--patch-nums", "1,2")
+    assert run_main(*small) == 0
+    out = capsys.readouterr().out
+    assert "crops of 32 px" in out and "2 of the 3 of preset demo, the most that 32 px have room for" in out
+    assert run_main(*small, "--focus-states", "3") == 2  # what is typed is not changed
+    assert "use at most 2 states" in capsys.readouterr().err
+    assert run_main(*small, "--image-size", "64") == 2
+    error = capsys.readouterr().err
+    assert "the token maps 1,2 must rise and end at image size / 16 = 4" in error and "--image-size 32" in error
+    assert run_main(*words, "--dry-run") == 2
+    assert "has 4 (1,2,3,4); give the patch_nums that it was trained with (--patch-nums)." in capsys.readouterr().err
+
+
+def test_of_values_that_do_not_fit_the_presets_are_named_as_such(capsys: Any) -> None:
+    for words, expected in (
+        ("--patch-nums 1,2", "the token maps 1,2 must rise and end at image size / 16 = 4 (preset demo has 64 px)"),
+        ("--image-size 128", "the token maps 1,2,3,4 of preset demo must rise and end at image size / 16 = 8; give"),
+        ("--image-size 128 --patch-nums 1,2", "the token maps 1,2 must rise and end at image size / 16 = 8; give"),
+    ):
+        assert run_main("tokenizer", "--preset", "demo", "--dry-run", *words.split()) == 2
+        assert expected in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("typed", ["", "--preset demo --batch-size 4", "--batch-size 4 --blur disk --rho-max 3"])
+@pytest.mark.parametrize("data", ["small", "my photos"])
+def test_the_command_that_distill_suggests_runs_as_printed(
+    typed: str,
+    data: str,
+    vae_file: Path,
+    image_tree: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Any,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    image_tree.rename("my photos")
+    for split in ("train", "val"):  # smaller than the crop
+        write_images(Path("small") / split / "cat", 8, size=(20, 20))
+    words = ["--tokenizer", vae_file.name, "--patch-nums", "1,2", "--data", data, "--device", "cpu", *typed.split()]
+    if not typed:
+        words += ["--batch-size", "8", "--depth", "2"]
+    assert run_main("distill", *words) == 2
+    (command,) = re.findall(r"`(.*)`", capsys.readouterr().err)
+    printed = shlex.split(command)
+    assert printed[:3] == ["bash", "run.sh", "tokenizer"]
+    assert run_main(*printed[2:], "--dry-run", "--device", "cpu") == 0
+    assert run_main(*printed[2:], *"--steps 1 --device cpu --workers 0 --val-images 2".split()) == 0
+    capsys.readouterr()
+    made = [*words, "--tokenizer", "runs/alias-vae_any", "--depth", "2", "--preset", "demo", "--dry-run"]
+    maps = made.index("--patch-nums")
+    del made[maps : maps + 2]
+    for flag in ("--blur", "--rho-max"):
+        if flag in made:
+            del made[made.index(flag) : made.index(flag) + 2]
+    assert run_main("distill", *made) == 0
+    assert "alias gates in the last 2 blocks, 4 alias tokens" in capsys.readouterr().out

@@ -149,7 +149,7 @@ def test_a_missing_file_is_one_sentence_that_says_how_to_get_it(
         load_lpips(given)
     message = str(error.value)
     assert (given or str(tmp_path)) in message
-    for remedy in (f"https://download.pytorch.org/models/{VGG16_FILE}", "--lpips-weights FILE", "--lpips 0"):
+    for remedy in (f"https://download.pytorch.org/models/{VGG16_FILE}", "--lpips-weights FILE"):
         assert remedy in message
 
 

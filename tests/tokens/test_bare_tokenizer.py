@@ -82,8 +82,10 @@ def test_what_does_not_fit_is_a_sentence(vae_file: Path, tmp_path: Path) -> None
     assert "patch_nums must rise to 4 = image_size 64" in complaint(vae_file, Assumed((1, 2, 4, 3)))
     assert "focus states would decimate" in complaint(vae_file, Assumed(PATCH_NUMS, "disk", 9))
     torch.save({"w": torch.zeros(1)}, tmp_path / "w.pth")
-    assert "holds no VQVAE but 1 tensors of another network" in complaint(tmp_path / "w.pth")
-    assert "or a file of VQVAE weights such as" in complaint(tmp_path / "nowhere", Assumed())
+    assert "holds no VQVAE but 1 tensor of another network" in complaint(tmp_path / "w.pth")
+    for assumed in (Assumed(), MAPS):
+        told = complaint(tmp_path / "nowhere", assumed)
+        assert "nowhere does not exist; a tokenizer is the run folder" in told and "or a file of VQVAE weights" in told
 
 
 def test_a_file_in_a_run_keeps_its_runs_pyramid(tmp_path: Path) -> None:
@@ -115,9 +117,18 @@ def test_eval_measures_a_file(vae_file: Path, image_tree: Path, capsys: Any, tmp
     )
     assert run_main("eval", *words, "--data", str(image_tree)) == 0
     out = capsys.readouterr().out
-    assert "all tokens against x, 4 images: PSNR" in out and "a bare file, without an alias tokenizer" in out
+    assert (
+        "all tokens against x, 4 images, centre crops of 64 px" in out
+        and "a bare file, without an alias tokenizer" in out
+    )
     numbers = json.loads((tmp_path / "n.json").read_text())
     assert numbers["weights"] == {"vae.pth": digest_of(torch.load(vae_file, weights_only=True))}
+    assert "not measured: LPIPS" in out and "--lpips-weights FILE" in out and "--lpips 0" not in out
+    broken = image_tree / "val" / "cat" / "000.jpg"
+    broken.write_bytes(broken.read_bytes()[: broken.stat().st_size // 2 + 200])
+    for count, expected in (("1", "of 1 image:"), ("4", "1 image cannot be decoded; the image after it was measured")):
+        assert run_main("eval", *words, "--data", str(image_tree), "--images", count) == 0
+        assert expected in capsys.readouterr().out
     assert run_main("eval", *words) == 2
     assert f"--data: the file {vae_file} does not say what it was trained on" in capsys.readouterr().err
 
@@ -130,7 +141,8 @@ def test_tokens_go_beside_the_file(vae_file: Path, image_tree: Path, capsys: Any
     assert run_main(*words, *OPTIONS, "--blur", "disk") == 2
     assert "pyramid.blur = none (this run wants disk)" in capsys.readouterr().err
     assert run_main(*words) == 2
-    assert "was trained with 4 token maps" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "was trained with 4 token maps" in error and "(--patch-nums, --focus-states, --rho-max)." in error
 
 
 def test_aliasing_takes_files_and_says_what_has_no_use(vae_file: Path, tmp_path: Path, capsys: Any) -> None:

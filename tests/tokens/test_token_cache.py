@@ -628,7 +628,7 @@ def test_the_command_makes_and_verifies_a_cache(
     [
         (
             ["--tokenizer", "nowhere"],
-            "nowhere is not a folder; a tokenizer is the run folder of `bash run.sh tokenizer`, which comes first",
+            "nowhere does not exist; a tokenizer is the run folder of `bash run.sh tokenizer`, which comes first",
         ),
         (["--data", "nowhere"], "nowhere is not a folder"),
         (["--crops", "0"], "0 is not greater than 0"),
@@ -640,7 +640,8 @@ def test_the_command_makes_and_verifies_a_cache(
 def test_bad_options_before_any_work(
     options: list[str], words: str, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_images(tmp_path / "small" / "train" / "ant", 1, size=(20, 20))
+    for split in ("train", "val"):
+        write_images(tmp_path / "small" / split / "ant", 1, size=(20, 20))
     options = [str(tmp_path / "small") if word == "SMALL" else word for word in options]
     assert command(trained, tmp_path / "cache", "--device", "cpu", *options) == 2
     assert words in capsys.readouterr().err and not (tmp_path / "cache").exists()

@@ -30,11 +30,11 @@ def tokenizer_of(data: str = "") -> Any:
 def test_the_images_are_the_commands_else_the_tokenizers_else_the_demos(image_tree: Path, tmp_path: Path) -> None:
     data = str(image_tree)
     expected = (image_folder(data, "train"), f"{data}/train")
-    assert train_images(tokenizer_of(data=str(tmp_path / "elsewhere")), data) == expected
-    assert train_images(tokenizer_of(data=data), "") == expected
-    assert train_images(tokenizer_of(), "") == (demo_photographs(), "the demo photographs")
+    assert train_images(tokenizer_of(data=str(tmp_path / "elsewhere")), data, 0.0) == expected
+    assert train_images(tokenizer_of(data=data), "", 0.0) == expected
+    assert train_images(tokenizer_of(), "", 0.0) == (demo_photographs(), "the demo photographs")
     with pytest.raises(UsageError, match="elsewhere is not a folder"):
-        train_images(tokenizer_of(data=str(tmp_path / "elsewhere")), "")
+        train_images(tokenizer_of(data=str(tmp_path / "elsewhere")), "", 0.0)
 
 
 def test_the_plan_counts_views_and_tokens() -> None:
@@ -47,7 +47,12 @@ def test_the_plan_counts_views_and_tokens() -> None:
     ]
 
 
+def test_one_of_a_thing_is_no_plural() -> None:
+    plan, layout = ViewPlan(1, False, 0), Layout(images=1, views=1, structure=30, alias=20, shard_images=1)
+    assert "1 view of each (1 random crop)" in plan_lines(tokenizer_of(), "pictures/train", plan, layout)[1]
+
+
 def test_a_missing_tokenizer_is_named_by_its_option(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_main("tokens", "--tokenizer", str(tmp_path / "nowhere"), "--device", "cpu") == 2
     error = capsys.readouterr().err
-    assert error.startswith(f"refocus: --tokenizer: {tmp_path / 'nowhere'} is not a folder") and error.count("\n") == 1
+    assert error.startswith(f"refocus: --tokenizer: {tmp_path / 'nowhere'} does not exist") and error.count("\n") == 1

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from refocus_ext.engine.devices import pick_device
-from refocus_ext.errors import UsageError, named
+from refocus_ext.errors import UsageError, named, offering
 from refocus_ext.evidence.aliasing import plots, report
 from refocus_ext.evidence.aliasing.filters import (
     Ledger,
@@ -41,8 +41,9 @@ from refocus_ext.images.sources.kinds import demo_photographs
 from refocus_ext.optics.charts import chart
 from refocus_ext.optics.names import CHARTS
 from refocus_ext.optics.pyramid import FocusPyramid
+from refocus_ext.options import shared
 from refocus_ext.storage.results import results_file, results_folder, write_numbers
-from refocus_ext.tokens.bare_tokenizer import Assumed, run_of
+from refocus_ext.tokens.bare_tokenizer import ASSUMED_BY, Assumed, WrongAssumption, run_of
 
 SHIFTED_IMAGES = 32
 VIEWED = ("zone-plate", "text")
@@ -83,7 +84,7 @@ def _pyramid(options: AliasingOptions) -> FocusPyramid:
         pyramid = FocusPyramid(image_size=options.image_size, states=options.focus_states, rho_max=options.rho_max)
         chart(CHARTS[0], options.image_size)
     except ValueError as error:
-        raise UsageError(f"{error}.") from None
+        raise UsageError(shared.with_options(str(error))) from None
     return pyramid
 
 
@@ -103,7 +104,7 @@ def _subjects(options: AliasingOptions) -> list[Subject]:
 
     print(load_upstream().describe())
     device = pick_device(options.device)
-    with named("--tokenizer"):
+    with named("--tokenizer"), offering(ASSUMED_BY, WrongAssumption):
         words = dict.fromkeys(options.tokenizer)
         return [open_subject(word, device, _assumed(options) if word in bare else None) for word in words]
 

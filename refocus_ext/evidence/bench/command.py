@@ -14,6 +14,7 @@ from refocus_ext.evidence.bench import data, distill, environment, sampling, sta
 from refocus_ext.evidence.bench.options import BenchOptions, check
 from refocus_ext.evidence.bench.tokenizer import measure, table
 from refocus_ext.optics.pyramid import FocusPyramid
+from refocus_ext.options import shared
 from refocus_ext.storage.results import results_file, write_numbers
 
 
@@ -33,7 +34,7 @@ def main(options: BenchOptions) -> int:
         pyramid = FocusPyramid(image_size=options.image_size, states=options.focus_states, rho_max=options.rho_max)
         pyramid.states_of(options.patch_nums)
     except ValueError as error:
-        raise UsageError(str(error)) from None
+        raise UsageError(shared.with_options(str(error))) from None
     print(
         f"{options.batch_size} images of {options.image_size} px, {pyramid.states} focus states, {options.codebook_size} codes, on "
         f"{device}; medians of {options.repeats}, interleaved"

@@ -15,7 +15,7 @@ from refocus_ext.storage.weights import find_weights, read_state_dict
 
 VGG16_FILE = "vgg16-397923af.pth"
 VGG16_URL = f"https://download.pytorch.org/models/{VGG16_FILE}"
-HOW_TO_GET = f"download {VGG16_URL} and give it with --lpips-weights FILE, or train without LPIPS by setting its weight: --lpips 0"
+HOW_TO_GET = f"download {VGG16_URL} and give it with --lpips-weights FILE"
 
 
 class LPIPS(nn.Module):
