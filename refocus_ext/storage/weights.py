@@ -52,5 +52,15 @@ def load_strictly(network: nn.Module, state: dict[str, Tensor], complaint: str) 
     try:
         network.load_state_dict(state, strict=True)
     except (RuntimeError, TypeError, AttributeError) as error:
-        reason = str(error).strip().splitlines()[-1].strip().rstrip(".")
-        raise UsageError(complaint.replace("{reason}", reason)) from None
+        raise UsageError(complaint.replace("{reason}", shortened(str(error)))) from None
+
+
+def shortened(mismatch: str) -> str:
+    """The last line of what `load_state_dict` says, with the first of many names.
+
+    >>> shortened('Error(s):\\n Missing key(s) in state_dict: "a.weight", "a.bias", "b.weight".')
+    'Missing key(s) in state_dict: "a.weight" and 2 more'
+    """
+    last = mismatch.strip().splitlines()[-1].strip().rstrip(".")
+    first, *others = last.split('", "')
+    return f'{first}" and {len(others)} more' if others else last
