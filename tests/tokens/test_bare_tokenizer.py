@@ -126,7 +126,10 @@ def test_eval_measures_a_file(vae_file: Path, image_tree: Path, capsys: Any, tmp
     assert "not measured: LPIPS" in out and "--lpips-weights FILE" in out and "--lpips 0" not in out
     broken = image_tree / "val" / "cat" / "000.jpg"
     broken.write_bytes(broken.read_bytes()[: broken.stat().st_size // 2 + 200])
-    for count, expected in (("1", "of 1 image:"), ("4", "1 image cannot be decoded; the image after it was measured")):
+    for count, expected in (
+        ("1", "of 1 image:"),
+        ("4", f"cannot be decoded: {broken}; the next images were measured twice"),
+    ):
         assert run_main("eval", *words, "--data", str(image_tree), "--images", count) == 0
         assert expected in capsys.readouterr().out
     assert run_main("eval", *words) == 2

@@ -11,7 +11,7 @@ from patches import Upstream, load_upstream
 from refocus_ext.engine.devices import pick_device
 from refocus_ext.errors import UsageError, named
 from refocus_ext.evidence.bench import data, distill, environment, sampling, startup
-from refocus_ext.evidence.bench.options import BenchOptions, check
+from refocus_ext.evidence.bench.options import BenchOptions
 from refocus_ext.evidence.bench.tokenizer import measure, table
 from refocus_ext.optics.pyramid import FocusPyramid
 from refocus_ext.options import shared
@@ -53,6 +53,31 @@ def main(options: BenchOptions) -> int:
         with named("--json"):
             write_numbers(json_file, report)
     return 0
+
+
+def check(options: BenchOptions) -> None:
+    """
+    Raises:
+        UsageError: an option of the report without it, or one that it does not read.
+    """
+    if not options.gpu_report:
+        if wrong := options.given("tiny", "out", "minutes"):
+            raise UsageError(f"--{wrong[0]} is an option of --gpu-report; add that, or omit it.")
+        return
+    others = (
+        "image_size",
+        "patch_nums",
+        "codebook_size",
+        "ch",
+        "focus_states",
+        "rho_max",
+        "depth",
+        "section",
+        "batch_size",
+    )
+    if wrong := options.given(*others, "repeats"):
+        name = wrong[0].replace("_", "-")
+        raise UsageError(f"--gpu-report measures sizes of its own and does not read --{name}; omit one of them.")
 
 
 def _tokenizer(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from refocus_ext.errors import UsageError
 from refocus_ext.options import shared
 from refocus_ext.options.fields import Heading, Options
 from refocus_ext.options.kinds import int_list, non_negative, positive
@@ -48,28 +47,3 @@ class BenchOptions(Options):
     )
     out: str = REPORT("performance.md", "the page", metavar="FILE")
     tiny: bool = REPORT(False, "rehearse it at tiny sizes on a GPU too")
-
-
-def check(options: BenchOptions) -> None:
-    """
-    Raises:
-        UsageError: an option of the report without it, or one that it does not read.
-    """
-    if not options.gpu_report:
-        if wrong := options.given("tiny", "out", "minutes"):
-            raise UsageError(f"--{wrong[0]} is an option of --gpu-report; add that, or omit it.")
-        return
-    others = (
-        "image_size",
-        "patch_nums",
-        "codebook_size",
-        "ch",
-        "focus_states",
-        "rho_max",
-        "depth",
-        "section",
-        "batch_size",
-    )
-    if wrong := options.given(*others, "repeats"):
-        name = wrong[0].replace("_", "-")
-        raise UsageError(f"--gpu-report measures sizes of its own and does not read --{name}; omit one of them.")
