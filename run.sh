@@ -8,7 +8,8 @@
 set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 environment="$here/refocus_ext/environment.py"
-export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}" # spinning threads stall when another program holds a core
+# glibc asks for huge pages: measured by `bench --section environment`; how threads wait is chosen in refocus_ext/threads.py
+export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"
 export PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}"
 
 fail() { echo "refocus: $*" >&2; exit 1; }

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from refocus_ext import invocation
 from refocus_ext.errors import RunFailed, UsageError
+from refocus_ext.threads import choose_waiting
 
 if TYPE_CHECKING:
     from typed_argparse import Binding
@@ -187,8 +188,8 @@ def main(argv: list[str]) -> int:
         return _unknown(argv[0])
     if mode == "--known":
         return 0
-    # Two OpenMP threads that spin while another program holds a core can slow a step by a factor of ten.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if not mode and not {"-h", "--help"}.intersection(argv):
+        choose_waiting()  # before torch is imported
     try:
         return _run(argv, mode, processes)
     except _Done as done:
