@@ -60,7 +60,7 @@ def test_environment_check_knows_an_upper_limit(monkeypatch: pytest.MonkeyPatch)
 def test_several_processes_refuse_with_one_sentence(options: list[str], tmp_path: Path) -> None:
     """No report of torchrun's, though the device is named and NPROC asks for two."""
     words = [*options, "--device", "cpu", "--out", str(tmp_path / "run")]
-    result = shell(*words, REFOCUS_PYTHON=sys.executable, NPROC="2")
+    result = shell(*words, REFOCUS_PYTHON=sys.executable, REFOCUS_UPSTREAM="stand-in", NPROC="2")  # fetches nothing
     assert result.returncode == 2 and not result.stdout
     assert re.fullmatch(r"refocus: --(data|tokenizer): /nowhere (is|does not exist).*\n", result.stderr)
     assert not (tmp_path / "run").exists()
