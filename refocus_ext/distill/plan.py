@@ -223,7 +223,7 @@ def print_plan(
     )
     if options.preset == "demo" and options.depth > 8:
         print(
-            f"note: --depth {options.depth} is large for two CPU cores (d20 takes about 12 minutes); --depth 8 shows the "
+            f"note: --depth {options.depth} is large for two CPU cores (d20 takes about 8 minutes); --depth 8 shows the "
             "same in about two"
         )
 

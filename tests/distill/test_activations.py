@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import write_images
-from torch import Tensor
+from saved_tensors import saved_tensors
 
 from patches import Upstream, load_upstream
 from refocus_ext.commands import main
@@ -44,22 +44,11 @@ def kept_by_a_real_pass(upstream: Upstream, plan: NetworkPlan, dtype: torch.dtyp
     kind = teacher_class(plan.teacher)
     var, teacher = build(doubled), kind.build(geometry, lambda: build(0), 0) if kind else None
     objective = DistillObjective(var, teacher, DistillWeights()).train()
-    own = {tensor.untyped_storage().data_ptr() for tensor in (*objective.parameters(), *objective.buffers())}
-    kept: dict[int, int] = {}
-    alive: list[Tensor] = []
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        alive.append(tensor)
-        return tensor
-
     half, tokens = dtype != torch.float32, sum(pn * pn for pn in PATCH_NUMS)
     inputs = torch.zeros(IMAGES, dtype=torch.long), torch.randn(IMAGES, tokens - 1, 8)
     aliases = [torch.randn(IMAGES, count, 8) for count in geometry.tokens]
-    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
-    with hooks, torch.autocast("cpu", dtype=dtype if half else None, enabled=half):
+    own = (*objective.parameters(), *objective.buffers())
+    with saved_tensors(own) as kept, torch.autocast("cpu", dtype=dtype if half else None, enabled=half):
         _passes(objective, *inputs, *aliases)
     return sum(kept.values())
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import inside, small_vae
 from runs import TINY, parsed
+from saved_tensors import saved_tensors
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
@@ -69,18 +70,7 @@ class Step:
 
     def kept(self) -> int:
         """Bytes that its forward pass keeps."""
-        own = {tensor.untyped_storage().data_ptr() for tensor in self.tensors()}
-        kept: dict[int, int] = {}
-        alive: list[Tensor] = []
-
-        def keep(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in own:
-                kept[storage.data_ptr()] = storage.nbytes()
-            alive.append(tensor)
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        with saved_tensors(self.tensors()) as kept:
             self.loss()
         return sum(kept.values())
 

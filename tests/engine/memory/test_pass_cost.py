@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import small_vae
+from saved_tensors import saved_tensors
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -19,20 +20,8 @@ CUDA = torch.device("cuda")
 
 def saved_bytes(module: nn.Module, *inputs: Tensor, dtype: torch.dtype = torch.float32) -> int:
     """What a real pass on the CPU keeps, without the module's weights."""
-    own = {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
-    kept: dict[int, int] = {}
-    alive: list[Tensor] = []
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        alive.append(tensor)
-        return tensor
-
     half = dtype != torch.float32
-    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
-    with hooks, torch.autocast("cpu", dtype=dtype if half else None, enabled=half):
+    with saved_tensors(module.parameters()) as kept, torch.autocast("cpu", dtype=dtype if half else None, enabled=half):
         module(*inputs)
     return sum(kept.values())
 
