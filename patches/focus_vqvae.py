@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from patches.focus_quantizer import FocusQuantizer, PatchNums
@@ -21,6 +22,7 @@ class FocusVQVAE(InstancePatch):
     """Modifications:
     - images are encoded as their focus states: T_k = quant_conv(E(F_k)), plus beta_k noise in train mode
     - the quantizer gets the list of targets instead of one latent; decoding is stock
+    - with views smaller than the image, T_k is the bicubically upsampled latent of the small view
     - with the pyramid's blur off the image is encoded once and that one latent takes the stock path
     - with `recomputes`, a pass that needs a gradient keeps its input only and runs again in the backward pass
     """
@@ -69,7 +71,22 @@ class FocusVQVAE(InstancePatch):
         """The focus targets T_k, K times (B,C,h,w); one latent (B,C,h,w) if the pyramid does not refocus."""
         if not self.focus_pyramid.refocuses:
             return self.encode_view(x_B3HW)
+        return [self.expand(latent) for latent in self.encode_states(x_B3HW)]
+
+    def encode_states(self, x_B3HW: Tensor) -> list[Tensor]:
+        """The focus states encoded at the size of their views, K times (B,C,h/d_k,w/d_k); see `FocusPyramid.subsampling`."""
         return [self.encode_view(view) for view in self.focus_pyramid.structure_views(x_B3HW, training=self.training)]
+
+    def expand(self, latent_BCnn: Tensor) -> Tensor:
+        """The focus target (B,C,h,w) of a latent of `encode_states`: bicubic; the latent itself where it is not smaller."""
+        size = self.focus_pyramid.latent_size
+        smaller = latent_BCnn.shape[-1] < size and self.focus_pyramid.views != "full"
+        return F.interpolate(latent_BCnn.float(), size=(size, size), mode="bicubic") if smaller else latent_BCnn
+
+    def decode_state(self, f_hat_BChw: Tensor, state: int) -> Tensor:
+        """Image (B,3,H/d_k,W/d_k) of a prefix of focus state index `state`, at the size of its view, not clamped."""
+        d = self.focus_pyramid.subsampling[state]
+        return self.decode(F.avg_pool2d(f_hat_BChw, d) if d > 1 else f_hat_BChw)
 
     def forward(self, inp: Tensor, ret_usages: bool = False) -> tuple[Tensor, list[float] | None, Tensor]:
         """Stock contract: (reconstruction (B,3,H,W), usage per scale or None, VQ loss)."""

@@ -37,6 +37,7 @@ from refocus_ext.images.sources.interface import ImageSource
 from refocus_ext.images.sources.kinds import find_split, split_name
 from refocus_ext.images.sources.parts import numbered_as
 from refocus_ext.tokenizer.alias.explained_variance import ExplainedVariance
+from refocus_ext.tokenizer.prefixes import decode_prefix
 from refocus_ext.tokens.bare_tokenizer import ASSUMED_BY, Assumed, WrongAssumption, open_tokenizer
 from refocus_ext.tokens.trained_tokenizer import Tokenizer
 from refocus_ext.vector_quantization import codebook_use
@@ -181,7 +182,7 @@ class Evaluation:
             hits_V += idx.flatten().bincount(minlength=len(hits_V)).cpu()
         image = x_B3HW
         for row, (k, scale) in zip(self.sums, self.prefixes, strict=True):
-            image = self.vae.decode(f_hat_S[scale]).clamp(-1, 1)
+            image = decode_prefix(self.vae, f_hat_S[scale], k)
             for total, target in zip(row, (self.pyramid.focused(x_B3HW, k), x_B3HW), strict=True):
                 total += torch.stack(
                     [m(image, target).sum(dtype=torch.float64) for m in self.tools.measures.values()]

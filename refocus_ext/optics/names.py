@@ -29,4 +29,5 @@ BLUR_TABLE: dict[str, Blur] = {
     "none": Blur("no blur", shaped_by="nothing", colour="#7f7f7f"),
 }
 BLURS = tuple(BLUR_TABLE)
+VIEWS = ("full", "half", "decimated")  # sizes of the views that the structure tokenizer encodes
 CHARTS = ("zone-plate", "gratings", "edges", "text", "weave")

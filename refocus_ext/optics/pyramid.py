@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from refocus_ext.optics.names import BLUR_TABLE, BLURS
+from refocus_ext.optics.names import BLUR_TABLE, BLURS, VIEWS
 from refocus_ext.optics.psf import defocus, half_width
 
 RAYLEIGH = 1.22  # rho >= 1.22 s puts the disk's first OTF zero (0.61 / rho) at or below the new Nyquist (0.5 / s)
@@ -33,6 +33,8 @@ class FocusPyramid:
             "none": the structure path sees x itself, without noise, while the low and alias views keep the disk.
         noise_min, noise_max: noise beta of the first and of the last state, in units of the image.
         stride: of the encoder, pixels per latent cell.
+        views: at which size the structure tokenizer encodes F_k: "full" resolution, "decimated" by s_k (r_k = Q_L(L_k) by the
+            letter), or "half": one pixel in two for the states with s_k >= 4.
 
     Raises:
         ValueError: a value outside these limits, or a PSF too wide for reflected borders.
@@ -51,9 +53,11 @@ class FocusPyramid:
     noise_min: float = 1e-3
     noise_max: float = 1e-2
     stride: int = 16
+    views: str = "full"
 
     def __post_init__(self) -> None:
         self._check_sizes()
+        self._check_views()
         if self.blur not in BLURS:
             raise ValueError(f"unknown blur {self.blur!r}; choose one of {', '.join(BLURS)}")
         if not (math.isfinite(self.rho_max) and self.rho_max >= 0):
@@ -88,6 +92,22 @@ class FocusPyramid:
                 f"{self.states} focus states would decimate the {self.latent_size} x {self.latent_size} latent of a "
                 f"{self.image_size} px image below one cell; use at most {largest} states or a larger image_size"
             )
+
+    def _check_views(self) -> None:
+        if self.views not in VIEWS:
+            raise ValueError(f"unknown views {self.views!r}; choose one of {', '.join(VIEWS)}")
+        if largest := next((d for d in self.subsampling if self.latent_size % d), 0):
+            raise ValueError(
+                f'views "{self.views}" would encode one pixel in {largest} of a {self.image_size} px image, whose latent of '
+                f'{self.latent_size} cells that does not divide; use views "full" or another image_size'
+            )
+
+    @property
+    def subsampling(self) -> tuple[int, ...]:
+        """d_k: the structure tokenizer encodes every d_k-th pixel of F_k; 1 for views "full" and for the sharp state."""
+        if not self.refocuses or self.views == "full":
+            return (1,) * self.states
+        return self.factors if self.views == "decimated" else tuple(2 if s >= 4 else 1 for s in self.factors)
 
     @property
     def radii(self) -> tuple[float, ...]:
@@ -182,18 +202,24 @@ class FocusPyramid:
         # Eq. 1: F_k = k_rho * x
         return defocus(x_BCHH, self.blur, self.radii[k], self.factors[k])
 
+    def structure_view(self, x_BCHH: torch.Tensor, k: int) -> torch.Tensor:
+        """Every d_k-th pixel of F_k, (B, C, H / d_k, H / d_k), without noise."""
+        d = self.subsampling[k]
+        return self.focused(x_BCHH, k)[..., ::d, ::d] if d > 1 else self.focused(x_BCHH, k)
+
     def structure_views(
         self, x_BCHH: torch.Tensor, generator: torch.Generator | None = None, training: bool = False
     ) -> list[torch.Tensor]:
-        """What the structure tokenizer encodes: K tensors (B, C, H, H), F_k, plus beta_k noise while training.
+        """What the structure tokenizer encodes: K tensors (B, C, H / d_k, H / d_k), every d_k-th pixel of F_k (`subsampling`), plus
+        beta_k noise while training.
 
         Noise is drawn state by state from `generator` (torch's default one if None), for any beta. With blur "none"
         there is neither blur nor noise: the result is K times x itself.
         """
-        views = [self.focused(x_BCHH, k) for k in range(self.states)]
+        views = [self.structure_view(x_BCHH, k) for k in range(self.states)]
         if not (training and self.refocuses):
             return views
-        # The noise term of eq. 3, at the full resolution that the encoder sees.
+        # The noise term of eq. 3, at the resolution that the encoder sees.
         return [
             view + beta * torch.randn(view.shape, generator=generator, device=view.device, dtype=view.dtype)
             for view, beta in zip(views, self.noise_levels, strict=True)
@@ -227,8 +253,8 @@ class FocusPyramid:
         return self.decimated(x_BCHH, k) - self.low(x_BCHH, k)
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as plain values for a checkpoint; `from_dict` reads them."""
-        return dataclasses.asdict(self)
+        """The fields as plain values for a checkpoint; `from_dict` reads them. `views` came later: "full" is left out."""
+        return {name: v for name, v in dataclasses.asdict(self).items() if (name, v) != ("views", "full")}
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "FocusPyramid":

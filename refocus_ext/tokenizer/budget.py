@@ -12,7 +12,7 @@ from refocus_ext.engine.memory.watch import size_in_words
 from refocus_ext.tokenizer.alias.geometry import AliasGeometry
 from refocus_ext.tokenizer.cost import StepCost, memory_need, modules_of, step_cost
 from refocus_ext.tokenizer.options import TokenizerOptions
-from refocus_ext.tokenizer.recipe import StructureWeights
+from refocus_ext.tokenizer.plan import structure_weights
 
 SMALLER = "choose a smaller --image-size or --ch"
 
@@ -31,7 +31,7 @@ def budget_of(
     layout = options.channels_last
     cost = step_cost(
         modules,
-        StructureWeights(options.l1, options.l2, options.commitment, options.prefix, options.anchor),
+        structure_weights(options),
         device,
         autocast_dtype(options.precision, device),
         channels_last=layout == "on" or (layout == "auto" and kind_of(device).channels_last),
@@ -46,12 +46,12 @@ def print_cost(options: TokenizerOptions, cost: StepCost) -> None:
     """Prints the FLOPs of a step and where its memory goes, for --dry-run."""
     if cost.encodes:
         print(
-            f"one step: {cost.flops / 1e9:.0f} GFLOP per image (encoder {cost.encodes} x {cost.encoder.flops / 1e9:.1f}, "
-            f"decoder {cost.mean_decodes:.2g} x {cost.decoder.flops / 1e9:.1f}, times 3 with the backward pass)"
+            f"one step: {cost.flops / 1e9:.0f} GFLOP per image (encoder {cost.encodes:.3g} x {cost.encoder.flops / 1e9:.1f}, "
+            f"decoder {cost.mean_decodes:.3g} x {cost.decoder.flops / 1e9:.1f}, times 3 with the backward pass)"
         )
     kept = {
-        f"encoder {cost.encodes} x": cost.encoder.saved_bytes if cost.encodes else 0,
-        f"decoder {cost.decodes} x": cost.decoder.saved_bytes if cost.decodes else 0,
+        f"encoder {cost.encodes:.3g} x": cost.encoder.saved_bytes if cost.encodes else 0,
+        f"decoder {cost.decodes:.3g} x": cost.decoder.saved_bytes if cost.decodes else 0,
         "LPIPS": cost.perceptual.saved_bytes,
         "critic": cost.adversary.saved_bytes,
         "losses, quantizer and alias tokenizer": cost.losses.saved_bytes,

@@ -42,9 +42,10 @@ from refocus_ext.tokenizer.plan import (
     make_pyramid,
     only_alias,
     print_plan,
+    structure_weights,
     why_preset,
 )
-from refocus_ext.tokenizer.recipe import CriticRecipe, StructureWeights, TokenizerRecipe
+from refocus_ext.tokenizer.recipe import CriticRecipe, TokenizerRecipe
 from refocus_ext.tokenizer.training import TokenizerTraining
 from refocus_ext.tokenizer.validation import Validation
 
@@ -216,7 +217,7 @@ def recipe_of(options: TokenizerOptions) -> TokenizerRecipe:
         ema=options.ema,
         revive=options.revive,
         lpips=options.lpips,
-        structure=StructureWeights(options.l1, options.l2, options.commitment, options.prefix, options.anchor),
+        structure=structure_weights(options),
         critic=CriticRecipe(options.gan, options.gan_start, options.gan_warmup, options.gan_floor, options.lecam),
         codebook_from_data=not options.init,
         precision=options.precision,

@@ -9,6 +9,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -51,7 +52,8 @@ class StepCost:
         perceptual: LPIPS; only its pass of the reconstruction keeps activations, as no gradient reaches the image's.
         adversary: the discriminator's pass in the tokenizer's loss.
         critic: the discriminator's own step, which comes when all others have been freed.
-        encodes, decodes: the most passes of a step; at the sharp focus state it decodes once less.
+        encodes, decodes: the most passes of a step, a smaller view counted by its area; at the sharp focus state it decodes
+            once less.
         mean_decodes: on average over focus states.
         view_bytes, latent_bytes, features_bytes: an image, a latent, and the input of the decoder's last layer, which
             --grad-checkpoint keeps in place of a pass.
@@ -63,8 +65,8 @@ class StepCost:
     perceptual: PassCost = NOTHING
     adversary: PassCost = NOTHING
     critic: PassCost = NOTHING
-    encodes: int = 0
-    decodes: int = 0
+    encodes: float = 0
+    decodes: float = 0
     mean_decodes: float = 0.0
     view_bytes: int = 0
     latent_bytes: int = 0
@@ -84,7 +86,7 @@ class StepCost:
     def saved_bytes(self) -> int:
         """Kept at the beginning of the backward pass."""
         passes = self.encodes * self.encoder.saved_bytes + self.decodes * self.decoder.saved_bytes
-        return passes + sum(cost.saved_bytes for cost in self.others)
+        return int(passes) + sum(cost.saved_bytes for cost in self.others)
 
     @property
     def recomputed_bytes(self) -> int:
@@ -92,7 +94,9 @@ class StepCost:
         inputs = self.encodes * self.view_bytes + self.decodes * (self.latent_bytes + self.features_bytes)
         one_pass = max(bool(self.encodes) * self.encoder.saved_bytes, bool(self.decodes) * self.decoder.saved_bytes)
         return (
-            inputs + self.losses.saved_bytes + max(self.perceptual.saved_bytes + self.adversary.saved_bytes, one_pass)
+            int(inputs)
+            + self.losses.saved_bytes
+            + max(self.perceptual.saved_bytes + self.adversary.saved_bytes, one_pass)
         )
 
     def peak_bytes(self, checkpointed: bool = False) -> int:
@@ -145,7 +149,7 @@ def step_cost(
     if modules.critic is not None:
         adversary = count(modules.critic, reconstruction, call=Adversary.generator_loss)
         critic = count(modules.critic, image, image)
-    states, itemsize = pyramid.states, torch.empty((), dtype=dtype).element_size()
+    itemsize = torch.empty((), dtype=dtype).element_size()
     return StepCost(
         encoder=encoder,
         decoder=decoder,
@@ -154,8 +158,8 @@ def step_cost(
         adversary=adversary,
         critic=critic,
         encodes=calls["encode"],
-        decodes=calls["decode"],
-        mean_decodes=2 + (states - 1) / states if pyramid.refocuses and not frozen else calls["decode"],
+        decodes=max(_decodes(pyramid)) if pyramid.refocuses and not frozen else calls["decode"],
+        mean_decodes=fmean(_decodes(pyramid)) if pyramid.refocuses and not frozen else calls["decode"],
         view_bytes=FP32 * 3 * size * size,
         latent_bytes=FP32 * vae.Cvae * pyramid.latent_size**2,
         features_bytes=itemsize * last_decoder_weight(vae).shape[1] * size * size,
@@ -175,11 +179,16 @@ class _Outline(FocusPyramid):
         return torch.empty_like(self.decimated(x_BCHH, k))
 
 
+def _decodes(pyramid: FocusPyramid) -> list[float]:
+    """Passes of the decoder in a step of each focus state: the image, the state's anchor, and its prefix unless it is sharp."""
+    return [1 + (1 + (k < pyramid.states - 1)) / d**2 for k, d in enumerate(pyramid.subsampling)]
+
+
 def _losses(
     modules: Modules, weights: StructureWeights, count: Callable[..., PassCost], image: Input, frozen: bool
-) -> tuple[PassCost, dict[str, int]]:
+) -> tuple[PassCost, dict[str, float]]:
     """The step of the blurriest focus state without the passes of encoder and decoder, and the number of these passes."""
-    vae, calls = modules.vae, {"encode": 0, "decode": 0}
+    vae, calls = modules.vae, {"encode": 0.0, "decode": 0.0}
     outline = _Outline(**vae.focus_pyramid.to_dict())
     with patched(vae, Focus(outline)), _without_passes(vae, calls):
         if frozen:
@@ -205,29 +214,30 @@ class _AliasAlone(nn.Module):
 
 
 @contextlib.contextmanager
-def _without_passes(vae: FocusedVQVAE, calls: dict[str, int]) -> Iterator[None]:
+def _without_passes(vae: FocusedVQVAE, calls: dict[str, float]) -> Iterator[None]:
     """Inside, encoder and decoder return tensors that were not computed."""
     model, pyramid = as_module(vae), vae.focus_pyramid
-    shapes = {
-        "encode_view": ("encode", (vae.Cvae, pyramid.latent_size, pyramid.latent_size)),
-        "decode": ("decode", (3, pyramid.image_size, pyramid.image_size)),
-    }
+    image, latent = pyramid.image_size, pyramid.latent_size
+    # method: the pass, channels of its result, sides of its input and result at full size
+    passes = {"encode_view": ("encode", vae.Cvae, image, latent), "decode": ("decode", 3, latent, image)}
 
-    def instead(name: str, shape: tuple[int, ...]) -> Callable[[Tensor], Tensor]:
+    def instead(name: str, channels: int, full: int, result: int) -> Callable[[Tensor], Tensor]:
         def call(x: Tensor) -> Tensor:
-            calls[name] += 1
+            side = x.shape[-1]
+            calls[name] += (side / full) ** 2
             kind = x.device.type
             dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-            return x.new_empty(len(x), *shape, dtype=dtype).requires_grad_()
+            size = result * side // full
+            return x.new_empty(len(x), channels, size, size, dtype=dtype).requires_grad_()
 
         return call
 
-    for method, (name, shape) in shapes.items():
-        model.__dict__[method] = instead(name, shape)
+    for method, shapes in passes.items():
+        model.__dict__[method] = instead(*shapes)
     try:
         yield
     finally:
-        for method in shapes:
+        for method in passes:
             del model.__dict__[method]
 
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from refocus_ext.optics.names import BLURS
+from refocus_ext.optics.names import BLURS, VIEWS
 from refocus_ext.options import shared
 from refocus_ext.options.fields import Heading, Options
 from refocus_ext.options.kinds import int_list, non_negative, positive, share
@@ -79,6 +79,13 @@ class TokenizerOptions(Options):
     blur: str = FOCUS("disk", "defocus PSF; none is plain VAR", choices=BLURS)
     focus_states: int = FOCUS(None, "K, number of focus states", positive(int))
     rho_max: float = FOCUS(None, "radius of the widest PSF", non_negative(float), unit="pixels")
+    views: str = FOCUS(
+        "full",
+        "size at which F_k is encoded, and its prefix and anchor decoded: the image's; decimated by s_k, the letter of r_k = "
+        "Q_L(L_k); or half where s_k >= 4",
+        choices=VIEWS,
+        added=True,
+    )
     noise_min: float = FOCUS(
         1e-3, "beta_1, noise on the most blurred view while training", non_negative(float), unit="images are in [-1,1]"
     )
@@ -114,6 +121,13 @@ class TokenizerOptions(Options):
     commitment: float = LOSS(0.25, "beta of the VQ loss: commitment against codebook", non_negative(float))
     prefix: float = LOSS(1.0, "weight of a random state's prefix against F_k", non_negative(float))
     anchor: float = LOSS(1.0, "weight of a random state's unquantized D(T_k) against F_k", non_negative(float))
+
+    consistency: float = LOSS(
+        0.0,
+        "weight of the disagreement of neighbouring states' latents, with smaller --views",
+        non_negative(float),
+        added=True,
+    )
 
     steps: int = TRAIN(None, "optimizer steps in all", positive(int))
     warm_autoencoder: int = TRAIN(

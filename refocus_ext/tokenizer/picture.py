@@ -12,7 +12,7 @@ from refocus_ext.images.order import spread
 from refocus_ext.images.picture import as_array, grid, save_png
 from refocus_ext.optics.pyramid import FocusPyramid
 from refocus_ext.tokenizer.alias.tokenizer import AliasTokenizer
-from refocus_ext.tokenizer.prefixes import prefixes, psnr
+from refocus_ext.tokenizer.prefixes import at_full_size, prefixes, psnr
 
 ROWS = 8
 
@@ -44,7 +44,8 @@ def draw_prefixes(
 
 def _row(vae: FocusedVQVAE, x: Tensor, quantized: bool) -> tuple[list[Tensor], list[str]]:
     pyramid = vae.focus_pyramid
-    decoded = prefixes(vae, x) if quantized else [vae.decode(vae.encode_view(v)) for v in pyramid.structure_views(x)]
+    views = pyramid.structure_views(x)
+    decoded = prefixes(vae, x) if quantized else [at_full_size(vae, vae.decode(vae.encode_view(v))) for v in views]
     row, caption = [x[0]], [""]
     for k, image in enumerate(decoded):
         target = pyramid.focused(x, k)

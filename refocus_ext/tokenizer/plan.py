@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from refocus_ext.storage.upstream_weights import phis_of, read_vae, scales_of_va
 from refocus_ext.storage.weights import load_strictly
 from refocus_ext.tokenizer.alias.geometry import AliasGeometry
 from refocus_ext.tokenizer.options import TokenizerOptions, most_states
+from refocus_ext.tokenizer.recipe import StructureWeights
 
 
 def why_preset(options: TokenizerOptions) -> str:
@@ -39,9 +41,16 @@ def make_pyramid(options: TokenizerOptions) -> FocusPyramid:
             blur=options.blur,
             noise_min=options.noise_min,
             noise_max=options.noise_max,
+            views=options.views,
         )
     except ValueError as error:
         raise UsageError(shared.with_options(str(error))) from None
+
+
+def structure_weights(options: TokenizerOptions) -> StructureWeights:
+    """The weights of the structure tokenizer's terms."""
+    names = [field.name for field in dataclasses.fields(StructureWeights)]
+    return StructureWeights(**{name: getattr(options, name) for name in names})
 
 
 def check_plan(options: TokenizerOptions, pyramid: FocusPyramid, images: ImageSource) -> None:

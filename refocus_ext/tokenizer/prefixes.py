@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from patches.protocols import FocusedVQVAE
 from refocus_ext.vector_quantization import codebook_use_of
@@ -66,7 +67,21 @@ def prefixes(vae: FocusedVQVAE, x_B3HW: Tensor) -> list[Tensor]:
 def decode_prefixes(vae: FocusedVQVAE, f_hat_S: Sequence[Tensor]) -> list[Tensor]:
     """Like `prefixes`, but from the quantizer's f_hat after each scale, (B,C,n,n)."""
     scales = vae.focus_pyramid.last_scale_of_state(vae.quantize.v_patch_nums)
-    return [vae.decode(f_hat_S[-1 if scale is None else scale]).clamp_(-1, 1) for scale in scales]
+    return [decode_prefix(vae, f_hat_S[-1 if scale is None else scale], k) for k, scale in enumerate(scales)]
+
+
+@torch.no_grad()
+def decode_prefix(vae: FocusedVQVAE, f_hat_BCnn: Tensor, state: int) -> Tensor:
+    """The image (B,3,H,W) of a state's prefix, in [-1,1]; decoded at the size of the state's view, then bicubic."""
+    return at_full_size(vae, vae.decode_state(f_hat_BCnn, state)).clamp_(-1, 1)
+
+
+def at_full_size(vae: FocusedVQVAE, image_B3HW: Tensor) -> Tensor:
+    """A decoded view, upsampled bicubically to the image's size where it is smaller."""
+    size = vae.focus_pyramid.image_size
+    return (
+        image_B3HW if image_B3HW.shape[-1] == size else F.interpolate(image_B3HW.float(), (size, size), mode="bicubic")
+    )
 
 
 @torch.no_grad()

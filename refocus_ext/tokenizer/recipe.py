@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class StructureWeights:
-    """Weights of the structure tokenizer's terms; `commitment` is beta of the VQ loss."""
+    """Weights of the structure tokenizer's terms; `commitment` is beta of the VQ loss, `consistency` weighs `latent_consistency`."""
 
     l1: float = 1.0
     l2: float = 1.0
     commitment: float = 0.25
     prefix: float = 1.0
     anchor: float = 1.0
+    consistency: float = 0.0
 
 
 @dataclass(frozen=True)

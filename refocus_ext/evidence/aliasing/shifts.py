@@ -22,6 +22,7 @@ from torch import Tensor
 
 from patches.protocols import FocusedVQVAE
 from refocus_ext.errors import UsageError
+from refocus_ext.tokenizer.prefixes import decode_prefix
 from refocus_ext.tokens.bare_tokenizer import Assumed, open_tokenizer
 
 SHIFTS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # pixels, both right and down; VAR's stride is 16
@@ -157,7 +158,7 @@ def vae_subject(name: str, vae: FocusedVQVAE) -> Subject:
         targets = vae.encode_targets(x)
         q = vae.quantize.quantize([targets] * pyramid.states if isinstance(targets, Tensor) else targets)
         tokens = [torch.cat([idx for idx, of in zip(q.idx_S, of_scale, strict=True) if of == k], 1) for k, _ in ends]
-        return Prefixes([vae.decode(q.f_hat_S[end]).clamp(-1, 1) for _, end in ends], tokens)
+        return Prefixes([decode_prefix(vae, q.f_hat_S[end], k) for k, end in ends], tokens)
 
     return Subject(
         name,

@@ -5,6 +5,7 @@ Shapes: x_B3HW images in [-1,1]; K focus states, index k = 0 the most blurred; S
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -65,7 +66,7 @@ class StructureObjective(nn.Module):
             if name == "recon" or (k != sharp and self.pyramid.refocuses):
                 latent = self.vae.encode_view(views[k])
                 decoded = self.vae.decode(latent).float()
-                terms[name] = self.pixel_loss(decoded, self.pyramid.focused(x, k))
+                terms[name] = self.pixel_loss(decoded, self.pyramid.structure_view(x, k))
                 image = decoded if name == "recon" else image
         loss = torch.stack(list(terms.values())).sum()
         return StructureOutput(
@@ -78,21 +79,30 @@ class StructureObjective(nn.Module):
         )
 
     def _quantized(self, x: Tensor, state: int) -> StructureOutput:
-        targets = self.vae.encode_targets(x)
-        T_K = [targets.float()] * self.pyramid.states if isinstance(targets, Tensor) else [T.float() for T in targets]
+        own_K = self._latents(x)
+        T_K = [self.vae.expand(latent) for latent in own_K]
         q = self.vae.quantize.quantize(T_K)
         decoded = self.vae.decode(straight_through(q.f_hat_S[-1], T_K[-1])).float()
         commitment, codebook = torch.stack(q.commitment_S), torch.stack(q.codebook_S)
         terms = {"recon": self.pixel_loss(decoded, x)}
         if self.pyramid.refocuses:  # plain VAR has neither term
-            terms |= self._focus_terms(x, T_K[state], q.f_hat_S, state)
+            terms |= self._focus_terms(x, own_K[state], T_K[state], q.f_hat_S, state)
         loss = terms["recon"] + (self.weights.commitment * commitment + codebook).mean()
         loss = loss + self.weights.prefix * terms.get("prefix", 0) + self.weights.anchor * terms.get("anchor", 0)
+        if self.weights.consistency and self.pyramid.refocuses:
+            terms["consistency"] = latent_consistency(own_K)
+            loss = loss + self.weights.consistency * terms["consistency"]
         loss = loss + self._all_take_part()
         terms |= {"commitment": commitment.mean(), "codebook": codebook.mean()}
         return StructureOutput(
             loss, terms["recon"], decoded, {name: term.detach() for name, term in terms.items()}, q.idx_S, q.residual_S
         )
+
+    def _latents(self, x: Tensor) -> list[Tensor]:
+        """fp32 latents of the K states at the size of their views; K times the same one without refocusing."""
+        if not self.pyramid.refocuses:
+            return [self.vae.encode_view(x).float()] * self.pyramid.states
+        return [latent.float() for latent in self.vae.encode_states(x)]
 
     def _all_take_part(self) -> Tensor | float:
         """Zero; DistributedDataParallel needs a gradient for every parameter, and with few scales some phi are unused."""
@@ -100,17 +110,35 @@ class StructureObjective(nn.Module):
             return 0.0
         return 0 * torch.stack([parameter.sum() for parameter in self.vae.quantize.parameters()]).sum()
 
-    def _focus_terms(self, x: Tensor, T: Tensor, f_hat_S: Sequence[Tensor], state: int) -> dict[str, Tensor]:
+    def _focus_terms(
+        self, x: Tensor, own: Tensor, T: Tensor, f_hat_S: Sequence[Tensor], state: int
+    ) -> dict[str, Tensor]:
         """Prefix: the image decoded from the state's tokens against F_k. Anchor: D(T_k) against F_k; without it the commitment
-        loss would reward a constant T_k."""
-        focused = self.pyramid.focused(x, state)
-        terms = {"anchor": self.pixel_loss(self.vae.decode(T).float(), focused)}
+        loss would reward a constant T_k. Both at the size of the state's view, as is `own`, T_k before it is upsampled."""
+        focused = self.pyramid.structure_view(x, state)
+        terms = {"anchor": self.pixel_loss(self.vae.decode(own).float(), focused)}
         scale = self.last_scale[state]
         if scale is not None and scale != len(f_hat_S) - 1:  # the sharp state's prefix is the reconstruction itself
             pn = self.vae.quantize.v_patch_nums[scale]
             prefix = straight_through(f_hat_S[scale], T, pn)
-            terms["prefix"] = self.pixel_loss(self.vae.decode(prefix).float(), focused)
+            terms["prefix"] = self.pixel_loss(self.vae.decode_state(prefix, state).float(), focused)
         return terms
+
+
+def latent_consistency(own_K: Sequence[Tensor]) -> Tensor:
+    """How far the states' latents disagree: |T_k - pool(T_k+1)|^2 / |T_k+1|^2 at the smaller one's size, mean over neighbours.
+
+    A scale-equivariant autoencoder has equal latents there (EQ-VAE, Kouzelis et al., 2025, asks the same of its decoder). Its
+    denominator has no gradient: latents cannot lower it by growing.
+
+    Args:
+        own_K: latents at the sizes of their views, K times (B,C,n_k,n_k), n_k not falling.
+    """
+    ratios = []
+    for small, large in itertools.pairwise(own_K):
+        pooled = F.adaptive_avg_pool2d(large, (small.shape[-2], small.shape[-1]))
+        ratios.append((small - pooled).square().mean() / large.detach().square().mean())
+    return torch.stack(ratios).mean() if ratios else own_K[0].new_zeros(())
 
 
 class TokenizerObjective(nn.Module):
