@@ -21,6 +21,7 @@ from refocus_ext.distill.plan import (
     numbers_note,
     print_cost,
     print_plan,
+    rate_note,
     require_memory,
     sizes,
     teacher_geometry,
@@ -163,7 +164,7 @@ def prepare_run(upstream: Upstream, options: DistillOptions, device: torch.devic
         check_images(val, tokenizer.trained_with.image_size, "upsample")
     geometry = teacher_geometry(options, tokenizer, upsamples=note is not None)
     size = sizes(upstream, options, geometry, tokenizer, classes)
-    found = (note, numbers_note(options, own, train, classes))
+    found = (note, numbers_note(options, own, train, classes), rate_note(options))
     notes = tuple(dict.fromkeys(train.notes() + val.notes())) + tuple(line for line in found if line)
     return Prepared(tokenizer, train, val, classes, geometry, size, start, notes, gone)
 

@@ -56,7 +56,7 @@ class DistillOptions(Options):
     small_images: str = shared.small_images_as_run(DATA)
     crops: int = DATA(
         None,
-        "fixed random crops of each image, used in turn; 0 draws a new one every epoch (needs --cache off)",
+        "fixed random crops of each image, used in turn; 0 draws a new one every epoch, as VAR does (needs --cache off)",
         non_negative(int),
     )
     hflip: bool = DATA(False, "also train on the mirror image of each crop")

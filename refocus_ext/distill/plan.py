@@ -23,6 +23,7 @@ from refocus_ext.errors import UsageError
 from refocus_ext.images.class_names import IMAGENET_CLASSES
 from refocus_ext.images.class_numbers import are_wnids
 from refocus_ext.images.sources.interface import ImageSource, classes_in_words
+from refocus_ext.options.presets import preset
 from refocus_ext.storage.weights import state_bytes
 from refocus_ext.tokens.trained_tokenizer import Tokenizer
 
@@ -78,6 +79,20 @@ def check_data(options: DistillOptions, images: ImageSource, val: ImageSource) -
             f"tokens of another image; {way}, or train without a teacher (--teacher off)."
         )
     return options.num_classes or len(images.classes)
+
+
+def rate_note(options: DistillOptions) -> str | None:
+    """A note where the batch is not that of the preset's learning rate: --lr is absolute, VAR's is per 256 images."""
+    values = preset(options.preset, "distill")
+    lr, batch = values["lr"], values["batch_size"]
+    assert isinstance(lr, float) and isinstance(batch, int)
+    if options.batch_size == batch or options.lr != lr:
+        return None
+    scaled = lr * options.batch_size / batch
+    return (
+        f"--lr {lr:g} is for batches of {batch} images; in proportion, as VAR scales it, batches of {options.batch_size} "
+        f"have --lr {scaled:.3g}"
+    )
 
 
 def numbers_note(options: DistillOptions, own: Sequence[str], images: ImageSource, classes: int) -> str | None:

@@ -255,7 +255,7 @@ class Evaluation:
         return [
             StateQuality(
                 state=k + 1,
-                radius=self.pyramid.radii[k] if self.pyramid.refocuses else 0.0,
+                radius=self.pyramid.radii[k] if self.pyramid.blurs else 0.0,
                 tokens=sum(side * side for side in self.sides[: scale + 1]),
                 focus=dict(zip(names, focus, strict=True)),
                 sharp=dict(zip(names, sharp, strict=True)),

@@ -100,7 +100,7 @@ def _training(facts: Mapping[str, Any], pyramid: Mapping[str, Any] | None) -> st
     if not pyramid:
         return _table(rows) if rows else "The weights came without a record of their training."
     rows["focus pyramid"] = f"{pyramid['states']} states, blur {pyramid['blur']}, rho_max {pyramid['rho_max']:g} px"
-    if pyramid["blur"] == "none":
+    if pyramid["blur"] in ("none", "sharp"):
         return _table(rows)
     note = (
         "\n\nThe decoder needs no pyramid. To *encode* images as in training, the views must be blurred: ReFocus-VAR does it "

@@ -26,6 +26,7 @@ BLUR_TABLE: dict[str, Blur] = {
     "disk": Blur("defocus disk", shaped_by="radius", colour="#d62728"),
     "gaussian": Blur("Gaussian of equal variance", shaped_by="radius", colour="#1f77b4"),
     "sinc": Blur("windowed sinc", shaped_by="factor", colour="#2ca02c"),
+    "sharp": Blur("focus states without blur", shaped_by="nothing", colour="#9467bd"),
     "none": Blur("no blur", shaped_by="nothing", colour="#7f7f7f"),
 }
 BLURS = tuple(BLUR_TABLE)

@@ -221,7 +221,8 @@ KERNELS: dict[str, Kernel] = {
     "disk": Kernel(_disk, _disk_half),
     "gaussian": Kernel(_gaussian, _gaussian_half),
     "sinc": Kernel(_sinc, _sinc_half),
-    "none": Kernel(_disk, _disk_half),  # its shape is always 0
+    "sharp": Kernel(_disk, _disk_half),  # its shape is always 0, as is that of "none"
+    "none": Kernel(_disk, _disk_half),
 }
 
 

@@ -30,7 +30,8 @@ class FocusPyramid:
         states: K; allowed while the blurriest view has at least one latent cell, H / stride >= 2^(K-1).
         rho_max: radius of the blurriest state, pixels.
         blur: "disk" (the paper), "gaussian" (equal variance), "sinc" (near-ideal filter at each state's new Nyquist) or
-            "none": the structure path sees x itself, without noise, while the low and alias views keep the disk.
+            "none": the structure path sees x itself, without noise, while the low and alias views keep the disk; or "sharp":
+            as "none", but with everything else that focus states have: K views with noise, prefixes and anchors (an ablation).
         noise_min, noise_max: noise beta of the first and of the last state, in units of the image.
         stride: of the encoder, pixels per latent cell.
         views: at which size the structure tokenizer encodes F_k: "full" resolution, "decimated" by s_k (r_k = Q_L(L_k) by the
@@ -136,13 +137,18 @@ class FocusPyramid:
 
     @property
     def refocuses(self) -> bool:
-        """Whether the structure path is blurred at all: False for blur "none", which is upstream's pyramid."""
+        """Whether the structure path has focus states: False for blur "none", which is upstream's pyramid."""
         return self.blur != "none"
 
     @property
+    def blurs(self) -> bool:
+        """Whether they are blurred."""
+        return BLUR_TABLE[self.blur].shaped_by != "nothing"
+
+    @property
     def _view_blur(self) -> str:
-        """The blur of the low and alias views: the disk with "none" too, so that the teacher has alias views."""
-        return self.blur if self.refocuses else "disk"
+        """The blur of the low and alias views: the disk where the structure path has none, so that the teacher has alias views."""
+        return self.blur if self.blurs else "disk"
 
     def state_of_scale(self, pn: int | tuple[int, int], latent: int | None = None) -> int:
         """g(pn): the coarsest state whose view has room for a token map of pn cells (a pair: its larger side).
@@ -197,7 +203,7 @@ class FocusPyramid:
         ]
 
     def focused(self, x_BCHH: torch.Tensor, k: int) -> torch.Tensor:
-        """F_k at full resolution, (B, C, H, H). For the last state and for blur "none" this is x itself."""
+        """F_k at full resolution, (B, C, H, H). For the last state and for blurs "none" and "sharp" this is x itself."""
         self._check_view(x_BCHH, k)
         # Eq. 1: F_k = k_rho * x
         return defocus(x_BCHH, self.blur, self.radii[k], self.factors[k])
@@ -228,7 +234,7 @@ class FocusPyramid:
     def low(self, x_BCHH: torch.Tensor, k: int, noise: torch.Tensor | None = None) -> torch.Tensor:
         """L_k, (B, C, H / s_k, H / s_k): blurred, decimated, plus beta_k `noise` of that shape if given.
 
-        With blur "none" the blur is the disk's, as in `alias`.
+        With blur "none" or "sharp" the blur is the disk's, as in `alias`.
         """
         self._check_view(x_BCHH, k)
         s = self.factors[k]

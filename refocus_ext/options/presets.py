@@ -19,7 +19,7 @@ _PAPER_TOKENIZER: Stage = dict(
     save_every=1000, picture_every=2000,
 )
 _PAPER_DISTILL: Stage = dict(
-    depth=16, num_classes=1000, crops=4, steps=400_000, batch_size=256, lr=1e-4, workers=8, save_every=2500, keep=2,
+    depth=16, num_classes=1000, crops=10, steps=400_000, batch_size=256, lr=1e-4, workers=8, save_every=2500, keep=2,
     picture_every=5000, log_every=100, val_images=1024, samples=16,
 )
 _PAPER_ABLATE: Stage = dict(depth=16, tokenizer_steps=100_000, distill_steps=400_000, images=10_000)

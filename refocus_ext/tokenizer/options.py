@@ -76,7 +76,11 @@ class TokenizerOptions(Options):
     latent_channels: int = VQVAE(32, "Cvae, width of a code vector", positive(int))
     ch: int = VQVAE(None, "base width of encoder and decoder, a multiple of 32", positive(int))
 
-    blur: str = FOCUS("disk", "defocus PSF; none is plain VAR", choices=BLURS)
+    blur: str = FOCUS(
+        "disk",
+        "defocus PSF; none is plain VAR, sharp is none with the noise, prefixes and anchors of focus states (an ablation)",
+        choices=BLURS,
+    )
     focus_states: int = FOCUS(None, "K, number of focus states", positive(int))
     rho_max: float = FOCUS(None, "radius of the widest PSF", non_negative(float), unit="pixels")
     views: str = FOCUS(
@@ -95,10 +99,12 @@ class TokenizerOptions(Options):
 
     alias: str = ALIAS("on", "whether to train the alias tokenizer too", choices=("on", "off"))
     alias_codebook: str = ALIAS(
-        "own", "a codebook of its own, or the structure tokenizer's (an ablation)", choices=("own", "shared")
+        "own",
+        "a codebook of its own; or, as ablations, the structure tokenizer's, or --alias-codes evenly spread entries of it",
+        choices=("own", "shared", "shared-part"),
     )
     alias_stride: int = ALIAS(8, "pixels of a view per alias token", choices=(4, 8, 16))
-    alias_codes: int = ALIAS(512, "entries of its own codebook", positive(int))
+    alias_codes: int = ALIAS(512, "entries of its own codebook, or of the part of a shared one", positive(int))
     alias_width: int = ALIAS(64, "base width of its encoder and decoder, a multiple of 8", positive(int))
     alias_lr: float = ALIAS(None, "its peak learning rate", positive(float))
 

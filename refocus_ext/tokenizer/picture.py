@@ -60,7 +60,7 @@ def _headers(vae: FocusedVQVAE, quantized: bool) -> list[str]:
     for k, scale in enumerate(pyramid.last_scale_of_state(patch_nums)):
         last = len(patch_nums) - 1 if scale is None else scale
         tokens = sum(pn * pn for pn in patch_nums[: last + 1])
-        blur = f"rho {pyramid.radii[k]:g} px" if pyramid.refocuses and pyramid.radii[k] else "sharp"
+        blur = f"rho {pyramid.radii[k]:g} px" if pyramid.blurs and pyramid.radii[k] else "sharp"
         source = f"from {tokens} token{'s' * (tokens > 1)}\nPSNR to F{k + 1}" if quantized else "unquantized\n"
         headers += [f"F{k + 1}\n{blur}", source]
     return headers

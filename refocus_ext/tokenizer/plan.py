@@ -195,7 +195,8 @@ def print_plan(
         )
     if alias:
         print(
-            f"alias tokenizer: {alias.codes} codes{' shared with the structure tokenizer' * (alias.codebook == 'shared')}, "
+            f"alias tokenizer: {alias.codes} codes{' shared with the structure tokenizer' * (alias.codebook == 'shared')}"
+            f"{f' (of its {options.codebook_size})' * (alias.codebook == 'shared' and alias.codes < options.codebook_size)}, "
             f"{' + '.join(f'{grid}x{grid}' for grid in alias.grids)} = {alias.tokens} tokens per image"
         )
     print(
@@ -220,15 +221,21 @@ def alias_geometry(options: TokenizerOptions, pyramid: FocusPyramid) -> AliasGeo
     """
     if options.alias == "off" or pyramid.states < 2:
         return None
-    common = options.alias_codebook == "shared"
+    shared_codes = {"shared": options.codebook_size, "shared-part": options.alias_codes}
+    codes = shared_codes.get(options.alias_codebook)
+    if codes and options.codebook_size % codes:
+        raise UsageError(
+            f"--alias-codes {codes} must divide --codebook-size {options.codebook_size}, of which --alias-codebook shared-part "
+            "takes evenly spread entries."
+        )
     try:
         return AliasGeometry.of(
             pyramid,
             stride=options.alias_stride,
-            codes=options.codebook_size if common else options.alias_codes,
-            code_dim=options.latent_channels if common else 32,
+            codes=codes or options.alias_codes,
+            code_dim=options.latent_channels if codes else 32,
             width=options.alias_width,
-            codebook=options.alias_codebook,
+            codebook="shared" if codes else "own",
         )
     except ValueError as error:
         raise UsageError(f"{error} (--alias-stride, or --alias off).") from None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class StructureWeights:
-    """Weights of the structure tokenizer's terms; `commitment` is beta of the VQ loss, `consistency` weighs `latent_consistency`."""
+    """Weights of the structure tokenizer's terms; `commitment` is beta of the VQ loss, `consistency` of `latent_consistency`."""
 
     l1: float = 1.0
     l2: float = 1.0

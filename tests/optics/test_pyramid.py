@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from refocus_ext.optics.names import BLURS
+from refocus_ext.optics.names import BLUR_TABLE, BLURS
 from refocus_ext.optics.psf import defocus
 from refocus_ext.optics.pyramid import FocusPyramid
 
 VAR_PATCH_NUMS = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
 SMALL = FocusPyramid(image_size=64, states=3, rho_max=6.0)
-BLURRED = tuple(blur for blur in BLURS if blur != "none")
+BLURRED = tuple(blur for blur in BLURS if BLUR_TABLE[blur].shaped_by != "nothing")
 
 
 def cells(pyramid: FocusPyramid) -> list[float]:

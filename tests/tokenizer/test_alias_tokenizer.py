@@ -432,6 +432,24 @@ def test_a_copy_is_given_its_own_shared_codebook(views: list[Tensor]) -> None:
     assert torch.equal(ema.codebook_vectors(torch.arange(16)), averaged.weight)
 
 
+def test_a_part_of_a_shared_codebook_is_spread_evenly(views: list[Tensor]) -> None:
+    torch.manual_seed(0)
+    structure = nn.Embedding(64, 4)
+    tokenizer = lively(AliasTokenizer(SHARED, structure))
+    assert tokenizer.vocab_size == 16 and torch.equal(tokenizer.table, structure.weight[::4])
+    tokens = tokenizer.tokens(views)
+    assert max(int(idx.max()) for idx in tokens) < 16
+    z = tokenizer.quantize(tokenizer.encode(views[0], 0))
+    assert torch.allclose(z.z_q_BChw, structure.weight[::4][z.idx_Bhw].permute(0, 3, 1, 2), atol=1e-6)
+    tokenizer(views).loss.backward()
+    assert structure.weight.grad is not None
+    used = structure.weight.grad.abs().sum(1) > 0
+    assert used[::4].any() and not used.view(16, 4)[:, 1:].any()
+    before = structure.weight.detach().clone()
+    tokenizer.initialise(views, torch.Generator().manual_seed(0))
+    assert torch.equal(structure.weight, before)
+
+
 def test_codebooks_that_do_not_fit() -> None:
     with pytest.raises(ValueError, match=r'"shared" needs the structure codebook'):
         AliasTokenizer(SHARED)

@@ -334,6 +334,8 @@ def test_a_loader_process_that_fails_is_one_sentence(
         ("--precision", "bf16"),
         ("--precision", "fp16"),
         ("--blur", "none"),
+        ("--blur", "sharp", "--alias-codebook", "shared-part", "--alias-codes", "16"),
+        ("--views", "decimated", "--consistency", "0.5"),
     ],
 )
 def test_variants_train_and_resume(image_tree: Path, tmp_path: Path, options: tuple[str, ...]) -> None:

@@ -38,7 +38,10 @@ TABLE: dict[str, Row] = {
     "gaussian": Row("Gaussian blur", Stage1("gaussian", ("--blur", "gaussian")), (), 3.32, 286.7),
     "no-teacher": Row("without the teacher", DISK, ("--teacher", "off"), 3.06, 294.8),
     "shared-codebook": Row("shared codebook", Stage1("shared", ("--alias-codebook", "shared")), (), 3.14, 292.1),
-    # Not in the paper: one change at a time.
+    # Not in the paper: one change at a time. "no-refocusing" drops noise, prefixes and anchors too, and "shared-codebook" gives
+    # alias tokens log2(V) bits in place of 9.
+    "sharp-states": Row("focus states without blur", Stage1("sharp", ("--blur", "sharp"))),
+    "shared-512": Row("512 codes of the shared codebook", Stage1("shared-512", ("--alias-codebook", "shared-part"))),
     "own-8192": Row("own alias codebook of 8192 codes", Stage1("own-8192", ("--alias-codes", "8192"))),
     "whole-values": Row("values of eq. 10 as printed", DISK, ("--alias-values", "whole")),
     "printed-distance": Row("features of eq. 13 as printed", DISK, ("--feature-distance", "printed")),

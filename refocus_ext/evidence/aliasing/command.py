@@ -111,7 +111,7 @@ def _subjects(options: AliasingOptions) -> list[Subject]:
 
 def _assumed(options: AliasingOptions) -> Assumed:
     """Of bare files: the pyramid is that of the optics if they are to be blurred."""
-    if options.blur in ("", "none"):
+    if options.blur in ("", "none", "sharp"):
         return Assumed(options.patch_nums, options.blur or None)
     return Assumed(options.patch_nums, options.blur, options.focus_states, options.rho_max)
 

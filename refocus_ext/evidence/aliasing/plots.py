@@ -20,8 +20,8 @@ from refocus_ext.optics.spectrum import fold
 from refocus_ext.storage.atomic import written_beside
 
 RESIZES = {"bicubic": "#8c564b", "box": "#ff7f0e", "bicubic, antialias": "#9467bd"}  # the filters that are not blurs
-DRAWN = ("none", *RESIZES, *(name for name in reversed(BLURS) if name != "none"))
-COLOURS = RESIZES | {name: blur.colour for name, blur in BLUR_TABLE.items()}
+DRAWN = ("none", *RESIZES, *(name for name in reversed(BLURS) if BLUR_TABLE[name].shaped_by != "nothing"))
+COLOURS = RESIZES | {name: blur.colour for name, blur in BLUR_TABLE.items() if name in DRAWN}
 
 
 def _figure(panels: int, height: float = 3.6, rows: int = 1) -> tuple[Any, Any]:

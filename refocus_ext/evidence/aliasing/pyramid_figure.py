@@ -88,7 +88,7 @@ def _state(pyramid: FocusPyramid, x: Tensor, k: int, periodic: bool) -> StateVie
     s = pyramid.factors[k]
     views = pyramid.decimated(x, k), pyramid.low(x, k), pyramid.alias(x, k)
     # L_k before decimation: F_k, except for blur "none", where L_k uses the disk and F_k is x.
-    blurred = pyramid.focused(x, k) if pyramid.refocuses else _with_disk(pyramid).focused(x, k)
+    blurred = pyramid.focused(x, k) if pyramid.blurs else _with_disk(pyramid).focused(x, k)
     of_D, of_L, of_A = (energy(spectrum(view[0], periodic), s) for view in (x, blurred, x - blurred))
     total = float(of_A.total.sum())
     return StateViews(
@@ -164,7 +164,7 @@ def _beside_passband(dBs: float) -> str:
 
 def _row_names(pyramid: FocusPyramid) -> list[tuple[str, str, str]]:
     band = "its spectrum,\nto the new\nNyquist frequency"
-    blur = "the disk" if not pyramid.refocuses else f"the {pyramid.blur}"
+    blur = "the disk" if not pyramid.blurs else f"the {pyramid.blur}"
     whole = "its spectrum to the\nfull Nyquist\nfrequency; frame:\nthe new one"
     return [
         ("D_k", "plain decimation:\nevery s-th pixel;\naliasing arises here", band),

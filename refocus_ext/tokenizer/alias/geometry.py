@@ -25,8 +25,8 @@ class AliasGeometry:
         codes: codebook size.
         code_dim: C, length of a code vector.
         width: channels at half the stride; twice as many at the stride.
-        codebook: "own", or "shared": the structure codebook is used for both (codes and code_dim must then be those of
-            that codebook).
+        codebook: "own", or "shared": the structure codebook is used for both (code_dim must then be that of that codebook, and
+            codes must divide its size: the alias tokens have every V / codes'th entry).
 
     Raises:
         ValueError: a value outside these limits, or a stride that leaves a state without a whole number of cells.

@@ -106,7 +106,7 @@ class AliasTokenizer(nn.Module):
         if codebook is None:
             raise ValueError('codebook "shared" needs the structure codebook (an nn.Embedding); give it, or use "own"')
         shape = (codebook.num_embeddings, codebook.embedding_dim)
-        if shape != (g.codes, g.code_dim):
+        if shape[0] % g.codes or shape[1] != g.code_dim:
             raise ValueError(
                 f"the shared codebook is {shape[0]} codes of {shape[1]}, the alias geometry has {g.codes} of "
                 f"{g.code_dim}; set codes and code_dim to the codebook's"
@@ -117,6 +117,13 @@ class AliasTokenizer(nn.Module):
     def embedding(self) -> nn.Embedding:
         """The codebook in use, own or shared; `CodeRevival` needs this and `vocab_size`."""
         return self._shared[0] if self.codebook is None else self.codebook
+
+    @property
+    def table(self) -> Tensor:
+        """The vectors of the alias tokens, (codes, C): the codebook, or evenly spread entries of a larger shared one."""
+        weight = self.embedding.weight
+        step = len(weight) // self.geometry.codes
+        return weight if step == 1 else weight[::step]
 
     @property
     def vocab_size(self) -> int:
@@ -149,8 +156,9 @@ class AliasTokenizer(nn.Module):
         with torch.autocast(device_type=z_BChw.device.type, enabled=False):
             z = z_BChw.float()
             points_NC = _points(z.detach())
-            idx_Bhw = nearest_code(points_NC, self.embedding.weight.detach()).view(len(z), *z.shape[-2:])
-            e = self.embedding(idx_Bhw).permute(0, 3, 1, 2)
+            table_VC = self.table
+            idx_Bhw = nearest_code(points_NC, table_VC.detach()).view(len(z), *z.shape[-2:])
+            e = F.embedding(idx_Bhw, table_VC).permute(0, 3, 1, 2)
             return AliasQuantized(straight_through(e, z), idx_Bhw, F.mse_loss(z, e.detach()), F.mse_loss(e, z.detach()))
 
     def decode(self, z_q_BChw: Tensor, state: int) -> Tensor:
@@ -190,7 +198,7 @@ class AliasTokenizer(nn.Module):
 
     def codebook_vectors(self, idx: Tensor) -> Tensor:
         """Code vectors (..., C) of tokens (...), without gradient."""
-        return F.embedding(idx, self.embedding.weight.detach())
+        return F.embedding(idx, self.table.detach())
 
     def _check_count(self, views: Sequence[Tensor]) -> None:
         if len(views) != self.geometry.alias_states:
@@ -260,7 +268,7 @@ class AliasTokenizer(nn.Module):
         # unit gain per pixel, so that commitment in the latent has about the weight of recon in the image
         gain = math.sqrt(self.geometry.code_dim / self.geometry.patch_dim)
         map_CP = gain * _principal_axes(patches_NP)[: self.geometry.code_dim]
-        table_VC = self.embedding.weight.detach()
+        table_VC = self.table.detach()
         if self.codebook is None:
             map_CP *= table_VC.square().mean().sqrt() / (patches_NP @ map_CP.T).square().mean().sqrt()
         else:
