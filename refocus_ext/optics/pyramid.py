@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from refocus_ext.optics.names import BLUR_TABLE, BLURS, VIEWS
 from refocus_ext.optics.psf import defocus, half_width
@@ -105,7 +106,7 @@ class FocusPyramid:
 
     @property
     def subsampling(self) -> tuple[int, ...]:
-        """d_k: the structure tokenizer encodes every d_k-th pixel of F_k; 1 for views "full" and for the sharp state."""
+        """d_k: the structure tokenizer encodes F_k with one sample in d_k; 1 for views "full" and for the sharp state."""
         if not self.refocuses or self.views == "full":
             return (1,) * self.states
         return self.factors if self.views == "decimated" else tuple(2 if s >= 4 else 1 for s in self.factors)
@@ -209,14 +210,18 @@ class FocusPyramid:
         return defocus(x_BCHH, self.blur, self.radii[k], self.factors[k])
 
     def structure_view(self, x_BCHH: torch.Tensor, k: int) -> torch.Tensor:
-        """Every d_k-th pixel of F_k, (B, C, H / d_k, H / d_k), without noise."""
-        d = self.subsampling[k]
-        return self.focused(x_BCHH, k)[..., ::d, ::d] if d > 1 else self.focused(x_BCHH, k)
+        """F_k with one sample in d_k, (B, C, H / d_k, H / d_k), without noise.
+
+        Samples are at the centres of their d_k x d_k blocks (for even d_k the mean of the four pixels around it), unlike those of
+        `low`, at a corner: latents and images that are upsampled again then lie where those of the other states do.
+        """
+        focused, d = self.focused(x_BCHH, k), self.subsampling[k]
+        return focused if d == 1 else F.interpolate(focused, scale_factor=1 / d, mode="bilinear")
 
     def structure_views(
         self, x_BCHH: torch.Tensor, generator: torch.Generator | None = None, training: bool = False
     ) -> list[torch.Tensor]:
-        """What the structure tokenizer encodes: K tensors (B, C, H / d_k, H / d_k), every d_k-th pixel of F_k (`subsampling`), plus
+        """What the structure tokenizer encodes: K tensors (B, C, H / d_k, H / d_k), F_k with one sample in d_k (`structure_view`), plus
         beta_k noise while training.
 
         Noise is drawn state by state from `generator` (torch's default one if None), for any beta. With blur "none"

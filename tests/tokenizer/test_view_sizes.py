@@ -45,14 +45,22 @@ def images() -> Tensor:
 @pytest.mark.parametrize(
     ("views", "sizes"), [("full", (64, 64, 64)), ("half", (32, 64, 64)), ("decimated", (16, 32, 64))]
 )
-def test_views_are_pixels_of_the_focus_states(views: str, sizes: tuple[int, ...], images: Tensor) -> None:
+def test_views_are_samples_of_the_focus_states(views: str, sizes: tuple[int, ...], images: Tensor) -> None:
     some = pyramid(views=views)
     found = some.structure_views(images)
     assert tuple(view.shape[-1] for view in found) == sizes
     for k, (view, d) in enumerate(zip(found, some.subsampling, strict=True)):
-        assert torch.equal(view, some.focused(images, k)[..., ::d, ::d])
-    if views == "decimated":  # the paper's L_k
-        assert all(torch.equal(view, some.low(images, k)) for k, view in enumerate(found))
+        blocks = some.focused(images, k).unfold(2, d, d).unfold(3, d, d)  # (B,3,h,w,d,d)
+        middle = slice((d - 1) // 2, d // 2 + 1)
+        assert torch.allclose(view, blocks[..., middle, middle].mean((-2, -1)), atol=1e-6)
+
+
+def test_upsampled_views_are_not_shifted() -> None:
+    """A ramp stays where it is, but for the borders; with samples at the blocks' corners it would move by 1.5 pixels."""
+    ramp = torch.linspace(-1, 1, 64).view(1, 1, 1, 64).expand(1, 3, 64, 64).contiguous()
+    some = pyramid(views="decimated")
+    up = torch.nn.functional.interpolate(some.structure_view(ramp, 0), (64, 64), mode="bicubic")
+    assert torch.allclose(up[..., 20:44], ramp[..., 20:44], atol=1e-3)
 
 
 def test_full_views_are_what_a_pyramid_without_the_field_has() -> None:
