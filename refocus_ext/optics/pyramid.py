@@ -221,8 +221,8 @@ class FocusPyramid:
     def structure_views(
         self, x_BCHH: torch.Tensor, generator: torch.Generator | None = None, training: bool = False
     ) -> list[torch.Tensor]:
-        """What the structure tokenizer encodes: K tensors (B, C, H / d_k, H / d_k), F_k with one sample in d_k (`structure_view`), plus
-        beta_k noise while training.
+        """What the structure tokenizer encodes: K tensors (B, C, H / d_k, H / d_k), `structure_view` plus beta_k noise while
+        training.
 
         Noise is drawn state by state from `generator` (torch's default one if None), for any beta. With blur "none"
         there is neither blur nor noise: the result is K times x itself.

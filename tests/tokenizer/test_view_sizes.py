@@ -60,7 +60,8 @@ def test_upsampled_views_are_not_shifted() -> None:
     ramp = torch.linspace(-1, 1, 64).view(1, 1, 1, 64).expand(1, 3, 64, 64).contiguous()
     some = pyramid(views="decimated")
     up = torch.nn.functional.interpolate(some.structure_view(ramp, 0), (64, 64), mode="bicubic")
-    assert torch.allclose(up[..., 20:44], ramp[..., 20:44], atol=1e-3)
+    error = (up - ramp)[..., 20:44]  # a step of the ramp is 0.03; torch's bicubic filter is not exact on it
+    assert error.mean().abs() < 1e-4 and error.abs().max() < 0.01
 
 
 def test_full_views_are_what_a_pyramid_without_the_field_has() -> None:
