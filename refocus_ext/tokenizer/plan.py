@@ -20,7 +20,6 @@ from refocus_ext.options.presets import preset
 from refocus_ext.storage.upstream_weights import phis_of, read_vae, scales_of_vae, vae_geometry, vae_state_dict
 from refocus_ext.storage.weights import load_strictly
 from refocus_ext.tokenizer.alias.geometry import AliasGeometry
-from refocus_ext.tokenizer.losses.dino import SMALLEST
 from refocus_ext.tokenizer.options import TokenizerOptions, most_states
 
 
@@ -57,10 +56,6 @@ def check_plan(options: TokenizerOptions, pyramid: FocusPyramid, images: ImageSo
             f"--val-share {options.val_share:g} needs --data DIR; the demo validates on its own photographs."
         )
     check_run_options(options, images)
-    if options.gan and options.disc == "dino" and options.image_size < SMALLEST:
-        raise UsageError(
-            f"--disc dino needs images of at least {SMALLEST} px, got {options.image_size}; give --image-size or --disc patch."
-        )
     if options.grad_checkpoint and options.compile:
         raise UsageError("--grad-checkpoint and --compile do not go together in this command; omit one of them.")
     if options.warm_autoencoder >= options.steps:
