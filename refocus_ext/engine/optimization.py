@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from refocus_ext.counting import counted
 from refocus_ext.engine.distributed import World
 from refocus_ext.errors import RunFailed
 
@@ -51,21 +50,34 @@ def decay_groups(module: nn.Module, weight_decay: float, **shared: Any) -> list[
     return [group for group in groups if group["params"]]
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+def load_optimizer(
+    optimizer: torch.optim.Optimizer, state: dict[str, Any], undivided: Sequence[dict[str, Any]]
+) -> None:
     """`optimizer.load_state_dict(state)`.
+
+    Args:
+        undivided: the groups of earlier versions, which decayed all parameters; a run of theirs goes on with them.
 
     Raises:
         RunFailed: the state has other parameter groups.
     """
+    theirs = _sizes(state["param_groups"])
+    if theirs == _sizes(undivided) != _sizes(optimizer.param_groups):
+        optimizer.param_groups.clear()
+        for group in undivided:
+            optimizer.add_param_group(group)
     try:
         optimizer.load_state_dict(state)
     except ValueError:
-        theirs = counted(len(state["param_groups"]), "parameter group")
+        ours = _sizes(optimizer.param_groups)
         raise RunFailed(
-            f"the checkpoint's optimizer has {theirs} where this version has {len(optimizer.param_groups)} (it decays neither "
-            "codebooks nor norms nor biases); finish the run with the version that began it, or begin a new one "
-            "(--resume never)."
+            f"the checkpoint's optimizer has groups of {theirs} parameters where this version has {ours}; finish the run with "
+            "the version that began it, or begin a new one (--resume never)."
         ) from None
+
+
+def _sizes(groups: Sequence[dict[str, Any]]) -> list[int]:
+    return [len(group["params"]) for group in groups]
 
 
 class GuardedStep:

@@ -71,7 +71,7 @@ class TokenizerTraining(Training):
         self.critic = self._build_critic(adamw, backbone)
         self.averages = Averages(vae, self.alias, recipe.ema)
         self.codebooks = Codebooks(plan, recipe, world, vae, self.alias, self.averages, data)
-        self.optimizer = torch.optim.AdamW(self.optimizer_groups(), lr=recipe.lr, **adamw)
+        self.optimizer = torch.optim.AdamW(self.optimizer_groups(recipe.weight_decay), lr=recipe.lr, **adamw)
         self.scaler = loss_scaler(self.dtype, world.device)
         self.guarded = GuardedStep(world, self.scaler, self.optimizer)
 
@@ -79,12 +79,11 @@ class TokenizerTraining(Training):
         """One module around everything that is trained."""
         return TokenizerObjective(StructureObjective(self.vae, self.recipe.structure), self.alias)
 
-    def optimizer_groups(self) -> list[dict[str, Any]]:
-        """Its parameters, with their peak learning rates."""
-        decay = self.recipe.weight_decay
-        groups = decay_groups(as_module(self.vae), decay, peak=self.recipe.lr)
+    def optimizer_groups(self, weight_decay: float) -> list[dict[str, Any]]:
+        """Its parameters, with their peak learning rates; see `decay_groups`."""
+        groups = decay_groups(as_module(self.vae), weight_decay, peak=self.recipe.lr)
         if self.alias is not None:
-            groups += decay_groups(self.alias, decay, peak=self.recipe.alias_lr)
+            groups += decay_groups(self.alias, weight_decay, peak=self.recipe.alias_lr)
         return groups
 
     def _shape_for_device(self) -> None:
@@ -192,7 +191,7 @@ class TokenizerTraining(Training):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.vae.load_state_dict(state["vae"], strict=True)
         self.vae.quantize.record_hit = state["record_hit"]
-        load_optimizer(self.optimizer, state["optimizer"])
+        load_optimizer(self.optimizer, state["optimizer"], self.optimizer_groups(0.0))
         if state["scaler"]:  # empty if the run was in another precision so far
             self.scaler.load_state_dict(state["scaler"])
         if self.alias is not None:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import builtins
+import json
+import os
+import subprocess
+import sys
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -325,3 +329,21 @@ def test_missing_weights_are_refused_before_any_work(
             and "(or train with PatchGAN: --disc patch)" in line
         )
     assert not (tmp_path / "run").exists()
+
+
+def test_two_processes_are_one_run(image_tree: Path, tmp_path: Path, weights: Path) -> None:
+    """The critic under DistributedDataParallel, with accumulated micro-batches: its losses are those of one process."""
+    root = Path(__file__).resolve().parents[2]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+    words = [*TINY, *GAN, "--disc-weights", str(weights), "--noise-min", "0", "--noise-max", "0", "--revive", "0"]
+    words += ["--data", str(image_tree), "--workers", "0"]
+    losses = []
+    for processes, more in ((1, []), (2, ["--accumulate", "2"])):
+        out = tmp_path / str(processes)
+        launch = ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m", "refocus_ext"]
+        command = [sys.executable, "-m", *launch, "tokenizer", *words, "--out", str(out), *more]
+        ended = subprocess.run(command, capture_output=True, text=True, cwd=root, env=environment, timeout=300)
+        assert ended.returncode == 0, ended.stderr
+        records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        losses.append([record["train/critic"] for record in records if "train/critic" in record])
+    assert len(losses[0]) > 2 and losses[0] == pytest.approx(losses[1], rel=1e-2)

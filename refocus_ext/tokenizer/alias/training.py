@@ -39,9 +39,9 @@ class AliasTraining(TokenizerTraining):
         assert self.alias is not None
         return AliasObjective(self.vae.focus_pyramid, self.alias)
 
-    def optimizer_groups(self) -> list[dict[str, Any]]:
+    def optimizer_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         assert self.alias is not None
-        return decay_groups(self.alias, self.recipe.weight_decay, peak=self.recipe.alias_lr)
+        return decay_groups(self.alias, weight_decay, peak=self.recipe.alias_lr)
 
     def train_step(self, step: int, batches: Sequence[Sample]) -> StepResult:
         assert self.alias is not None

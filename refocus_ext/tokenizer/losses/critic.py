@@ -133,6 +133,6 @@ class Critic(NoCritic):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Loads its entries of a checkpoint."""
         self.adversary.load_state_dict(state["adversary"], strict=True)
-        load_optimizer(self.optimizer, state["critic_optimizer"])
+        load_optimizer(self.optimizer, state["critic_optimizer"], decay_groups(self.adversary, 0.0))
         if state.get("critic_scaler"):  # missing if the run was in another precision so far
             self.scaler.load_state_dict(state["critic_scaler"])
