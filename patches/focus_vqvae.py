@@ -36,6 +36,7 @@ class FocusVQVAE(InstancePatch):
 
     focus_pyramid: FocusPyramid
     recomputes: bool
+    drops: bool  # whether a pass draws random numbers: dropout
     # of the stock class
     training: bool
     encoder: nn.Module
@@ -46,7 +47,7 @@ class FocusVQVAE(InstancePatch):
 
     def encode_view(self, view_B3HW: Tensor) -> Tensor:
         """T = quant_conv(E(view)), (B,C,h,w)."""
-        return _recomputed(self._encode, view_B3HW) if self._recomputing else self._encode(view_B3HW)
+        return _recomputed(self._encode, view_B3HW, self.drops) if self._recomputing else self._encode(view_B3HW)
 
     def decode(self, f_hat_BChw: Tensor) -> Tensor:
         """Image (B,3,H,W) of a latent, not clamped."""
@@ -55,7 +56,7 @@ class FocusVQVAE(InstancePatch):
         # The last layer stays outside: the adaptive weight of the critic asks for gradients of its weight alone, for which
         # the whole pass would run again, and be kept.
         last: Any = self.decoder.conv_out
-        return last(_recomputed(partial(_input_of, last, self._decode), f_hat_BChw))
+        return last(_recomputed(partial(_input_of, last, self._decode), f_hat_BChw, self.drops))
 
     @property
     def _recomputing(self) -> bool:
@@ -108,9 +109,9 @@ class FocusVQVAE(InstancePatch):
         return [self.decode(f_hat).clamp_(-1, 1) for f_hat in f_hat_S]
 
 
-def _recomputed(forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """`forward(x)`, recomputed in the backward pass; the VQVAE draws no random numbers there (its dropout is 0)."""
-    return checkpoint(forward, x, use_reentrant=False, preserve_rng_state=False)
+def _recomputed(forward: Callable[[Tensor], Tensor], x: Tensor, drops: bool) -> Tensor:
+    """`forward(x)`, recomputed in the backward pass, with the same random numbers if it `drops` activations."""
+    return checkpoint(forward, x, use_reentrant=False, preserve_rng_state=drops)
 
 
 def _input_of(layer: nn.Module, forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -148,4 +149,5 @@ class Focus(Patch):
                 f"last token map has {latent}; build the pyramid for {latent * self.pyramid.stride} px."
             )
         swap_class(quantizer, FocusQuantizer, focus_pyramid=self.pyramid)
-        swap_class(vae, FocusVQVAE, focus_pyramid=self.pyramid, recomputes=self.recomputes)
+        drops = any(isinstance(part, nn.Dropout) and part.p > 0 for part in model.modules())
+        swap_class(vae, FocusVQVAE, focus_pyramid=self.pyramid, recomputes=self.recomputes, drops=drops)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-SEARCH = 2**24  # distances held at once by the codebook search
+SEARCH = 2**24  # distances held at once by a search for nearest codes: 64 MiB
 
 
 def prefix_projection(f_BChw: Tensor, pn: int) -> Tensor:
@@ -51,6 +51,12 @@ def nearest_code(z_NC: Tensor, table_VC: Tensor) -> Tensor:
         return torch.cat([torch.addmm(norm_V, z, table_VC.T, alpha=-2).argmin(1) for z in z_NC.split(rows)])
 
 
+def nearest_row(points_NC: Tensor, table_VC: Tensor) -> Tensor:
+    """Index (N,) of the nearest row of the table, by distances in chunks."""
+    rows = max(1, SEARCH // max(1, len(table_VC)))
+    return torch.cat([torch.cdist(points, table_VC).argmin(1) for points in points_NC.split(rows)])
+
+
 @torch.no_grad()
 def kmeans(points_NC: Tensor, codes: int, generator: torch.Generator, iterations: int = 10) -> Tensor:
     """Lloyd's algorithm from random points, (codes, C); if there are too few points they are repeated with jitter."""
@@ -62,7 +68,7 @@ def kmeans(points_NC: Tensor, codes: int, generator: torch.Generator, iterations
         jitter = 0.1 * points_NC.std() * torch.randn(extra.shape, generator=generator).to(extra)
         return torch.cat([centres, extra + jitter])
     for _ in range(iterations):
-        nearest = torch.cdist(points_NC, centres).argmin(1)
+        nearest = nearest_row(points_NC, centres)
         count = code_hits(nearest, codes).unsqueeze(1)
         total = torch.zeros_like(centres).index_add_(0, nearest, points_NC)
         centres = torch.where(count > 0, total / count.clamp_min(1), centres)

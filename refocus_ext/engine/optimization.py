@@ -1,4 +1,4 @@
-"""Learning-rate schedule, norms of gradients, and optimizer steps that are skipped where a value is not finite."""
+"""Learning-rate schedule, parameter groups, norms of gradients, and steps that are skipped where a value is not finite."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from refocus_ext.engine.distributed import World
+from refocus_ext.errors import RunFailed
 
 
 def warmup_cosine(step: int, steps: int, warmup: int, end: float) -> float:
@@ -31,6 +32,52 @@ def gradient_norm(module: nn.Module, clip: float) -> Tensor:
 def not_finite(*scalars: Tensor) -> Tensor:
     """Whether one of the scalars is not finite: a bool tensor (), without waiting for the device."""
     return ~torch.stack([scalar.detach().float() for scalar in scalars]).isfinite().all()
+
+
+def decay_groups(module: nn.Module, weight_decay: float, **shared: Any) -> list[dict[str, Any]]:
+    """AdamW parameter groups of what a module trains: [decayed, not decayed], each with the `shared` entries.
+
+    Vectors (biases, gains of norms) and tables of embeddings (codebooks) are not decayed. Without decay all are one group.
+    """
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    if not weight_decay:
+        return [{"params": trained, **shared}]
+    tables = {id(part.weight) for part in module.modules() if isinstance(part, nn.Embedding)}
+    kept = [p.ndim < 2 or id(p) in tables for p in trained]
+    decayed = [p for p, keep in zip(trained, kept, strict=True) if not keep]
+    others = [p for p, keep in zip(trained, kept, strict=True) if keep]
+    groups = ({"params": decayed, **shared}, {"params": others, **shared, "weight_decay": 0.0})
+    return [group for group in groups if group["params"]]
+
+
+def load_optimizer(
+    optimizer: torch.optim.Optimizer, state: dict[str, Any], undivided: Sequence[dict[str, Any]]
+) -> None:
+    """`optimizer.load_state_dict(state)`.
+
+    Args:
+        undivided: the groups of earlier versions, which decayed all parameters; a run of theirs goes on with them.
+
+    Raises:
+        RunFailed: the state has other parameter groups.
+    """
+    theirs = _sizes(state["param_groups"])
+    if theirs == _sizes(undivided) != _sizes(optimizer.param_groups):
+        optimizer.param_groups.clear()
+        for group in undivided:
+            optimizer.add_param_group(group)
+    try:
+        optimizer.load_state_dict(state)
+    except ValueError:
+        ours = _sizes(optimizer.param_groups)
+        raise RunFailed(
+            f"the checkpoint's optimizer has groups of {theirs} parameters where this version has {ours}; finish the run with "
+            "the version that began it, or begin a new one (--resume never)."
+        ) from None
+
+
+def _sizes(groups: Sequence[dict[str, Any]]) -> list[int]:
+    return [len(group["params"]) for group in groups]
 
 
 class GuardedStep:

@@ -37,7 +37,7 @@ class Option(Arg):
         unit: of its value, for --help.
         identity: whether it is part of what makes two runs the same run (resume refuses a change).
         added: whether it came after runs had been made: config.json and its identity then hold it only where it is not the
-            default, so that those runs stay the same runs.
+            default and the preset's, so that those runs stay the same runs.
         told: whether a resumed run says that it has changed; such an option is not part of the identity.
         follows: the option in proportion to which a preset's value is scaled, where this one is not given.
         shown: what --help shows in the place of its value, or of each of its words.
@@ -211,9 +211,11 @@ class Options(TypedArgs):
         return self._values({name: option for name, option in self.fields().items() if option.identity})
 
     def _values(self, options: Mapping[str, Option]) -> dict[str, object]:
-        """Values by name, but for options that were added later and have their default."""
-        values = {name: getattr(self, name) for name in options}
-        return {name: _plain(v) for name, v in values.items() if not options[name].added or v != options[name].default}
+        """Values by name, but for options that were added later and have their default, which is also the preset's."""
+        usual = self.defaults()
+        values = {name: _plain(getattr(self, name)) for name in options}
+        off = {name: _plain(option.default) for name, option in options.items() if option.added}
+        return {name: v for name, v in values.items() if name not in off or not v == off[name] == usual[name]}
 
     def told(self) -> dict[str, object]:
         """Those that do not change the result of a run, but that a resumed run names if they have changed."""

@@ -7,6 +7,7 @@ import difflib
 import inspect
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import NoReturn
 
@@ -161,13 +162,13 @@ def _restyle_action(action: argparse.Action, option: Option, default: str) -> No
 
 
 def _default_text(name: str, option: Option, presets: Mapping[str, Stage]) -> str:
-    values = {preset: values[name] for preset, values in presets.items() if name in values}
-    if not values:
+    if not any(name in values for values in presets.values()):
         return "" if option.default in (None, "", (), False) else f"default: {_show(option.default)}"
-    first, *others = values.items()
-    if len({_show(value) for _, value in others}) == 1 and len(others) > 1:
-        others = [("others", others[0][1])]
-    shown = "default: " + ", ".join(f"{preset} {_show(value)}" for preset, value in (first, *others))
+    first, *others = ((preset, _show(values.get(name, option.default))) for preset, values in presets.items())
+    commonest, count = Counter(value for _, value in others).most_common(1)[0] if others else ("", 0)
+    if count > 1:  # said once, at the end
+        others = [(preset, value) for preset, value in others if value != commonest] + [("others", commonest)]
+    shown = "default: " + ", ".join(f"{preset} {value}" for preset, value in (first, *others))
     return shown + (f"; scales with --{option.follows}" if option.follows else "")
 
 

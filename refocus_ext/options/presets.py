@@ -16,8 +16,13 @@ _PAPER_TOKENIZER: Stage = dict(
     image_size=256, patch_nums=VAR_PATCH_NUMS, codebook_size=8192, ch=160, focus_states=4, rho_max=12.0,
     l1=0.2, lpips=1.0, gan=0.4, steps=100_000, warm_autoencoder=1000, batch_size=256, lr=1e-4, alias_lr=1e-4,
     lr_end=0.01, warmup=1000, beta1=0.5, beta2=0.9, weight_decay=0.05, ema=0.9999, revive=1000, workers=8,
-    save_every=1000, picture_every=2000,
+    save_every=1000, picture_every=2000, clip=1.0, gan_floor=0.1, codebook_images=1024,
 )
+# As VAR's authors train a VQVAE in their public vaex.
+_VAEX_TOKENIZER: Stage = {
+    **_PAPER_TOKENIZER, "disc": "dino", "disc_augment": "on", "gan_floor": 0.015, "batch_size": 768, "lr": 3e-4, "lr_end": 0.3,
+    "weight_decay": 0.005, "clip": 10.0, "dropout": 0.05,
+}
 _PAPER_DISTILL: Stage = dict(
     depth=16, num_classes=1000, crops=10, steps=400_000, batch_size=256, lr=1e-4, workers=8, save_every=2500, keep=2,
     picture_every=5000, log_every=100, val_images=1024, samples=16,
@@ -30,7 +35,7 @@ PRESETS: dict[str, Mapping[str, Stage]] = {
             image_size=64, patch_nums=(1, 2, 3, 4), codebook_size=512, ch=32, focus_states=3, rho_max=6.0,
             l1=1.0, lpips=0.0, gan=0.0, steps=500, warm_autoencoder=200, batch_size=8, lr=6e-4, alias_lr=1e-3,
             lr_end=0.05, warmup=20, beta1=0.9, beta2=0.99, weight_decay=0.0, ema=0.0, revive=25, workers=0,
-            save_every=100, picture_every=100,
+            save_every=100, picture_every=100, clip=1.0, gan_floor=0.1, codebook_images=64,
         ),
         "distill": dict(
             depth=8, num_classes=0, crops=4, steps=80, batch_size=8, lr=6e-4, workers=0, save_every=0, keep=1,
@@ -49,6 +54,7 @@ PRESETS: dict[str, Mapping[str, Stage]] = {
         "distill": {**_PAPER_DISTILL, "depth": 36},
         "ablate": {**_PAPER_ABLATE, "depth": 36},
     },
+    "vaex": {"tokenizer": _VAEX_TOKENIZER, "distill": _PAPER_DISTILL, "ablate": _PAPER_ABLATE},
 }
 # fmt: on
 

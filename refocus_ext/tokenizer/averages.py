@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from patches.protocols import FocusedVQVAE, as_module
 from refocus_ext.tokenizer.alias.tokenizer import AliasTokenizer
 
-WARMUP_POWER = 2 / 3  # decay 0.9 after 31 steps, 0.99 after 1000
 
+def decay_at(update: int, decay: float) -> float:
+    """The decay of an update: 0 for number 0, which copies, then (1 + n) / (10 + n) of update n up to `decay`.
 
-def decay_at(step: int, decay: float) -> float:
-    """The decay of update number `step`: 0 for the first two, then 1 - step^(-2/3) up to `decay`."""
-    passed = max(0, step - 1)
-    return min(1 - (1 + passed) ** -WARMUP_POWER, decay) if passed else 0.0
+    That is the warm-up of latent diffusion's LitEma: 0.9 after 80 updates, 0.99 after 890, 0.9999 after 90,000.
+    """
+    return min((1 + update) / (10 + update), decay) if update else 0.0
 
 
 class WeightAverage:
@@ -32,9 +32,9 @@ class WeightAverage:
         self._begun = False  # the first update copies
 
     @torch.no_grad()
-    def update(self, network: nn.Module, step: int) -> None:
-        """Adds the network's weights and buffers after update number `step`."""
-        weight = 1.0 - decay_at(step, self.decay) if self._begun else 1.0
+    def update(self, network: nn.Module, number: int) -> None:
+        """Adds the network's weights and buffers as update `number` (0: a copy)."""
+        weight = 1.0 - decay_at(number, self.decay) if self._begun else 1.0
         self._begun = True
         moved: tuple[list[Tensor], list[Tensor]] = ([], [])
         copied: tuple[list[Tensor], list[Tensor]] = ([], [])
@@ -84,12 +84,17 @@ class Averages:
         """The finished alias tokenizer, or None."""
         return self._alias if self.of_alias is None else self.of_alias.module
 
-    def update(self, step: int, warm_autoencoder: int) -> None:
-        """Updates both averages after step `step` (0-based); the VQVAE's average starts when quantization starts."""
+    def update(self, step: int, warm_autoencoder: int, alias_start: int) -> None:
+        """Updates both averages after step `step` (0-based): copies until the network's own start.
+
+        Args:
+            warm_autoencoder: the step at which quantization starts, and with it the VQVAE's average.
+            alias_start: the step at which the alias tokenizer starts, and with it its average.
+        """
         if self.of_vae is not None:
-            self.of_vae.update(as_module(self._vae), step=max(0, step - warm_autoencoder))
+            self.of_vae.update(as_module(self._vae), max(0, step - warm_autoencoder))
         if self.of_alias is not None and self._alias is not None:
-            self.of_alias.update(self._alias, step=step)
+            self.of_alias.update(self._alias, max(0, step - alias_start))
 
     def state_dict(self) -> dict[str, Any]:
         """Entries for a checkpoint."""

@@ -25,9 +25,10 @@ def budget_of(
     device: torch.device,
     processes: int,
     free: int | None,
+    backbone: nn.Module | None = None,
 ) -> tuple[StepCost, Budget]:
     """The cost of a step and its memory on each of `processes` processes, counted on fake tensors."""
-    modules = modules_of(vae, geometry, lpips, options.gan > 0)
+    modules = modules_of(vae, geometry, lpips, options.gan > 0, backbone, options.disc_augment == "on")
     layout = options.channels_last
     cost = step_cost(
         modules,

@@ -20,7 +20,7 @@ from refocus_ext.tokenizer.alias.tokenizer import AliasOutput, AliasTokenizer
 from refocus_ext.tokenizer.averages import Averages
 from refocus_ext.tokenizer.losses.objective import StructureOutput
 from refocus_ext.tokenizer.recipe import TokenizerRecipe
-from refocus_ext.vector_quantization import code_hits, full_precision_matmul, kmeans
+from refocus_ext.vector_quantization import code_hits, full_precision_matmul, kmeans, nearest_row
 
 
 @torch.no_grad()
@@ -47,7 +47,7 @@ def initialise_codebook(quantizer: FocusedQuantizer, T_K: Sequence[Tensor], gene
         if end > filled:
             table[filled:end] = kmeans(points, end - filled, generator)
             filled = end
-        codes = table[:filled][torch.cdist(points, table[:filled]).argmin(1)].view(len(rest), pn, pn, -1)
+        codes = table[:filled][nearest_row(points, table[:filled])].view(len(rest), pn, pn, -1)
         chosen = codes.permute(0, 3, 1, 2)
         rest = rest - (chosen if pn == latent else F.interpolate(chosen, size=(latent, latent), mode="bicubic"))
 
@@ -159,7 +159,7 @@ class Codebooks:
         generator = torch.Generator().manual_seed(stream_seed(self.plan.seed, Stream.CODEBOOK))
         if step == self.recipe.warm_autoencoder and self.recipe.codebook_from_data:
             quantizer = self.vae.quantize
-            crops = self._sample_crops(max(32, 2 * quantizer.vocab_size // quantizer.v_patch_nums[-1] ** 2))
+            crops = self._sample_crops(self.recipe.codebook_images)
             initialise_codebook(quantizer, self._targets(crops), generator)
             self.world.broadcast(quantizer.embedding.weight.data)
         if step == self.alias_start and self.alias is not None:

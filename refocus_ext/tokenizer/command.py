@@ -50,6 +50,13 @@ from refocus_ext.tokenizer.training import TokenizerTraining
 from refocus_ext.tokenizer.validation import Validation
 
 
+class FrozenNetworks(NamedTuple):
+    """Networks of the losses that are loaded before any work, or None where the run has no such loss."""
+
+    lpips: nn.Module | None
+    backbone: nn.Module | None  # of the discriminator
+
+
 class Prepared(NamedTuple):
     """Everything checked and built before the run starts."""
 
@@ -74,10 +81,10 @@ def preflight(options: TokenizerOptions, processes: int) -> None:
     device = preflight_device(options.device)
     cpu = torch.device("cpu")
     prepared = prepare(load_upstream(), options, cpu)
-    lpips, world = perceptual_loss(prepared.options, cpu), World(0, processes, device)
+    frozen, world = frozen_networks(prepared.options, cpu), World(0, processes, device)
     check(prepared, world)
     with contextlib.redirect_stdout(io.StringIO()):  # the run prints its plan itself
-        within_memory(prepared, lpips, world, kind_of(device).free_memory(device))
+        within_memory(prepared, frozen, world, kind_of(device).free_memory(device))
 
 
 def check(prepared: Prepared, world: World) -> None:
@@ -91,7 +98,7 @@ def check(prepared: Prepared, world: World) -> None:
     require_space(out, 3 * 3 * state_bytes(as_module(prepared.vae)), fresh=fresh)
 
 
-def within_memory(prepared: Prepared, lpips: nn.Module | None, world: World, free: int | None) -> Prepared:
+def within_memory(prepared: Prepared, frozen: FrozenNetworks, world: World, free: int | None) -> Prepared:
     """The run with as many micro-batches as "auto" is; rank 0 prints what it needs. Where no one asks, nothing is counted: a
     CPU can swap.
 
@@ -105,7 +112,9 @@ def within_memory(prepared: Prepared, lpips: nn.Module | None, world: World, fre
     if kind_of(device).swaps and options.accumulate != AUTO and not options.dry_run:
         return prepared
     check_share(options, prepared.train, world.size)
-    cost, budget = budget_of(options, prepared.vae, prepared.geometry, lpips, device, world.size, free)
+    cost, budget = budget_of(
+        options, prepared.vae, prepared.geometry, frozen.lpips, device, world.size, free, frozen.backbone
+    )
     options = options.replace(accumulate=budget.choose(options.accumulate))
     world.say(budget.line(options.accumulate))
     if options.dry_run and world.main:
@@ -173,11 +182,11 @@ def _run(options: TokenizerOptions, world: World) -> int:
         world.say(f"note: {note}")
     if world.main:
         print_plan(prepared.options, prepared.pyramid, prepared.vae, prepared.geometry, prepared.train, world.device)
-    load = counted_lpips if options.dry_run else perceptual_loss
-    lpips = load(prepared.options, world.device)
-    prepared = within_memory(prepared, lpips, world, free)
+    load = counted_networks if options.dry_run else frozen_networks
+    frozen = load(prepared.options, world.device)
+    prepared = within_memory(prepared, frozen, world, free)
     if options.dry_run:
-        perceptual_loss(prepared.options, world.device)  # refuses what the run would refuse
+        frozen_networks(prepared.options, world.device)  # refuses what the run would refuse
     options, _, train, val, geometry, vae, _, gone = prepared
     check(prepared, world)
     if options.dry_run:
@@ -191,7 +200,7 @@ def _run(options: TokenizerOptions, world: World) -> int:
     if options.only and geometry is not None:
         training = AliasTraining(plan, recipe, world, run, vae, geometry, None, data)
     else:
-        training = TokenizerTraining(plan, recipe, world, run, vae, geometry, lpips, data)
+        training = TokenizerTraining(plan, recipe, world, run, vae, geometry, frozen.lpips, data, frozen.backbone)
     training.memory.checkpointing = None if options.only else not (options.grad_checkpoint or options.compile)
     if run:
         crops = Crops(val, options.image_size, scale=options.crop_scale, random=False)
@@ -218,12 +227,49 @@ def recipe_of(options: TokenizerOptions) -> TokenizerRecipe:
         revive=options.revive,
         lpips=options.lpips,
         structure=structure_weights(options),
-        critic=CriticRecipe(options.gan, options.gan_start, options.gan_warmup, options.gan_floor, options.lecam),
+        critic=CriticRecipe(
+            options.gan,
+            options.gan_start,
+            options.gan_warmup,
+            options.gan_floor,
+            options.lecam,
+            augment=options.disc_augment == "on",
+        ),
         codebook_from_data=not options.init,
+        codebook_images=options.codebook_images,
         precision=options.precision,
         channels_last=options.channels_last,
         compile=options.compile,
     )
+
+
+def frozen_networks(options: TokenizerOptions, device: torch.device) -> FrozenNetworks:
+    """The networks of the losses, from their files.
+
+    Raises:
+        UsageError: a file is missing, or is another network's.
+    """
+    return FrozenNetworks(perceptual_loss(options, device), disc_backbone(options, device))
+
+
+def counted_networks(options: TokenizerOptions, device: torch.device) -> FrozenNetworks:
+    """What a dry run counts in the place of the networks: their files may be missing."""
+    backbone = None
+    if options.gan and options.disc == "dino":
+        from refocus_ext.tokenizer.losses.dino import untrained_dino
+
+        backbone = untrained_dino()
+    return FrozenNetworks(counted_lpips(options, device), backbone)
+
+
+def disc_backbone(options: TokenizerOptions, device: torch.device) -> nn.Module | None:
+    """The frozen network under the discriminator; None for PatchGAN, or without an adversarial loss."""
+    if not options.gan or options.disc == "patch":
+        return None
+    from refocus_ext.tokenizer.losses.dino import load_dino
+
+    with offering("or train with PatchGAN: --disc patch"):
+        return load_dino(options.disc_weights, device)
 
 
 def perceptual_loss(options: TokenizerOptions, device: torch.device) -> nn.Module | None:

@@ -111,12 +111,25 @@ class StepCost:
         return sum(cost.fixed_bytes for cost in (self.encoder, self.decoder, *self.others))
 
 
-def modules_of(vae: FocusedVQVAE, geometry: AliasGeometry | None, lpips: nn.Module | None, critic: bool) -> Modules:
-    """What takes part in a step; what is built later than the plan is an outline here."""
+def modules_of(
+    vae: FocusedVQVAE,
+    geometry: AliasGeometry | None,
+    lpips: nn.Module | None,
+    critic: bool,
+    backbone: nn.Module | None = None,
+    augments: bool = False,
+) -> Modules:
+    """What takes part in a step; what is built later than the plan is an outline here.
+
+    Args:
+        backbone, augments: as of `Adversary`.
+    """
     with torch.device("meta"):
         # a shared codebook belongs to the VQVAE; here the alias tokenizer has one of its size
         alias = AliasTokenizer(replace(geometry, codebook="own")) if geometry else None
-        adversary = Adversary(vae.focus_pyramid.image_size) if critic else None
+        size = vae.focus_pyramid.image_size
+        # in eval mode, in which it draws no view
+        adversary = Adversary(size, backbone=backbone, augments=augments).eval() if critic else None
     return Modules(vae, alias, lpips, adversary)
 
 

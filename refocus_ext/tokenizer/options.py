@@ -75,6 +75,7 @@ class TokenizerOptions(Options):
     codebook_size: int = VQVAE(None, "V, entries of the codebook", positive(int))
     latent_channels: int = VQVAE(32, "Cvae, width of a code vector", positive(int))
     ch: int = VQVAE(None, "base width of encoder and decoder, a multiple of 32", positive(int))
+    dropout: float = VQVAE(0.0, "share of activations dropped in its residual blocks while training", share, added=True)
 
     blur: str = FOCUS(
         "disk",
@@ -118,10 +119,29 @@ class TokenizerOptions(Options):
         identity=False,
     )
     gan: float = LOSS(None, "weight of the adversarial loss on the sharp reconstruction", non_negative(float))
+    disc: str = LOSS(
+        "patch",
+        "discriminator: PatchGAN on pixels, or heads on frozen features of DINO's ViT-S/16",
+        choices=("patch", "dino"),
+        added=True,
+    )
+    disc_weights: str = LOSS(
+        "",
+        "ViT of --disc dino, facebook's dino_deitsmall16_pretrain.pth; without this option it is taken from torch's hub folder",
+        metavar="FILE",
+        identity=False,
+        added=True,
+    )
+    disc_augment: str = LOSS(
+        "off",
+        "DiffAug on all images that the discriminator sees: colour, translation, cutout",
+        choices=("on", "off"),
+        added=True,
+    )
     gan_start: float = LOSS(0.2, "share of the steps after which the adversarial loss begins", non_negative(float))
     gan_warmup: int = LOSS(1000, "steps over which it then grows to full weight", positive(int))
     gan_floor: float = LOSS(
-        0.1, "least adaptive weight (ratio of gradient norms at the decoder's last layer)", non_negative(float)
+        None, "least adaptive weight (ratio of gradient norms at the decoder's last layer)", non_negative(float)
     )
     lecam: float = LOSS(0.0, "weight of LeCAM on the discriminator", non_negative(float))
     commitment: float = LOSS(0.25, "beta of the VQ loss: commitment against codebook", non_negative(float))
@@ -142,6 +162,9 @@ class TokenizerOptions(Options):
         non_negative(int),
         follows="steps",
     )
+    codebook_images: int = TRAIN(
+        None, "training crops from which the codebook is initialised, by k-means", positive(int), unit="images"
+    )
     batch_size: int = shared.batch_size(TRAIN)
     accumulate: int = shared.accumulate(TRAIN)
     lr: float = TRAIN(None, "peak learning rate", positive(float))
@@ -149,8 +172,10 @@ class TokenizerOptions(Options):
     warmup: int = TRAIN(None, "steps of linear learning-rate warm-up", non_negative(int), follows="steps")
     beta1: float = TRAIN(None, "AdamW's first beta", non_negative(float))
     beta2: float = TRAIN(None, "AdamW's second beta", positive(float))
-    weight_decay: float = TRAIN(None, "AdamW weight decay", non_negative(float))
-    clip: float = TRAIN(1.0, "gradient-norm clip, 0 switches it off", non_negative(float))
+    weight_decay: float = TRAIN(
+        None, "AdamW weight decay of matrices and kernels; codebooks, norms and biases have none", non_negative(float)
+    )
+    clip: float = TRAIN(None, "gradient-norm clip, 0 switches it off", non_negative(float))
     ema: float = TRAIN(
         None, "decay of the averaged weights that are validated and written; 0 averages nothing", non_negative(float)
     )
@@ -221,7 +246,9 @@ class TokenizerOptions(Options):
         names: tuple[str, ...] = (
             alias if self.alias == "off" else ("alias_codes",) if self.alias_codebook == "shared" else ()
         )
-        names += ("gan_start", "gan_warmup", "gan_floor", "lecam") if not self.gan else ()
+        names += ("gan_start", "gan_warmup", "gan_floor", "lecam", "disc", "disc_augment") if not self.gan else ()
+        names += ("codebook_images",) if self.init else ()
+        names += ("dropout",) if self.only else ()
         return frozenset(names)
 
     def several_processes(self) -> bool:

@@ -128,6 +128,7 @@ def build_vae(upstream: Upstream, options: TokenizerOptions, pyramid: FocusPyram
         ch=options.ch,
         patch_nums=options.patch_nums,
         beta=options.commitment,
+        dropout=options.dropout,
         test_mode=False,
         device=device,
         share_quant_resi=_phis(options.init),

@@ -27,6 +27,7 @@ class CriticRecipe:
         warmup: steps over which it then grows to full weight.
         floor: least adaptive weight.
         lecam: weight of LeCAM on the discriminator.
+        augment: DiffAug on its images.
     """
 
     weight: float = 0.0
@@ -34,6 +35,7 @@ class CriticRecipe:
     warmup: int = 1000
     floor: float = 0.1
     lecam: float = 0.0
+    augment: bool = False
 
 
 @dataclass(frozen=True)
@@ -45,12 +47,13 @@ class TokenizerRecipe:
         lr_end: final rate as a share of the peak.
         warmup: steps of linear warm-up.
         warm_autoencoder: first steps without quantization.
-        betas, weight_decay: of AdamW.
+        betas, weight_decay: of AdamW; only matrices and kernels decay, see `decay_groups`.
         clip: of gradient norms; 0 clips nothing.
         ema: decay of the averaged weights; 0 averages nothing.
         revive: steps between revivals of dead codes; 0: never.
         lpips: weight of LPIPS on the sharp reconstruction.
         codebook_from_data: False if loaded weights include a codebook.
+        codebook_images: training crops on which the codebook is initialized.
         precision: "auto", "fp32", "bf16" or "fp16".
         channels_last: "auto", "on" or "off".
         compile: torch.compile of encoder and decoder.
@@ -70,6 +73,7 @@ class TokenizerRecipe:
     structure: StructureWeights
     critic: CriticRecipe
     codebook_from_data: bool = True
+    codebook_images: int = 64
     precision: str = "auto"
     channels_last: str = "auto"
     compile: bool = False

@@ -12,7 +12,7 @@ from patches.model_parts import compile_autoencoder, last_decoder_weight
 from patches.protocols import FocusedVQVAE, as_module
 from refocus_ext.engine.devices import autocast, autocast_dtype, kind_of, loss_scaler
 from refocus_ext.engine.distributed import World
-from refocus_ext.engine.optimization import GuardedStep, gradient_norm, warmup_cosine
+from refocus_ext.engine.optimization import GuardedStep, decay_groups, gradient_norm, load_optimizer, warmup_cosine
 from refocus_ext.engine.progress import Progress
 from refocus_ext.engine.run_folder import RunFolder
 from refocus_ext.engine.step_result import Scalars, StepResult, added
@@ -38,6 +38,7 @@ class TokenizerTraining(Training):
         vae: focus-patched, in train mode, on its device.
         geometry: of the alias tokenizer; None trains no alias tokenizer.
         lpips: the perceptual loss, or None.
+        backbone: frozen features of the discriminator, on their device; None for PatchGAN.
         validation: on rank 0, made with this run's averages; see `command.py`.
     """
 
@@ -53,6 +54,7 @@ class TokenizerTraining(Training):
         geometry: AliasGeometry | None,
         lpips: nn.Module | None,
         data: Crops,
+        backbone: nn.Module | None = None,
     ) -> None:
         super().__init__(plan, world, run, data)
         self.precision = recipe.precision
@@ -66,10 +68,10 @@ class TokenizerTraining(Training):
             betas=recipe.betas, weight_decay=recipe.weight_decay, fused=kind_of(world.device).fused_optimizer
         )
         self.dtype = autocast_dtype(recipe.precision, world.device)
-        self.critic = self._build_critic(adamw)
+        self.critic = self._build_critic(adamw, backbone)
         self.averages = Averages(vae, self.alias, recipe.ema)
         self.codebooks = Codebooks(plan, recipe, world, vae, self.alias, self.averages, data)
-        self.optimizer = torch.optim.AdamW(self.optimizer_groups(), lr=recipe.lr, **adamw)
+        self.optimizer = torch.optim.AdamW(self.optimizer_groups(recipe.weight_decay), lr=recipe.lr, **adamw)
         self.scaler = loss_scaler(self.dtype, world.device)
         self.guarded = GuardedStep(world, self.scaler, self.optimizer)
 
@@ -77,11 +79,11 @@ class TokenizerTraining(Training):
         """One module around everything that is trained."""
         return TokenizerObjective(StructureObjective(self.vae, self.recipe.structure), self.alias)
 
-    def optimizer_groups(self) -> list[dict[str, Any]]:
-        """Its parameters, with their peak learning rates."""
-        groups = [{"params": list(self.vae.parameters()), "peak": self.recipe.lr}]
+    def optimizer_groups(self, weight_decay: float) -> list[dict[str, Any]]:
+        """Its parameters, with their peak learning rates; see `decay_groups`."""
+        groups = decay_groups(as_module(self.vae), weight_decay, peak=self.recipe.lr)
         if self.alias is not None:
-            groups.append({"params": list(self.alias.parameters()), "peak": self.recipe.alias_lr})
+            groups += decay_groups(self.alias, weight_decay, peak=self.recipe.alias_lr)
         return groups
 
     def _shape_for_device(self) -> None:
@@ -91,12 +93,12 @@ class TokenizerTraining(Training):
         if self.recipe.compile:  # in place, so that the state dict keeps upstream's names
             compile_autoencoder(self.vae)
 
-    def _build_critic(self, adamw: dict[str, Any]) -> NoCritic:
+    def _build_critic(self, adamw: dict[str, Any], backbone: nn.Module | None) -> NoCritic:
         recipe, size = self.recipe, self.vae.focus_pyramid.image_size
         if not recipe.critic.weight:
             return NoCritic()
         first = self.plan.steps_at(0)  # an extension does not end what has begun
-        return Critic(recipe.critic, first, size, self.world, recipe.lr, recipe.clip, self.dtype, **adamw)
+        return Critic(recipe.critic, first, size, self.world, recipe.lr, recipe.clip, self.dtype, backbone, **adamw)
 
     # ------------------------------------------------------------------ one step
 
@@ -127,7 +129,7 @@ class TokenizerTraining(Training):
         bad, skipped = self.guarded.step(losses, list(norms.values()))
         if self.critic.active(step):
             values |= self.critic.train_step(images, [out.image for out in outputs], factor, skipped)
-        self.averages.update(step, recipe.warm_autoencoder)
+        self.averages.update(step, recipe.warm_autoencoder, self.codebooks.alias_start)
         values |= self.codebooks.update(step, outputs, aliases, self.optimizer)
         return StepResult(values | norms | {"lr": recipe.lr * factor}, bad)
 
@@ -189,7 +191,7 @@ class TokenizerTraining(Training):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.vae.load_state_dict(state["vae"], strict=True)
         self.vae.quantize.record_hit = state["record_hit"]
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(self.optimizer, state["optimizer"], self.optimizer_groups(0.0))
         if state["scaler"]:  # empty if the run was in another precision so far
             self.scaler.load_state_dict(state["scaler"])
         if self.alias is not None:

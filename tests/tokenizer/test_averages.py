@@ -34,10 +34,10 @@ class Network(nn.Module):
 
 
 def test_the_decay_grows_to_its_limit() -> None:
-    assert [decay_at(step, 0.9) for step in (0, 1)] == [0.0, 0.0]
-    assert decay_at(2, 0.9) == pytest.approx(1 - 2 ** (-2 / 3)) and decay_at(28, 0.999) == pytest.approx(
-        1 - 1 / 28 ** (2 / 3)
-    )
+    """As latent diffusion's LitEma, whose first update is number 1; number 0 is a copy."""
+    assert decay_at(0, 0.9) == 0.0
+    assert decay_at(1, 0.9) == pytest.approx(2 / 11) and decay_at(28, 0.999) == pytest.approx(29 / 38)
+    assert decay_at(89_000, 0.9999) < 0.9999 == decay_at(90_000, 0.9999)
     assert decay_at(10**6, 0.9) == 0.9
 
 
@@ -74,8 +74,29 @@ def test_both_tokenizers_have_averages_and_one_checkpoint(codebook: str) -> None
         assert averages.alias.embedding is averages.vae.quantize.embedding, "each copy has the codebook of its own side"
     with torch.no_grad():
         vae.quantize.embedding.weight.add_(1)
-    averages.update(0, warm_autoencoder=0)
+    averages.update(0, warm_autoencoder=0, alias_start=0)
     assert torch.equal(averages.vae.quantize.embedding.weight, vae.quantize.embedding.weight)
     assert set(averages.state_dict()) == {"ema", "alias_ema"}
     plain = Averages(vae, alias, 0.0)
     assert plain.vae is vae and plain.alias is alias and plain.state_dict() == {}
+
+
+def test_each_average_begins_when_its_network_does() -> None:
+    """Until then it is a copy: what a network was before its codebook was filled never enters the average."""
+    pyramid = FocusPyramid(image_size=64, states=3, rho_max=6.0)
+    vae: Any = small_vae(load_upstream())
+    Focus(pyramid).apply(vae)
+    alias = build_alias(AliasGeometry.of(pyramid, codebook="shared", width=16, codes=64, code_dim=8), vae, "cpu")
+    averages = Averages(vae, alias, 0.9)
+    table, patch = vae.quantize.embedding.weight, alias.patch.weight
+    with torch.no_grad():
+        for step in range(4):
+            table.fill_(step)
+            patch.fill_(step)
+            averages.update(step, warm_autoencoder=1, alias_start=2)
+            if step <= 1:
+                assert torch.equal(averages.vae.quantize.embedding.weight, table)
+            if step <= 2:
+                assert torch.equal(averages.alias.patch.weight, patch)
+    kept = decay_at(1, 0.9)
+    assert averages.alias.patch.weight.mean().item() == pytest.approx(kept * 2 + (1 - kept) * 3)

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from refocus_ext.engine.devices import autocast
-from refocus_ext.engine.optimization import gradient_norm, warmup_cosine
+from refocus_ext.engine.optimization import decay_groups, gradient_norm, warmup_cosine
 from refocus_ext.engine.step_result import Scalars, StepResult, added
 from refocus_ext.images.crops import Sample
 from refocus_ext.optics.pyramid import FocusPyramid, alias_views
@@ -39,9 +39,9 @@ class AliasTraining(TokenizerTraining):
         assert self.alias is not None
         return AliasObjective(self.vae.focus_pyramid, self.alias)
 
-    def optimizer_groups(self) -> list[dict[str, Any]]:
+    def optimizer_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         assert self.alias is not None
-        return [{"params": list(self.alias.parameters()), "peak": self.recipe.alias_lr}]
+        return decay_groups(self.alias, weight_decay, peak=self.recipe.alias_lr)
 
     def train_step(self, step: int, batches: Sequence[Sample]) -> StepResult:
         assert self.alias is not None
@@ -60,7 +60,7 @@ class AliasTraining(TokenizerTraining):
             added(values, self._values(output), len(outputs))
         norm = gradient_norm(self.alias, self.recipe.clip)
         bad, _ = self.guarded.step([output.loss for output in outputs], [norm])
-        self.averages.update(step, self.recipe.warm_autoencoder)
+        self.averages.update(step, self.recipe.warm_autoencoder, self.codebooks.alias_start)
         values |= self.codebooks.update(step, [], outputs, self.optimizer)
         return StepResult(values | {"grad_norm": norm, "lr": self.recipe.alias_lr * factor}, bad)
 

@@ -1,6 +1,6 @@
 """The adversarial loss of stage 1: PatchGAN discriminator, hinge losses, adaptive weight, LeCAM.
 
-Shapes: images (B,3,H,W) in [-1,1]; logits (B,1,h,w), one per overlapping patch.
+Shapes: images (B,3,H,W) in [-1,1]; logits (B,1,h,w) of PatchGAN, one per overlapping patch, or (B,N) of DINO's heads.
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from torch import distributed as tdist
 from torch.func import functional_call
 from torch.nn import functional as F
+
+from refocus_ext.tokenizer.losses.diffaug import diffaug
+from refocus_ext.tokenizer.losses.dino import DinoDiscriminator
 
 
 def layers_for(image_size: int) -> int:
@@ -145,21 +148,44 @@ class Adversary(nn.Module):
         lecam: weight of LeCAM in the discriminator's loss; its state is kept, and in the state dict, even if 0.
         width: channels of the discriminator's first layer.
         decay: of LeCAM's moving averages.
+        backbone: frozen features of `dino.DinoDiscriminator`; None makes a `PatchDiscriminator`.
+        augments: DiffAug on every image that the discriminator sees.
 
     Raises:
         ValueError: images below 16 px.
     """
 
-    def __init__(self, image_size: int, lecam: float = 0.0, width: int = 64, decay: float = 0.999) -> None:
+    def __init__(
+        self,
+        image_size: int,
+        lecam: float = 0.0,
+        width: int = 64,
+        decay: float = 0.999,
+        backbone: nn.Module | None = None,
+        augments: bool = False,
+    ) -> None:
         super().__init__()
-        self.discriminator = PatchDiscriminator(layers_for(image_size), width)
+        self.discriminator: PatchDiscriminator | DinoDiscriminator
+        if backbone is None:
+            self.discriminator = PatchDiscriminator(layers_for(image_size), width)
+        else:
+            self.discriminator = DinoDiscriminator(backbone)
+        self.augments = augments
         self.lecam_weight = lecam
         self.lecam = LeCam(decay)
+
+    def begin_step(self) -> None:
+        """Before a step of the discriminator: what a step, and not a pass, changes."""
+        if isinstance(self.discriminator, DinoDiscriminator):
+            self.discriminator.begin_step()
+
+    def _seen(self, image_B3HW: Tensor) -> Tensor:
+        return diffaug(image_B3HW) if self.augments else image_B3HW
 
     def generator_loss(self, fake_B3HW: Tensor) -> Tensor:
         """Hinge loss of the generator; its gradient reaches the images but not the discriminator."""
         frozen = {name: parameter.detach() for name, parameter in self.discriminator.named_parameters()}
-        return hinge_generator_loss(functional_call(self.discriminator, frozen, (fake_B3HW,)).float())
+        return hinge_generator_loss(functional_call(self.discriminator, frozen, (self._seen(fake_B3HW),)).float())
 
     def discriminator_loss(self, real_B3HW: Tensor, fake_B3HW: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Hinge loss, plus LeCAM if its weight is not 0; its gradient does not reach the images.
@@ -169,7 +195,7 @@ class Adversary(nn.Module):
             unweighted if it is used.
         """
         both = torch.cat([real_B3HW, fake_B3HW.to(real_B3HW.dtype)]).detach()  # one forward: each image is independent
-        real, fake = self.discriminator(both).float().chunk(2)
+        real, fake = self.discriminator(self._seen(both)).float().chunk(2)
         loss = hinge_discriminator_loss(real, fake)
         terms = {"critic": loss.detach(), "logits_real": real.detach().mean(), "logits_fake": fake.detach().mean()}
         if self.lecam_weight:

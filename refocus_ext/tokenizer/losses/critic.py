@@ -1,4 +1,4 @@
-"""The critic of a stage-1 run: when it starts, its term in the loss, and its own step. Add a new discriminator in this file.
+"""The critic of a stage-1 run: when it starts, its term in the loss, and its own step.
 
 Shapes: images (B,3,H,W) in [-1,1].
 """
@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from refocus_ext.engine.devices import autocast, loss_scaler
 from refocus_ext.engine.distributed import World
-from refocus_ext.engine.optimization import GuardedStep, gradient_norm
+from refocus_ext.engine.optimization import GuardedStep, decay_groups, gradient_norm, load_optimizer
 from refocus_ext.engine.step_result import Scalars, added
 from refocus_ext.tokenizer.losses.adversarial import Adversary, adaptive_weight
 from refocus_ext.tokenizer.recipe import CriticRecipe
@@ -48,6 +48,8 @@ class Critic(NoCritic):
         lr: peak learning rate.
         clip: limit of its gradient norm.
         dtype: of autocast; with fp16 it has a loss scaler of its own.
+        backbone: frozen features on which the discriminator stands; None for PatchGAN.
+        weight_decay: of matrices, see `decay_groups`.
         adamw: further optimizer arguments.
     """
 
@@ -60,13 +62,18 @@ class Critic(NoCritic):
         lr: float,
         clip: float,
         dtype: torch.dtype,
+        backbone: nn.Module | None = None,
+        weight_decay: float = 0.0,
         **adamw: Any,
     ) -> None:
         self.recipe, self.start, self.world = recipe, recipe.start * steps, world
         self.lr, self.clip, self.dtype = lr, clip, dtype
-        self.adversary = Adversary(image_size, lecam=recipe.lecam).to(world.device)
+        self.adversary = Adversary(image_size, lecam=recipe.lecam, backbone=backbone, augments=recipe.augment).to(
+            world.device
+        )
         self.parallel = world.parallel(self.adversary)
-        self.optimizer = torch.optim.AdamW(self.adversary.parameters(), lr=lr, **adamw)
+        groups = decay_groups(self.adversary, weight_decay)
+        self.optimizer = torch.optim.AdamW(groups, lr=lr, weight_decay=weight_decay, **adamw)
         self.scaler = loss_scaler(dtype, world.device)
         self.guarded = GuardedStep(world, self.scaler, self.optimizer)
 
@@ -103,6 +110,7 @@ class Critic(NoCritic):
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr * factor
         self.optimizer.zero_grad(set_to_none=True)
+        self.adversary.begin_step()
         values: Scalars = {}
         for number, (x, image) in enumerate(zip(real, fake, strict=True)):
             with (
@@ -125,6 +133,6 @@ class Critic(NoCritic):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Loads its entries of a checkpoint."""
         self.adversary.load_state_dict(state["adversary"], strict=True)
-        self.optimizer.load_state_dict(state["critic_optimizer"])
+        load_optimizer(self.optimizer, state["critic_optimizer"], decay_groups(self.adversary, 0.0))
         if state.get("critic_scaler"):  # missing if the run was in another precision so far
             self.scaler.load_state_dict(state["critic_scaler"])
