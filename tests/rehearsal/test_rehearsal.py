@@ -43,6 +43,7 @@ from refocus_ext.tokenizer.alias.geometry import AliasGeometry
 from refocus_ext.tokenizer.alias.tokenizer import AliasTokenizer
 from refocus_ext.tokenizer.alias.training import AliasTraining
 from refocus_ext.tokenizer.command import recipe_of as tokenizer_recipe_of
+from refocus_ext.tokenizer.losses.dino import untrained_dino
 from refocus_ext.tokenizer.plan import alias_geometry, build_vae, make_pyramid
 from refocus_ext.tokenizer.training import TokenizerTraining
 from refocus_ext.tokens.tokenize import prepare, tokenize
@@ -104,6 +105,7 @@ def stage_one(upstream: Upstream, *options: str, kind: type[TokenizerTraining] =
     chosen = parsed("tokenizer", *STEP, *options)
     pyramid = make_pyramid(chosen)
     vae = build_vae(upstream, chosen, pyramid, CPU)
+    backbone = untrained_dino(64) if chosen.disc == "dino" else None
     with fake_cuda(waits=True):
         geometry = alias_geometry(chosen, pyramid)
         lpips = perceptual().to(DEVICE) if chosen.lpips else None
@@ -116,6 +118,7 @@ def stage_one(upstream: Upstream, *options: str, kind: type[TokenizerTraining] =
             geometry,
             lpips,
             Data(),  # type: ignore[arg-type]
+            None if backbone is None else backbone.to(DEVICE),
         )
     training.codebooks.initialise = lambda step: None  # type: ignore[method-assign]
     return training
@@ -136,6 +139,7 @@ def perceptual() -> torch.nn.Module:
         "--gan 0.5 --gan-start 0 --lecam 0.1 --lpips 1",
         "--alias-codebook shared --channels-last off --precision fp32",
         "--ema 0 --revive 0 --clip 0 --channels-last on",
+        "--gan 0.5 --gan-start 0 --disc dino --disc-augment on --weight-decay 0.1 --dropout 0.1 --precision bf16",
     ],
 )
 def test_a_step_of_the_tokenizer(upstream: Upstream, options: str) -> None:
