@@ -5,6 +5,7 @@ Shapes: K focus states, S token scales.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -22,6 +23,9 @@ class PrefixReport:
 
     `usage_S` and `perplexity_S` are per token scale, `usage_K` per focus state: percent of the codebook seen, and exp of
     the entropy of the codes. `tokens_S` is the number of tokens seen of each scale, an upper bound of the usage.
+
+    With views smaller than the image there are also `psnr_upstream_K`, the same prefixes against F_k decoded at the image's
+    size, as upstream does, and `disagreement`, |T_k - T_k+1| / |T_k+1|, the mean over images and neighbouring states.
     """
 
     psnr_focus_K: list[float]
@@ -30,6 +34,8 @@ class PrefixReport:
     perplexity_S: list[float]
     usage_K: list[float]
     tokens_S: list[int]
+    psnr_upstream_K: list[float] | None = None
+    disagreement: float | None = None
 
     def collapsed(self, vocab_size: int) -> list[str]:
         """One sentence for each collapsed scale: its perplexity is under a twentieth of the possible maximum."""
@@ -47,6 +53,10 @@ class PrefixReport:
             rows |= {f"psnr_prefix{k}_F{k}": focus, f"psnr_prefix{k}_x": sharp}
         for s, (usage, perplexity) in enumerate(zip(self.usage_S, self.perplexity_S, strict=True), start=1):
             rows |= {f"usage_scale{s}": usage, f"perplexity_scale{s}": perplexity}
+        if self.psnr_upstream_K is not None:
+            rows |= {f"psnr_upstream_prefix{k}_F{k}": value for k, value in enumerate(self.psnr_upstream_K, start=1)}
+        if self.disagreement is not None:
+            rows["latent_disagreement"] = self.disagreement
         return rows | {f"usage_state{k}": usage for k, usage in enumerate(self.usage_K, start=1)}
 
 
@@ -89,10 +99,15 @@ def validate(vae: FocusedVQVAE, batches: Iterable[Tensor]) -> PrefixReport:
     """Measures prefixes and code usage over image batches with the model in eval mode (restored afterwards)."""
     training, pyramid = vae.training, vae.focus_pyramid
     vae.eval()
-    focus, sharp, idx = [], [], []
+    smaller = any(view != 1 for view in pyramid.subsampling)
+    focus, sharp, idx, upstream, apart = [], [], [], [], []
     for x in batches:
         targets = vae.encode_targets(x)
-        images = decode_prefixes(vae, vae.quantize.f_to_idxBl_or_fhat(targets, to_fhat=True))
+        f_hat_S = vae.quantize.f_to_idxBl_or_fhat(targets, to_fhat=True)
+        images = decode_prefixes(vae, f_hat_S)
+        if smaller:
+            upstream.append(_decoded_at_image_size(vae, f_hat_S, x))
+            apart.append(_disagreement(targets))
         focus.append(torch.stack([psnr(image, pyramid.focused(x, k)) for k, image in enumerate(images)]))
         sharp.append(torch.stack([psnr(image, x) for image in images]))
         idx.append([tokens.flatten() for tokens in vae.quantize.f_to_idxBl_or_fhat(targets, to_fhat=False)])
@@ -109,4 +124,20 @@ def validate(vae: FocusedVQVAE, batches: Iterable[Tensor]) -> PrefixReport:
         perplexity_S=[perplexity for _, perplexity in health],
         usage_K=[codebook_use_of(torch.cat(parts), codes)[0] if parts else 0.0 for parts in by_state],
         tokens_S=[len(tokens) for tokens in idx_S],
+        psnr_upstream_K=torch.cat(upstream, dim=1).mean(1).tolist() if upstream else None,
+        disagreement=torch.cat(apart).mean().item() if apart else None,
     )
+
+
+def _decoded_at_image_size(vae: FocusedVQVAE, f_hat_S: Sequence[Tensor], x: Tensor) -> Tensor:
+    """PSNR against F_k of every prefix decoded as upstream does, at the image's size, (K,B)."""
+    pyramid = vae.focus_pyramid
+    ends = enumerate(pyramid.last_scale_of_state(vae.quantize.v_patch_nums))
+    last = [(k, f_hat_S[-1 if scale is None else scale]) for k, scale in ends]
+    return torch.stack([psnr(vae.decode(f_hat), pyramid.focused(x, k)) for k, f_hat in last])
+
+
+def _disagreement(T_K: Sequence[Tensor]) -> Tensor:
+    """|T_k - T_k+1| / |T_k+1| of each image, the mean over neighbouring states, (B,)."""
+    pairs = itertools.pairwise(target.flatten(1) for target in T_K)
+    return torch.stack([(small - large).norm(dim=1) / large.norm(dim=1) for small, large in pairs]).mean(0)

@@ -97,9 +97,15 @@ class Validation:
             lines += ["  alias.png      alias residuals and their reconstructions from tokens"]
             lines += ["  alias.pth      the alias tokenizer"]
         lines += ["  metrics.jsonl  every step; also in TensorBoard (`tensorboard --logdir`)", ""]
-        lines += ["focus state   prefix against F_k   prefix against x"]
-        for k, (focus, sharp) in enumerate(zip(report.psnr_focus_K, report.psnr_sharp_K, strict=True), start=1):
-            lines += [f"{k:>11}   {focus:>13.2f} dB   {sharp:>13.2f} dB"]
+        columns = {"prefix against F_k": report.psnr_focus_K, "prefix against x": report.psnr_sharp_K}
+        if report.psnr_upstream_K is not None:
+            columns["against F_k, decoded by upstream"] = report.psnr_upstream_K
+        lines += ["   ".join(["focus state", *columns])]
+        for k, row in enumerate(zip(*columns.values(), strict=True), start=1):
+            cells = [f"{value:.2f} dB".rjust(len(name)) for name, value in zip(columns, row, strict=True)]
+            lines += ["   ".join([f"{k:>11}", *cells])]
+        if report.disagreement is not None:
+            lines += [f"the latents of neighbouring states differ by {100 * report.disagreement:.0f}% of their norm"]
         if alias is not None:
             lines += ["", self._explained_line(), *self._explained_warnings(alias.geometry.stride)]
         return lines

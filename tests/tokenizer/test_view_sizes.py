@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -14,7 +15,7 @@ from patches.vae_init import init_vae_weights
 from refocus_ext.optics.pyramid import FocusPyramid
 from refocus_ext.tokenizer.cost import modules_of, step_cost
 from refocus_ext.tokenizer.losses.objective import StructureObjective, latent_consistency
-from refocus_ext.tokenizer.prefixes import prefixes
+from refocus_ext.tokenizer.prefixes import prefixes, psnr, validate
 from refocus_ext.tokenizer.recipe import StructureWeights
 
 CPU = torch.device("cpu")
@@ -101,6 +102,27 @@ def test_prefix_and_anchor_are_decoded_at_the_views_size(build: Any, images: Ten
     assert sides == [4, *([2**state] * (2 if state < 2 else 1))]
     out.loss.backward()
     assert vae.encoder.conv_in.weight.grad.isfinite().all()
+
+
+def test_validation_also_decodes_smaller_views_at_the_images_size(build: Any, images: Tensor) -> None:
+    vae = build(views="decimated").eval()
+    report = validate(vae, [images, images])
+    latents = vae.encode_targets(images)
+    f_hat_S = vae.quantize.f_to_idxBl_or_fhat(latents, to_fhat=True)
+    last = vae.focus_pyramid.last_scale_of_state(vae.quantize.v_patch_nums)[0]
+    by_hand = psnr(vae.decode(f_hat_S[last]), vae.focus_pyramid.focused(images, 0)).mean().item()
+    assert report.psnr_upstream_K is not None and report.psnr_upstream_K[0] == pytest.approx(by_hand, abs=1e-4)
+    assert report.psnr_upstream_K[0] != pytest.approx(report.psnr_focus_K[0], abs=1e-4)
+    assert report.psnr_upstream_K[2] == pytest.approx(report.psnr_focus_K[2], abs=1e-4), (
+        "the sharp view has the image's size"
+    )
+    apart = [
+        ((small - large).flatten(1).norm(dim=1) / large.flatten(1).norm(dim=1)).mean()
+        for small, large in itertools.pairwise(latents)
+    ]
+    assert report.disagreement == pytest.approx(float(sum(apart)) / 2, rel=1e-4)
+    full = validate(build().eval(), [images])
+    assert full.psnr_upstream_K is None and full.disagreement is None, "nothing to add to full views"
 
 
 def test_smaller_views_cost_less(build: Any) -> None:
