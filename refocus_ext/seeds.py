@@ -24,6 +24,8 @@ class Stream(IntEnum):
     MIRROR = 22  # flips of views that are new in every epoch
     REFERENCE_CROPS = 31  # crops that the ablation compares samples with
     SET_SHUFFLE = 41  # order of a set of sampled images
+    LETTERS = 51  # a drawn training picture
+    HELD_OUT_LETTERS = 52  # a drawn picture that no training shows
 
 
 def derived_seed(*parts: int) -> int:

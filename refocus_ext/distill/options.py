@@ -12,7 +12,7 @@ from refocus_ext.optics.names import BLURS
 from refocus_ext.options import shared
 from refocus_ext.options.fields import Heading, Options
 from refocus_ext.options.kinds import non_negative, positive
-from refocus_ext.options.presets import preset_names
+from refocus_ext.options.presets import Stage, default_tokenizer_run, preset_for, preset_names
 from refocus_ext.tokenizer.options import TokenizerOptions
 
 DATA = Heading("what to train on")
@@ -164,7 +164,12 @@ class DistillOptions(Options):
     workers: int = shared.workers(SPEED)
     device: str = shared.device(SPEED)
 
-    out: str = RUN("", "run folder; without it runs/distill-dD", metavar="DIR", identity=False)
+    out: str = RUN(
+        "",
+        "run folder; without it runs/distill-dD (of drawn pictures runs/distill-letters-dD)",
+        metavar="DIR",
+        identity=False,
+    )
     resume: str = shared.resume(RUN)
     extend: bool = shared.extend(RUN)
     save_every: int = RUN(
@@ -191,7 +196,7 @@ class DistillOptions(Options):
         Raises:
             UsageError: the run's configuration names no preset of this version.
         """
-        run = Path(str(typed.get("tokenizer") or cls.fields()["tokenizer"].default))
+        run = Path(str(typed.get("tokenizer") or default_tokenizer_run(str(typed.get("data") or ""))))
         if run.is_file():
             return "vanilla"
         if not (run / "config.json").is_file():
@@ -205,7 +210,8 @@ class DistillOptions(Options):
         if theirs not in preset_names():
             found = f"has the preset '{theirs}', which this version does not know" if theirs else "names no preset"
             raise UsageError(f"--tokenizer {run} {found}; give --preset one of {', '.join(preset_names())}.")
-        return "paper" if theirs == "demo" and not their_data and typed.get("data") else theirs
+        given = str(typed.get("data") or "")
+        return preset_for(given) if theirs == "demo" and not their_data and given else theirs
 
     @classmethod
     def why_not(cls, flag: str) -> str:
@@ -213,6 +219,11 @@ class DistillOptions(Options):
         if flag.removeprefix("--").replace("-", "_") not in TokenizerOptions.fields():
             return ""
         return "it is one of `tokenizer`, and image size, token maps, codes and pyramid come from the tokenizer (--tokenizer)"
+
+    @classmethod
+    def implied(cls, typed: Mapping[str, object], stage: Stage) -> dict[str, object]:
+        """Of drawn pictures, the tokenizer that `tokenizer` writes without --out."""
+        return {"tokenizer": default_tokenizer_run(str(typed.get("data") or ""))}
 
     def idle(self) -> frozenset[str]:
         """The options without effect, given the others."""

@@ -23,7 +23,7 @@ from refocus_ext.errors import UsageError
 from refocus_ext.images.class_names import IMAGENET_CLASSES
 from refocus_ext.images.class_numbers import are_wnids
 from refocus_ext.images.sources.interface import ImageSource, classes_in_words
-from refocus_ext.options.presets import preset
+from refocus_ext.options.presets import default_distill_run, preset
 from refocus_ext.storage.weights import state_bytes
 from refocus_ext.tokens.trained_tokenizer import Tokenizer
 
@@ -33,7 +33,7 @@ STATE_BYTES = 12  # of them in a checkpoint
 
 def complete(options: DistillOptions) -> DistillOptions:
     """The options, with empty values replaced by their defaults."""
-    out = options.out or f"runs/distill-d{options.depth}"
+    out = options.out or default_distill_run(options.data, options.depth)
     shared_aln = options.shared_aln if options.shared_aln != "auto" else ("on" if options.depth >= 36 else "off")
     return options.replace(out=out, shared_aln=shared_aln)
 

@@ -29,6 +29,8 @@ def check_images(images: ImageSource, crop: int, small_images: str) -> str | Non
         SmallImage: one is smaller than the crop, and small images are refused.
         UsageError: a file cannot or must not be decoded.
     """
+    if images.drawn:
+        return None
     checked = range(0, len(images), max(1, len(images) // SMALL_DATA_SET))
     refuse = small_images == "refuse" or (small_images == "auto" and len(images) <= SMALL_DATA_SET)
     small, unreadable = 0, []

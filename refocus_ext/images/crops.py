@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -58,8 +59,15 @@ class Crops(Dataset[Sample]):
 
     def __getitem__(self, key: SampleKey | int) -> Sample:
         index = key.index if isinstance(key, SampleKey) else key
+        (sample,), _ = self.of(index, [key])
+        return sample
+
+    def of(self, index: int, keys: Sequence[SampleKey | int]) -> tuple[list[Sample], int]:
+        """Several crops of an image, decoded once, and the index of the image that they are of (`decodable`)."""
+        if self.images.drawn:
+            return [self._drawn(key, index) for key in keys], index
         other, image = self.decodable(index)
-        return self._sample(key, other, image, index if other != index else -1)
+        return [self._sample(key, other, image, index if other != index else -1) for key in keys], other
 
     def told(self, index: int) -> Sample:
         """`self[index]` in this process, with a line the first time that it is another image's because this one is broken."""
@@ -80,6 +88,15 @@ class Crops(Dataset[Sample]):
             with contextlib.suppress(BrokenImage):
                 return other, self._resized(other)
         raise RunFailed(f"{self.images.name(index)} and the images after it cannot be decoded; check the folder.")
+
+    def _drawn(self, key: SampleKey | int, index: int) -> Sample:
+        """The image of a drawn source: a new one for every epoch in training, always the same one in validation."""
+        epoch = 0
+        if self.random:
+            assert isinstance(key, SampleKey)
+            epoch = key.epoch
+        picture = self.images.draw(index, self.size, self.seed if self.random else 0, epoch)
+        return Sample(to_tensor(picture), self.images.label(index), -1)
 
     def _sample(self, key: SampleKey | int, index: int, image: Image.Image, broken: int) -> Sample:
         free = [side - self.size for side in image.size]

@@ -80,7 +80,7 @@ class ViewCrops(Crops):
             (V,3,size,size) in [-1,1], and the offset to the image that these are views of: 0, or more if this one
             cannot be decoded.
         """
-        other, image = self.decodable(index)
-        crops = [self._sample(SampleKey(number, index), other, image, -1).image for number in range(self.plan.crops)]
+        samples, other = self.of(index, [SampleKey(number, index) for number in range(self.plan.crops)])
+        crops = [sample.image for sample in samples]
         views = [view for crop in crops for view in ((crop, crop.flip(-1)) if self.plan.hflip else (crop,))]
         return torch.stack(views), (other - index) % len(self.images)

@@ -21,7 +21,7 @@ from typed_argparse import TypedArgs
 from typed_argparse.arg import Arg
 from typed_argparse.type_utils import TypeAnnotation, collect_type_annotations
 
-from refocus_ext.options.presets import Stage, presets_of
+from refocus_ext.options.presets import Stage, preset_for, presets_of
 
 T = TypeVar("T")
 Own = TypeVar("Own", bound="Options")
@@ -172,7 +172,7 @@ class Options(TypedArgs):
     @classmethod
     def choose_preset(cls, typed: Mapping[str, object]) -> str:
         """The preset where none is given, from the options that are."""
-        return "paper" if typed.get("data") else "demo"
+        return preset_for(str(typed.get("data") or ""))
 
     @classmethod
     def begun(cls, typed: Mapping[str, object], stage: Stage) -> dict[str, object]:

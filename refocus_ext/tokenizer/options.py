@@ -10,7 +10,7 @@ from refocus_ext.optics.names import BLURS, VIEWS
 from refocus_ext.options import shared
 from refocus_ext.options.fields import Heading, Options
 from refocus_ext.options.kinds import int_list, non_negative, positive, share
-from refocus_ext.options.presets import Stage
+from refocus_ext.options.presets import Stage, default_tokenizer_run
 
 STRIDE = 16  # pixels per latent cell
 
@@ -216,7 +216,7 @@ class TokenizerOptions(Options):
         if typed.get("resume") == "never":
             return {}
         try:
-            file = Path(str(typed.get("out") or cls.fields()["out"].default)) / "config.json"
+            file = Path(str(typed.get("out") or default_tokenizer_run(str(typed.get("data") or "")))) / "config.json"
             config = json.loads(file.read_text())
             theirs = config["options"]
             followers = [name for name, option in cls.fields().items() if option.follows]
@@ -230,15 +230,16 @@ class TokenizerOptions(Options):
     @classmethod
     def implied(cls, typed: Mapping[str, object], stage: Stage) -> dict[str, object]:
         """With --only alias the geometry is that of the file of weights, not the preset's: the image size follows the token maps
-        that are typed, and there are no more focus states than it allows."""
+        that are typed, and there are no more focus states than it allows. Drawn pictures have a run folder of their own."""
+        out: dict[str, object] = {"out": default_tokenizer_run(str(typed.get("data") or ""))}
         if not typed.get("only"):
-            return {}
+            return out
         values = {name: typed.get(name, stage[name]) for name in ("image_size", "patch_nums", "focus_states")}
         size, maps, states = values["image_size"], values["patch_nums"], values["focus_states"]
         assert isinstance(size, int) and isinstance(maps, tuple) and isinstance(states, int)
         if "patch_nums" in typed and "image_size" not in typed:
             size = STRIDE * maps[-1]
-        return {"image_size": size, "focus_states": max(1, min(states, most_states(size)))}
+        return out | {"image_size": size, "focus_states": max(1, min(states, most_states(size)))}
 
     def idle(self) -> frozenset[str]:
         """The options without effect, given the others."""

@@ -107,7 +107,7 @@ def validate(vae: FocusedVQVAE, batches: Iterable[Tensor]) -> PrefixReport:
         images = decode_prefixes(vae, f_hat_S)
         if smaller:
             upstream.append(_decoded_at_image_size(vae, f_hat_S, x))
-            apart.append(_disagreement(targets))
+            apart.append(_disagreement([targets] if isinstance(targets, Tensor) else targets))
         focus.append(torch.stack([psnr(image, pyramid.focused(x, k)) for k, image in enumerate(images)]))
         sharp.append(torch.stack([psnr(image, x) for image in images]))
         idx.append([tokens.flatten() for tokens in vae.quantize.f_to_idxBl_or_fhat(targets, to_fhat=False)])

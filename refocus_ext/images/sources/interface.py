@@ -8,6 +8,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Any, BinaryIO
 
+from PIL import Image
+
 
 class ImageSource(ABC):
     """Images with labels in a fixed order.
@@ -16,10 +18,12 @@ class ImageSource(ABC):
     processes, so it must be picklable and small: it holds names, not pixels or open files.
 
     `classes[label]` is the name of a class. `square` images are cut to their central square before they are resized.
+    A `drawn` source has no files: training draws its images at their size, by `draw`.
     """
 
     classes: tuple[str, ...]
     square: bool
+    drawn: bool = False
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -46,6 +50,10 @@ class ImageSource(ABC):
         Raises:
             OSError: it cannot be read.
         """
+
+    def draw(self, index: int, size: int, seed: int, epoch: int) -> Image.Image:
+        """An image of a drawn source, RGB, size x size pixels; it depends on the arguments only."""
+        raise NotImplementedError(f"{type(self).__name__} has files")
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from refocus_ext.errors import UsageError
 from refocus_ext.images.sources.archives import holds_imagenet, holds_shards, imagenet_tars, webdataset
 from refocus_ext.images.sources.folder import ImageList, NoValidation, image_folder
 from refocus_ext.images.sources.interface import ImageSource
+from refocus_ext.images.sources.letters import is_letters, letters
 from refocus_ext.images.sources.parquet import holds_parquet, parquet_images
 from refocus_ext.images.sources.parts import Part, hold_out, numbered_as
 
@@ -51,6 +52,7 @@ class Kind(NamedTuple):
 # The first match is used. Add a new kind before the folder, which matches every word.
 KINDS = (
     Kind(lambda data: not data, lambda data, split: demo_photographs()),
+    Kind(is_letters, letters),
     Kind(holds_imagenet, imagenet_tars),
     Kind(holds_shards, webdataset),
     Kind(holds_parquet, parquet_images),

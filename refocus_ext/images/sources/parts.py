@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO, NamedTuple
 
+from PIL import Image
+
 from refocus_ext.errors import UsageError
 from refocus_ext.images.sources.interface import ImageSource
 
@@ -39,8 +41,15 @@ class View(ImageSource):
     def label(self, index: int) -> int:
         return self.inner.label(index)
 
+    @property
+    def drawn(self) -> bool:  # type: ignore[override]
+        return self.inner.drawn
+
     def open(self, index: int) -> BinaryIO:
         return self.inner.open(index)
+
+    def draw(self, index: int, size: int, seed: int, epoch: int) -> Image.Image:
+        return self.inner.draw(index, size, seed, epoch)
 
     def notes(self) -> tuple[str, ...]:
         return self.inner.notes()
@@ -71,6 +80,9 @@ class Part(View):
 
     def open(self, index: int) -> BinaryIO:
         return super().open(self.indices[index])
+
+    def draw(self, index: int, size: int, seed: int, epoch: int) -> Image.Image:
+        return super().draw(self.indices[index], size, seed, epoch)
 
     def notes(self) -> tuple[str, ...]:
         return (*super().notes(), *self.remarks)
