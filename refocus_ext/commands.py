@@ -93,6 +93,11 @@ COMMANDS = {
         "refocus_ext.evidence.aliasing.options:AliasingOptions",
         "refocus_ext.evidence.aliasing.command",
     ),
+    "legibility": Command(
+        "can drawn letters be read: of a student, of a tokenizer, of any samples",
+        "refocus_ext.evidence.letters.options:LegibilityOptions",
+        "refocus_ext.evidence.letters.command",
+    ),
     "ablate": Command(
         "the rows of the paper's Table 2 at any size",
         "refocus_ext.evidence.ablation.options:AblateOptions",

@@ -53,7 +53,7 @@ def test_the_list_names_every_command(capsys: pytest.CaptureFixture[str]) -> Non
 def test_help_gives_unit_and_default_of_every_option(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_main("tokenizer", "--help") == 0
     out = " ".join(capsys.readouterr().out.split())
-    assert "radius of the widest PSF (pixels; default: demo 6, others 12)" in out
+    assert "radius of the widest PSF (pixels; default: demo 6, letters 6, letters-128 9, others 12)" in out
     assert "--seed" in out and "--dry-run" in out
 
 

@@ -105,14 +105,18 @@ def test_another_preset_is_one_entry(paper_1024: None, capsys: pytest.CaptureFix
     assert parsed("distill", "--preset", "paper-1024").depth == 16
     assert run_main("tokenizer", "--help") == 0
     out = " ".join(capsys.readouterr().out.split())
-    assert "--preset {demo,vanilla,paper,paper-512,vaex,paper-1024}" in out and "paper-1024 1024" in out
+    assert (
+        "--preset {demo,letters,letters-128,vanilla,paper,paper-512,vaex,paper-1024}" in out
+        and "paper-1024 1024" in out
+    )
 
 
 def test_a_preset_without_a_stage_is_refused(paper_1024: None, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_main("ablate", "--preset", "paper-1024") == 2
     error = capsys.readouterr().err
     assert error == (
-        "refocus: preset paper-1024 has no values for `ablate`; give --preset one of demo, vanilla, paper, paper-512, vaex.\n"
+        "refocus: preset paper-1024 has no values for `ablate`; give --preset one of demo, letters, letters-128, "
+        "vanilla, paper, paper-512, vaex.\n"
     )
 
 
@@ -202,7 +206,7 @@ def test_a_short_demo_starts(tmp_path: Path) -> None:
 def test_help_says_what_follows_the_steps(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_main("tokenizer", "--help") == 0
     out = " ".join(capsys.readouterr().out.split())
-    assert "(default: demo 200, others 1000; scales with --steps)" in out
+    assert "(default: demo 200, letters 200, letters-128 200, others 1000; scales with --steps)" in out
 
 
 def test_a_run_of_an_earlier_version_resumes(tmp_path: Path) -> None:

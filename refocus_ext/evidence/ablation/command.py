@@ -15,7 +15,7 @@ from refocus_ext.engine.devices import pick_device
 from refocus_ext.engine.interruption import WARNINGS
 from refocus_ext.errors import RunFailed, UsageError, named
 from refocus_ext.evidence.ablation.differences import summarise
-from refocus_ext.evidence.ablation.measure import Measure, inception_if_there, measure_run
+from refocus_ext.evidence.ablation.measure import Measure, inception_if_there, measure_run, reader_if_letters
 from refocus_ext.evidence.ablation.options import AblateOptions
 from refocus_ext.evidence.ablation.report import write_report
 from refocus_ext.evidence.ablation.rows import TABLE, Stage1
@@ -50,7 +50,15 @@ def main(options: AblateOptions) -> int:
             raise RunFailed(f"`bash run.sh {shlex.join(words)}` ended with exit code {code}; its output is above.")
     print("\nmeasuring", flush=True)
     inception = inception_if_there(options.inception_weights, device)
-    measure = Measure(inception, options.data, options.images, options.batch_size, device, val_share(options))
+    measure = Measure(
+        inception,
+        options.data,
+        options.images,
+        options.batch_size,
+        device,
+        val_share(options),
+        reader_if_letters(options.data, device),
+    )
     results = {
         name: [measure_run(measure, folder(options, name, seed)) for seed in options.seeds] for name in options.rows
     }

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from patches import FastSampling, patched
 from patches.protocols import as_module
 from refocus_ext.engine.checkpoints import checkpoints_of, load_checkpoint
 from refocus_ext.engine.progress import Progress
@@ -24,11 +23,14 @@ from refocus_ext.errors import UsageError
 from refocus_ext.evaluation.frechet import FeatureStatistics, frechet_distance
 from refocus_ext.evaluation.inception import InceptionFeatures, load_inception, to_uint8
 from refocus_ext.evaluation.scores import inception_score
+from refocus_ext.evidence.letters.measures import NAMES, Batch, LetterSet, fresh_letters
+from refocus_ext.evidence.letters.reader import Reader, load_reader
 from refocus_ext.images.order import SampleKey, spread
 from refocus_ext.images.sources.kinds import find_images
+from refocus_ext.images.sources.letters import is_letters, level_of
 from refocus_ext.images.views import ViewCrops, ViewPlan
-from refocus_ext.sampling.sampler import FOR_FID, sample_images
-from refocus_ext.sampling.student import Student, load_student
+from refocus_ext.sampling.alternating import alternating_samples
+from refocus_ext.sampling.student import load_student
 from refocus_ext.seeds import Stream, stream_seed
 from refocus_ext.storage.atomic import save_json
 
@@ -54,9 +56,14 @@ def inception_if_there(weights: str, device: torch.device) -> InceptionFeatures 
         return None
 
 
+def reader_if_letters(data: str, device: torch.device) -> Reader | None:
+    """The classifier of drawn letters, if the data are some."""
+    return load_reader(level_of(data), device) if is_letters(data) else None
+
+
 @dataclass(frozen=True)
 class Measure:
-    """The number and source of the images to measure, and Inception if available."""
+    """The number and source of the images to measure, Inception if available, and for drawn letters their classifier."""
 
     inception: InceptionFeatures | None
     data: str
@@ -64,27 +71,33 @@ class Measure:
     batch: int
     device: torch.device
     val_share: float = 0.0
+    reader: Reader | None = None
 
     @property
     def numbers(self) -> Sequence[str]:
         """The names of the measures."""
-        if self.inception is None:
-            return ("thumbnail_fd",)
-        return ("thumbnail_fd", "fid", "is") if self.inception.standard else ("thumbnail_fd", "fid*", "is*")
+        names = ["thumbnail_fd", *(NAMES if self.reader is not None else ())]
+        if self.inception is not None:
+            names += ["fid", "is"] if self.inception.standard else ["fid*", "is*"]
+        return names
 
 
 class ImageStatistics:
-    """Statistics of a set of images: the moments of thumbnails and, with Inception, of its features, and its classes."""
+    """Statistics of a set of images: the moments of thumbnails and, with Inception, of its features, and its classes; drawn letters
+    also as their reader sees them."""
 
-    def __init__(self, inception: InceptionFeatures | None) -> None:
+    def __init__(self, inception: InceptionFeatures | None, reader: Reader | None = None) -> None:
         self.inception = inception
         self.thumbnails, self.features = FeatureStatistics(), FeatureStatistics()
         self.logits: list[Tensor] = []
+        self.letters = LetterSet(reader) if reader is not None else None
 
-    def update(self, image_B3HW: Tensor) -> None:
-        """Adds images in [-1,1], which are measured as 8 bits."""
+    def update(self, image_B3HW: Tensor, label_B: Tensor) -> None:
+        """Adds images in [-1,1], which are measured as 8 bits, and their classes."""
         pixels = to_uint8(image_B3HW)
         self.thumbnails.update(thumbnails(pixels))
+        if self.letters is not None:
+            self.letters.update(image_B3HW, label_B)
         if self.inception is not None:
             pool_BD = self.inception(pixels)
             self.features.update(pool_BD)
@@ -93,6 +106,8 @@ class ImageStatistics:
     def against(self, reference: ImageStatistics, names: Sequence[str]) -> dict[str, float]:
         """`Measure.numbers` of these samples."""
         values = [frechet_distance(self.thumbnails, reference.thumbnails)]
+        if self.letters is not None and reference.letters is not None:
+            values += self.letters.against(reference.letters).values().values()
         if self.inception is not None:
             values += [frechet_distance(self.features, reference.features), inception_score(torch.cat(self.logits))]
         return dict(zip(names, values, strict=True))
@@ -120,49 +135,43 @@ def measure_run(measure: Measure, run: Path) -> dict[str, Any]:
             state = load_checkpoint(path)
             load_model(as_module(student.var), state, "var")
             print(f"{run.name}, step {state['step']}: {measure.images} samples", flush=True)
-            drawn = statistics_of(measure, _shown(samples(measure, student), measure))
+            drawn = statistics_of(measure, _shown(alternating_samples(student, measure.images, measure.batch), measure))
             known[key] = {"step": int(state["step"]), **drawn.against(reference, measure.numbers)}
             save_json(file, known)
         points.append(known[key])
     return {"points": points, **validation(run)}
 
 
-def statistics_of(measure: Measure, batches: Iterator[Tensor]) -> ImageStatistics:
-    """Statistics of image batches in [-1,1]."""
-    statistics = ImageStatistics(measure.inception)
-    for images in batches:
-        statistics.update(images.to(measure.device))
+def statistics_of(measure: Measure, batches: Iterator[Batch]) -> ImageStatistics:
+    """Statistics of batches of images in [-1,1] and their classes."""
+    statistics = ImageStatistics(measure.inception, measure.reader)
+    for images, labels in batches:
+        statistics.update(images.to(measure.device), labels)
     return statistics
 
 
-def _shown(batches: Iterator[Tensor], measure: Measure) -> Iterator[Tensor]:
+def _shown(batches: Iterator[Batch], measure: Measure) -> Iterator[Batch]:
     """The same batches, with a progress display."""
     progress = Progress(0, -(-measure.images // measure.batch), measure.batch, unit="batch")
-    for number, images in enumerate(batches, start=1):
-        yield images
+    for number, batch in enumerate(batches, start=1):
+        yield batch
         progress.update(number, {})
     progress.close()
 
 
-def samples(measure: Measure, student: Student) -> Iterator[Tensor]:
-    """Images of alternating classes, in [-1,1]; the same seeds for every row."""
-    classes = len(student.classes) or student.num_classes
-    with patched(student.var, FastSampling()):
-        for first in range(0, measure.images, measure.batch):
-            indices = range(first, min(first + measure.batch, measure.images))
-            labels = [index % classes for index in indices]
-            yield sample_images(student, labels, seed=0, first=first, guidance=FOR_FID) * 2 - 1
-
-
-def reference_images(measure: Measure, size: int) -> Iterator[Tensor]:
-    """Crops of the validation images: centre crops of a data set, random crops of the demo's few photographs."""
+def reference_images(measure: Measure, size: int) -> Iterator[Batch]:
+    """Crops of the validation images: centre crops of a data set, random crops of the demo's few photographs, fresh letters."""
     _, val = find_images(measure.data, measure.val_share)
+    if val.drawn:
+        yield from fresh_letters(val, size, measure.images, measure.batch)
+        return
     crops = ViewCrops(val, size, plan=ViewPlan(0, False, stream_seed(0, Stream.REFERENCE_CROPS)))
     rounds = 1 if measure.data else -(-measure.images // len(val))
     keys = [SampleKey(epoch, index) for epoch in range(rounds) for index in range(len(val))]
     picks = spread(range(len(keys)), measure.images)
     for first in range(0, len(picks), measure.batch):
-        yield torch.stack([crops[keys[pick]].image for pick in picks[first : first + measure.batch]])
+        samples = [crops[keys[pick]] for pick in picks[first : first + measure.batch]]
+        yield torch.stack([sample.image for sample in samples]), torch.tensor([sample.label for sample in samples])
 
 
 def validation(run: Path) -> dict[str, float]:

@@ -17,9 +17,21 @@ from refocus_ext.sampling.student import load_student
 from refocus_ext.storage.atomic import written_beside
 
 COLUMNS, SIDE = 8, 96
-NAMES = {"thumbnail_fd": "thumbnail distance", "fid": "FID", "is": "IS", "fid*": "FID*", "is*": "IS*"}
+NAMES = {
+    "legibility": "legibility", "letters_fd": "letter distance", "precision": "precision", "recall": "recall",
+    "edges": "edges, dB", "moire": "moire, dB",
+    "thumbnail_fd": "thumbnail distance", "fid": "FID", "is": "IS", "fid*": "FID*", "is*": "IS*",
+}  # fmt: skip
+# The measure of figure 5 and of the differences between rows: the first that there is. Lower is better.
+DISTANCES = ("fid", "fid*", "letters_fd", "thumbnail_fd")
 _OTHER = "with Inception weights that are not the published ones, so it is not comparable with published values"
 EXPLAINED = {
+    "legibility": "share of the samples that a classifier of drawn letters reads as the letter asked for",
+    "letters_fd": "Frechet distance of that classifier's features to those of fresh letters; lower is closer",
+    "precision": "share of the samples near fresh letters in those features",
+    "recall": "share of the fresh letters near samples in those features",
+    "edges": "energy in the band of jagged edges beside that of fresh letters; 0 is equal, above it too much, below it too little",
+    "moire": "the same in the band into which hatched grounds fold",
     "thumbnail_fd": "Frechet distance of 8 x 8 thumbnails (192 numbers per image) to data; lower is closer; detail is not measured",
     "fid": "on Inception features, against at most the same number of data images; lower is closer, and few images bias it upwards",
     "is": "Inception Score of the samples, on splits of 5000; higher is clearer and more varied",
@@ -38,9 +50,10 @@ def write_report(
     """Writes report.md, convergence.png and samples.png into --out and prints the table; returns the report's path."""
     out = Path(options.out)
     distances = [name for name in NAMES if name in next(iter(summary.values()))["mean"]]
-    drawn = next(name for name in ("fid", "fid*", "thumbnail_fd") if name in distances)
+    drawn = next(name for name in DISTANCES if name in distances)
     lines = table_lines(summary, distances)
-    if differences := difference_lines(summary, drawn):
+    compared = [name for name in ("legibility", drawn, "edges", "moire") if name in distances]
+    if differences := difference_lines(summary, compared):
         lines += ["", "Differences, seed by seed, with 95% confidence intervals:", "", *differences]
     print("\n" + "\n".join(lines))
     draw_convergence(out / "convergence.png", table, results, drawn)
@@ -92,14 +105,17 @@ def table_lines(summary: Mapping[str, dict[str, Any]], distances: Sequence[str])
     return lines
 
 
-def difference_lines(summary: Mapping[str, dict[str, Any]], name: str) -> list[str]:
+def difference_lines(summary: Mapping[str, dict[str, Any]], names: Sequence[str]) -> list[str]:
     """Rows minus others; with several seeds also whether 0 is outside the 95% confidence interval."""
     lines = []
     for row in summary.values():
         for other, differences in row["against"].items():
             title = summary[other]["title"]
-            if name in differences:
-                lines.append(f"{row['title']} minus {title}, {NAMES[name]}: {_difference(differences[name])}")
+            lines += [
+                f"{row['title']} minus {title}, {NAMES[name]}: {_difference(differences[name])}"
+                for name in names
+                if name in differences
+            ]
             if "ce_student" in differences:
                 lines.append(
                     f"{row['title']} minus {title}, cross-entropy on the same tokens: {_difference(differences['ce_student'])}"

@@ -29,8 +29,8 @@ PALETTES = (
     ((60, 34, 88), (246, 186, 106)),
     ((238, 238, 238), (196, 58, 22)),
 )
-# Cycles per pixel of a hatched ground: above half of Nyquist, so that decimation by two without a filter folds all of it to
-# frequencies below 0.24, where a finished picture has none of it.
+# Cycles per pixel of a hatched ground: above half of Nyquist, so that decimation by two without a filter folds it, unless it is
+# near the diagonal, to frequencies where a finished picture has none of it.
 HATCH = (0.28, 0.40)
 OUTLINE = 1.3  # width of the lines of fine letters
 

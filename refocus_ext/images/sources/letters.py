@@ -110,6 +110,11 @@ def is_letters(data: str) -> bool:
     return _parsed(data)[0] in LEVELS
 
 
+def level_of(data: str) -> str:
+    """The key of LEVELS in a --data that names drawn pictures."""
+    return _parsed(data)[0]
+
+
 def letters(data: str, split: str) -> Letters:
     """The pictures that --data names: LEVEL, LEVEL-unseen or LEVEL:FOLDER OF FONTS.
 
