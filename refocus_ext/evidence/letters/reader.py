@@ -18,6 +18,7 @@ from refocus_ext.storage.atomic import written_beside
 
 WEIGHTS = Path(__file__).parent / "weights"
 WIDTH = 96  # D
+CELLS = 4  # side of the map before the hidden layer
 READ_AT = {"long-words": 128}  # pixels to which a picture is resized before it is read; 64 for the others
 
 
@@ -29,7 +30,7 @@ class Reading(NamedTuple):
 
 
 class Reader(nn.Module):
-    """Five convolutions with GroupNorm, mean over positions (the features), and a linear classifier.
+    """Five convolutions with GroupNorm, a 4 x 4 map of their means, a hidden layer (the features), and a linear classifier.
 
     Args:
         level: of the drawn pictures (`LEVELS`); it has their classes.
@@ -42,6 +43,7 @@ class Reader(nn.Module):
             *_layer(3, 24, 5, 2), *_layer(24, 48, 3, 2), *_layer(48, 64, 3, 1), *_layer(64, WIDTH, 3, 2),
             *_layer(WIDTH, WIDTH, 3, 1),
         )  # fmt: skip
+        self.neck = nn.Linear(WIDTH * CELLS * CELLS, WIDTH)
         self.head = nn.Linear(WIDTH, len(LEVELS[level].classes))
 
     def forward(self, image_B3HW: Tensor) -> Reading:
@@ -52,7 +54,7 @@ class Reader(nn.Module):
         image = image_B3HW.float()
         if image.shape[-1] != self.side:
             image = F.interpolate(image, (self.side, self.side), mode="bicubic", antialias=True)
-        feature_BD = self.body(image).mean((2, 3))
+        feature_BD = self.neck(F.adaptive_avg_pool2d(self.body(image), CELLS).flatten(1)).relu()
         return Reading(feature_BD, self.head(feature_BD))
 
 
