@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from refocus_ext.evidence.letters.bands import BandEnergy, decibels
@@ -128,11 +129,18 @@ def test_samples_of_a_file_are_measured(tmp_path: Path, capsys: pytest.CaptureFi
     assert json.loads((tmp_path / "b.json").read_text())["samples"]["legibility"] < 0.1
 
 
+def test_a_picture_shows_all_kinds(tmp_path: Path) -> None:
+    assert legibility("--images", "52", "--picture", str(tmp_path / "a.png")) == 0
+    with Image.open(tmp_path / "a.png") as picture:
+        assert picture.width > 8 * 128 and picture.height > 9 * 128
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (("--student", "a", "--samples", "b"), "--student and --samples are measured one at a time"),
         (("--data", "photographs"), "--data photographs names no drawn pictures; give one of letters,"),
+        (("--student", "a", "--picture", "b"), "--picture shows spoiled letters; omit --student, or --picture"),
         (("--images", "3"), "--images 3 are too few for precision and recall; give at least 4"),
         (("--reader", "missing.safetensors"), "there is no reader missing.safetensors; train one with"),
         (("--tokenizer", "missing"), "--tokenizer"),

@@ -19,10 +19,12 @@ from refocus_ext.evidence.letters.measures import (
     letter_set,
 )
 from refocus_ext.evidence.letters.options import LegibilityOptions
+from refocus_ext.evidence.letters.picture import letters_picture
 from refocus_ext.evidence.letters.reader import READ_AT, Reader, load_reader, save_reader
 from refocus_ext.evidence.letters.reader_training import train_reader
 from refocus_ext.evidence.letters.report import table
 from refocus_ext.evidence.letters.spoiled import KINDS, SHUFFLED, spoil
+from refocus_ext.images.picture import save_png
 from refocus_ext.images.readers import open_samples
 from refocus_ext.images.sources.interface import ImageSource
 from refocus_ext.images.sources.kinds import find_split
@@ -40,7 +42,7 @@ def main(options: LegibilityOptions) -> int:
     """Runs the command; returns its exit code."""
     check(options)
     device = pick_device(options.device)
-    for name in ("json", "train"):
+    for name in ("json", "train", "picture"):
         if getattr(options, name):
             with named(f"--{name}"):
                 results_file(getattr(options, name))
@@ -51,6 +53,9 @@ def main(options: LegibilityOptions) -> int:
         what
     ](options, device)
     print(f"\n{title}\n\n" + "\n".join(table(rows)))
+    if options.picture:
+        save_png(Path(options.picture), letters_picture(level_of(options.data or "letters")))
+        print(f"\n{options.picture} shows the kinds of letters and how they are spoiled")
     if options.json:
         with named("--json"):
             write_numbers(Path(options.json), {name: scores.values() for name, scores in rows.items()})
@@ -64,6 +69,8 @@ def check(options: LegibilityOptions) -> None:
         raise UsageError(f"--{given[0]} and --{given[1]} are measured one at a time; omit one of them.")
     if options.data and not is_letters(options.data):
         raise UsageError(f"--data {options.data} names no drawn pictures; give one of {', '.join(LEVELS)}.")
+    if options.picture and given:
+        raise UsageError(f"--picture shows spoiled letters; omit --{given[0]}, or --picture.")
     if options.images < LEAST:
         raise UsageError(f"--images {options.images} are too few for precision and recall; give at least {LEAST}.")
 

@@ -46,5 +46,6 @@ class LegibilityOptions(Options):
         None, "of spoiled letters; without it 64, of long-words 128", positive(int), unit="pixels"
     )
     seed: int = HOW(0, "of the samples")
+    picture: str = HOW("", "also draw the kinds of letters, and spoiled ones, to this PNG", metavar="FILE")
     device: str = shared.device(HOW)
     json: str = shared.json_file(HOW)
