@@ -130,7 +130,7 @@ def test_cross_entropies_compare_between_rows_of_the_same_tokens_only() -> None:
         "no-teacher": {"full": False},
     }  # fmt: skip
     assert summary["full"]["against"]["no-teacher"]["ce_student"] == {"mean": -0.25, "margin": None}
-    lines = difference_lines(summary, "thumbnail_fd")
+    lines = difference_lines(summary, ["thumbnail_fd"])
     assert (
         "- ReFocus-VAR (full) minus without the teacher, cross-entropy on the same tokens: -0.250 (one seed)" in lines
     )

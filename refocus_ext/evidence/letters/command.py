@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from refocus_ext.counting import counted
 from refocus_ext.engine.devices import pick_device
 from refocus_ext.engine.progress import Progress
 from refocus_ext.errors import UsageError, named
@@ -153,7 +154,7 @@ def of_tokenizer(options: LegibilityOptions, device: torch.device) -> Result:
     for image, label in judge.letters("decoded", 1):
         for found, decoded in zip(sets, prefixes(tokenizer.vae, image.to(device)), strict=True):
             found.update(decoded, label)
-    names = [f"state {k}, {sum(n * n for n in sides[: s + 1])} tokens" for k, s in enumerate(last, start=1)]
+    names = [f"state {k}, {counted(sum(n * n for n in sides[: s + 1]), 'token')}" for k, s in enumerate(last, start=1)]
     rows = {name: found.against(judge.fresh) for name, found in zip(names, sets, strict=True)}
     return f"{options.images} held-out pictures of {data}, encoded and decoded by {options.tokenizer}:", rows | {
         FRESH: judge.other_fresh()
