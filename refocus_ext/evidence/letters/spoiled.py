@@ -26,10 +26,16 @@ def _jagged(image: Tensor) -> Tensor:
     return torch.where(near, ink, ground).view_as(image)
 
 
-def _blurred(image: Tensor) -> Tensor:
+def _blurred(image: Tensor, sigma: float = 2.0) -> Tensor:
+    """Args: sigma: of a Gaussian, pixels at 64."""
     from torchvision.transforms.functional import gaussian_blur
 
-    return gaussian_blur(image, [13, 13], [2.0 * image.shape[-1] / 64] * 2)
+    sigma *= image.shape[-1] / 64
+    return gaussian_blur(image, [2 * round(3 * sigma) + 1] * 2, [sigma] * 2)
+
+
+def _illegible(image: Tensor) -> Tensor:
+    return _blurred(image, 6.0)
 
 
 def _checkerboard(image: Tensor) -> Tensor:
@@ -48,6 +54,7 @@ KINDS: dict[str, Callable[[Tensor], Tensor]] = {
     "every second pixel": _pixels_left_out,
     "jagged": _jagged,
     "blurred": _blurred,
+    "blurred beyond reading": _illegible,
     "checkerboard": _checkerboard,
 }
 SHUFFLED = "other labels"
