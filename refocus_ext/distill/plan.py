@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 
@@ -15,20 +16,25 @@ from refocus_ext.distill.options import DistillOptions
 from refocus_ext.distill.start import Start
 from refocus_ext.distill.teacher.cost import teacher_overhead
 from refocus_ext.distill.teacher.geometry import TeacherGeometry
-from refocus_ext.distill.teacher.interface import TeacherOverhead
-from refocus_ext.distill.teacher.kinds import OFF, teacher_class
+from refocus_ext.distill.teacher.interface import TeacherOverhead, TeacherSettings
+from refocus_ext.distill.teacher.kinds import EMA, FROZEN, OFF, teacher_class
+from refocus_ext.distill.teacher.shared_weights import Teacher
+from refocus_ext.distill.teacher.shown import NO_ALIASES, OTHER, OWN, SHOWN_IN_TRAINING
+from refocus_ext.distill.teacher.source import TeacherSource, open_source
 from refocus_ext.engine.checks import check_run_options
 from refocus_ext.engine.devices import precision_in_words
-from refocus_ext.errors import UsageError
+from refocus_ext.errors import UsageError, named
 from refocus_ext.images.class_names import IMAGENET_CLASSES
 from refocus_ext.images.class_numbers import are_wnids
 from refocus_ext.images.sources.interface import ImageSource, classes_in_words
+from refocus_ext.options.kinds import AUTO
 from refocus_ext.options.presets import preset
 from refocus_ext.storage.weights import state_bytes
 from refocus_ext.tokens.trained_tokenizer import Tokenizer
 
 ADAMW_BYTES = 16  # fp32 weight, gradient and two moments of one parameter
 STATE_BYTES = 12  # of them in a checkpoint
+WEIGHT_BYTES = 4  # of a parameter that is not trained
 
 
 def complete(options: DistillOptions) -> DistillOptions:
@@ -58,6 +64,44 @@ def check_options(options: DistillOptions) -> None:
             f"--teacher-blocks {options.teacher_blocks} is more than the {options.depth} blocks of --depth {options.depth}; "
             "choose fewer."
         )
+    check_teacher(options)
+
+
+def check_teacher(options: DistillOptions) -> None:
+    """Raises UsageError for options of the teacher that do not fit each other."""
+    word, shown = options.teacher, options.teacher_aliases
+    kind = teacher_class(word)
+    if options.given("teacher_decay") and word != EMA:
+        raise UsageError(f"--teacher-decay {options.teacher_decay:g} is of --teacher ema, not of {word}; omit it.")
+    if bool(options.teacher_from) != (word == FROZEN):
+        if word == FROZEN:
+            raise UsageError("--teacher frozen needs --teacher-from RUN, a finished run of --teacher separate or ema.")
+        raise UsageError(
+            f"--teacher-from {options.teacher_from} is of --teacher frozen, not of {word}; give that, or omit it."
+        )
+    if word == EMA and options.parallel == "fsdp":
+        raise UsageError(
+            "--teacher ema averages whole weights, which --parallel fsdp does not have on any process; choose --parallel ddp."
+        )
+    if shown != OWN and kind is None:
+        raise UsageError(f"--teacher-aliases {shown} says what a teacher is shown, but --teacher is off; omit it.")
+    if shown == NO_ALIASES and kind and kind.needs_aliases:
+        raise UsageError(
+            f"--teacher-aliases none makes --teacher {word} no teacher ({kind.needs_aliases}); choose --teacher ema, or "
+            "--teacher-aliases constant."
+        )
+
+
+def check_shown(options: DistillOptions, processes: int) -> None:
+    """Raises UsageError if a micro-batch has no other image to show."""
+    if options.teacher_aliases != OTHER or options.accumulate == AUTO:
+        return
+    if options.batch_size // options.accumulate // processes < 2:
+        raise UsageError(
+            f"--teacher-aliases other shows alias tokens of another image of a micro-batch, but --batch-size {options.batch_size} "
+            f"in {counted(options.accumulate, 'micro-batch', 'micro-batches')} on {counted(processes, 'process', 'processes')} "
+            "leaves one image in each; raise it, or lower --accumulate."
+        )
 
 
 def check_data(options: DistillOptions, images: ImageSource, val: ImageSource) -> int:
@@ -72,7 +116,8 @@ def check_data(options: DistillOptions, images: ImageSource, val: ImageSource) -
             f"the data has {counted(len(images.classes), 'class', 'classes')}, more than "
             f"--num-classes {options.num_classes}; raise it, or set it to 0."
         )
-    if options.teacher != OFF and (checked := min(len(val), options.val_images)) < 2:
+    reads = options.teacher != OFF and options.teacher_aliases != NO_ALIASES
+    if reads and (checked := min(len(val), options.val_images)) < 2:
         way = "give more validation images" if len(val) < 2 else "raise --val-images"
         raise UsageError(
             f"validation has {checked} image, but needs at least two images, because one control of the teacher uses the alias "
@@ -120,6 +165,8 @@ def teacher_geometry(options: DistillOptions, tokenizer: Tokenizer, upsamples: b
     """
     if options.teacher == "off":
         return None
+    if options.teacher_aliases == NO_ALIASES:  # the width and the number of blocks alone count
+        return token_geometry(options, tokenizer)
     if tokenizer.bare:
         raise UsageError(
             f"--tokenizer {tokenizer.path} is a bare file without alias tokens, which the teacher reads; add --teacher off, or "
@@ -147,6 +194,43 @@ def teacher_geometry(options: DistillOptions, tokenizer: Tokenizer, upsamples: b
         raise UsageError(f"{error} (--teacher-blocks, --alias-scales).") from None
 
 
+def teacher_source(
+    options: DistillOptions, student: dict[str, Any], vae: dict[str, Any], tokenizer: Tokenizer
+) -> TeacherSource:
+    """The teacher of --teacher-from, for a student with these entries in config.json.
+
+    Raises:
+        UsageError: it does not fit the student, or an option says otherwise than its run.
+    """
+    with named("--teacher-from"):
+        source = open_source(Path(options.teacher_from), student, vae, tokenizer.checksums())
+    if source.reads_aliases != (options.teacher_aliases != NO_ALIASES):
+        theirs = "was trained with --teacher-aliases none" if not source.reads_aliases else "reads alias tokens"
+        way = "give that here too" if not source.reads_aliases else "omit --teacher-aliases none"
+        raise UsageError(f"--teacher-from {options.teacher_from}: its teacher {theirs}; {way}.")
+    geometry = source.geometry
+    of_run = {
+        "teacher_blocks": geometry.blocks,
+        "mask": geometry.mask,
+        "alias_scales": geometry.alias_scales or 0,
+        "alias_values": geometry.values,
+    }
+    for name in options.given(*of_run):
+        if getattr(options, name) != of_run[name]:
+            flag = f"--{name.replace('_', '-')}"
+            raise UsageError(
+                f"{flag} {getattr(options, name)} is not that of the teacher of {options.teacher_from} ({of_run[name]}); omit it."
+            )
+    return source
+
+
+def teacher_settings(options: DistillOptions, source: TeacherSource | None = None) -> TeacherSettings:
+    """What the options say about the teacher besides its geometry."""
+    return TeacherSettings(
+        options.teacher_aliases != NO_ALIASES, options.teacher_decay, source.file if source else None
+    )
+
+
 class Sizes(NamedTuple):
     """Sizes of a run on one process without sharding."""
 
@@ -155,6 +239,7 @@ class Sizes(NamedTuple):
     memory: int  # bytes, without activations
     checkpoint: int  # bytes
     weights: int  # bytes of all weight files
+    still: int = 0  # parameters without gradient and moments
 
 
 def token_geometry(options: DistillOptions, tokenizer: Tokenizer) -> TeacherGeometry:
@@ -168,18 +253,29 @@ def sizes(
     upstream: Upstream, options: DistillOptions, geometry: TeacherGeometry | None, tokenizer: Tokenizer, classes: int
 ) -> Sizes:
     """Counted on fake tensors: nothing is allocated."""
+    kind = teacher_class(options.teacher)
     cost = teacher_overhead(
         upstream,
         options.depth,
         geometry or token_geometry(options, tokenizer),
         tokenizer.trained_with.codebook_size,
+        kind=kind or Teacher,
+        settings=teacher_settings(options),
         num_classes=classes,
         shared_aln=options.shared_aln == "on",
     )
-    kind = teacher_class(options.teacher)
     parameters = cost.var_parameters + (kind.parameters_added(cost) if kind else 0)
+    still = kind.parameters_still(cost) if kind else 0
     vae = state_bytes(as_module(tokenizer.vae))
-    return Sizes(cost, parameters, ADAMW_BYTES * parameters, STATE_BYTES * parameters, 4 * parameters + vae)
+    saved = WEIGHT_BYTES * still if kind and kind.saved else 0
+    return Sizes(
+        cost=cost,
+        parameters=parameters,
+        memory=ADAMW_BYTES * parameters + WEIGHT_BYTES * still,
+        checkpoint=STATE_BYTES * parameters + saved,
+        weights=4 * parameters + vae + saved,
+        still=still,
+    )
 
 
 def require_memory(need: int, device: torch.device, options: DistillOptions, free: int | None) -> None:
@@ -223,16 +319,21 @@ def print_plan(
     for note in tokenizer.notes:
         print(f"tokenizer: {tokenizer.path}: {note}")
     kind = teacher_class(options.teacher)
-    if geometry and kind:
+    if geometry and kind and options.teacher_aliases == NO_ALIASES:
+        print(f"teacher ({options.teacher}): without alias tokens: {kind.cost_in_words(size.cost)}")
+    elif geometry and kind:
         print(
             f"teacher ({options.teacher}): alias gates in the last {geometry.blocks} blocks, {sum(geometry.tokens)} alias tokens "
             f"per image, mask {geometry.mask}: {kind.cost_in_words(size.cost)}"
         )
+        if options.teacher_aliases != OWN:
+            shown = SHOWN_IN_TRAINING[options.teacher_aliases]
+            print(f"  in training it is shown {shown} (--teacher-aliases {options.teacher_aliases}), as a control")
     else:
         print("teacher: off, VAR's own training")
     print(
         f"training: {options.steps} steps of {options.batch_size} images, peak lr {options.lr:g}"
-        + (f" ({options.lr * options.teacher_lr:g} for alias gates)" if geometry else "")
+        + (f" ({options.lr * options.teacher_lr:g} for alias gates)" if geometry and trains_gates(options) else "")
         + f", in {precision_in_words(options.precision, device)} on {device}; "
         f"{size.memory / 2**30:.1f} GiB for weights, gradients and AdamW, {size.checkpoint / 2**30:.1f} GiB per checkpoint"
     )
@@ -241,6 +342,11 @@ def print_plan(
             f"note: --depth {options.depth} is large for two CPU cores (d20 takes about 8 minutes); --depth 8 shows the "
             "same in about two"
         )
+
+
+def trains_gates(options: DistillOptions) -> bool:
+    """Whether a teacher's alias gates are trained."""
+    return options.teacher not in (OFF, FROZEN) and options.teacher_aliases != NO_ALIASES
 
 
 def print_cost(size: Sizes, options: DistillOptions) -> None:

@@ -45,6 +45,15 @@ TABLE: dict[str, Row] = {
     "own-8192": Row("own alias codebook of 8192 codes", Stage1("own-8192", ("--alias-codes", "8192"))),
     "whole-values": Row("values of eq. 10 as printed", DISK, ("--alias-values", "whole")),
     "printed-distance": Row("features of eq. 13 as printed", DISK, ("--feature-distance", "printed")),
+    # Another teacher, and controls that take away what it could pass on of the image's aliases.
+    "constant-aliases": Row("constant alias tokens", DISK, ("--teacher-aliases", "constant")),
+    "ema": Row("averaged teacher", DISK, ("--teacher", "ema")),
+    "ema-constant": Row(
+        "averaged teacher, constant alias tokens", DISK, ("--teacher", "ema", "--teacher-aliases", "constant")
+    ),
+    "ema-no-aliases": Row(
+        "averaged teacher without alias tokens", DISK, ("--teacher", "ema", "--teacher-aliases", "none")
+    ),
 }
 ROWS = tuple(TABLE)
 PAPER = tuple(name for name, row in TABLE.items() if row.fid is not None)
