@@ -221,7 +221,7 @@ class DistillTraining(Training):
         print("\n".join(report.lines(self.var.patch_nums)))
         if report.has_teacher and recipe.shown in (OWN, NO_ALIASES):
             print(report.verdict())
-        elif report.has_teacher:
+        elif report.has_teacher:  # a teacher that was shown something else need not gain from an image's own
             print(
                 f"In training the teacher was shown {SHOWN_IN_TRAINING[recipe.shown]} ({recipe.shown}), as a control."
             )

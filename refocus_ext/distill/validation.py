@@ -69,8 +69,9 @@ class DistillReport:
         """One sentence: whether the image's own alias tokens help the teacher beyond the controls, or whether one without alias
         tokens predicts better than the student."""
         if not self.has_controls:
-            better = "better than the student" if self.gap() > 2 * self.gap_error else "no better than the student"
-            return f"The teacher, without alias tokens, predicts {better}: by {self.gap():.3f} nats per token."
+            better = "better" if self.gap() > 2 * self.gap_error else "no better"
+            gap = f"{self.gap():.3f} nats per token"
+            return f"The teacher, without alias tokens, predicts {better} than the student: its gap is {gap}."
         beyond = self.gap() - max(self.gap("other"), self.gap("constant"))
         if self.gap() > 2 * self.gap_error and beyond > 2 * self.gap_error:
             return f"The image's own alias tokens gain the teacher {beyond:.3f} nats per token beyond both controls."
