@@ -229,7 +229,7 @@ class DistillOptions(Options):
 
     @classmethod
     def implied(cls, typed: Mapping[str, object], stage: Stage) -> dict[str, object]:
-        """The weights of a teacher that is an average: its logits alone have helped."""
+        """The weights of a teacher that is an average: self-distillation is by outputs."""
         return {"lambda_feat": 0.0, "lambda_logit": 1.0} if typed.get("teacher") == EMA else {}
 
     @classmethod

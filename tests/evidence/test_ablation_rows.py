@@ -39,6 +39,16 @@ def test_a_row_beside_the_papers_changes_one_option(capsys: pytest.CaptureFixtur
         parsed("tokenizer", *row.tokenizer.options), parsed("distill", *row.teacher)
 
 
+def test_every_teacher_is_compared_with_none() -> None:
+    """On the same tokens, whatever the teacher is."""
+    run = [{"points": [{"step": 1}], "ce_student": 3.0}]
+    names = ("baseline", "full", "no-teacher", "ema", "constant-aliases", "ema-no-aliases")
+    results: dict[str, Any] = dict.fromkeys(names, run)
+    for name in names:
+        off = [other for other in differences.summarise(name, results)["against"] if other != "full"]
+        assert off == ([] if name in ("baseline", "no-teacher") else ["no-teacher"])
+
+
 def test_a_new_row_is_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:
     new = Row("windowed sinc", Stage1("sinc", ("--blur", "sinc")))
     monkeypatch.setitem(rows.TABLE, "sinc", new)

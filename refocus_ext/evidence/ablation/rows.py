@@ -26,17 +26,22 @@ class Row:
     fid: float | None = None
     inception_score: float | None = None
 
+    @property
+    def has_teacher(self) -> bool:
+        return self.teacher != OFF
 
+
+OFF = ("--teacher", "off")
 DISK = Stage1("disk")
 NONE = Stage1("none", ("--blur", "none"))
 # To add a row, add an entry.
 TABLE: dict[str, Row] = {
     # The structure tokens of "none" are plain VAR's, with or without an alias tokenizer.
-    "baseline": Row("VAR (baseline)", NONE, ("--teacher", "off"), 3.55, 280.4),
+    "baseline": Row("VAR (baseline)", NONE, OFF, 3.55, 280.4),
     "full": Row("ReFocus-VAR (full)", DISK, (), 2.89, 298.1),
     "no-refocusing": Row("without refocusing", NONE, (), 3.51, 282.1),
     "gaussian": Row("Gaussian blur", Stage1("gaussian", ("--blur", "gaussian")), (), 3.32, 286.7),
-    "no-teacher": Row("without the teacher", DISK, ("--teacher", "off"), 3.06, 294.8),
+    "no-teacher": Row("without the teacher", DISK, OFF, 3.06, 294.8),
     "shared-codebook": Row("shared codebook", Stage1("shared", ("--alias-codebook", "shared")), (), 3.14, 292.1),
     # Not in the paper: one change at a time. "no-refocusing" drops noise, prefixes and anchors too, and "shared-codebook" gives
     # alias tokens log2(V) bits in place of 9.
