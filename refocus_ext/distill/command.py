@@ -17,7 +17,6 @@ from refocus_ext.distill.plan import (
     Sizes,
     check_data,
     check_options,
-    check_shown,
     complete,
     numbers_note,
     print_cost,
@@ -26,8 +25,6 @@ from refocus_ext.distill.plan import (
     require_memory,
     sizes,
     teacher_geometry,
-    teacher_settings,
-    teacher_source,
     why_preset,
 )
 from refocus_ext.distill.recipe import DistillRecipe, DistillWeights
@@ -35,6 +32,7 @@ from refocus_ext.distill.start import Start, Wanted, plan_start, read_start
 from refocus_ext.distill.teacher.geometry import TeacherGeometry
 from refocus_ext.distill.teacher.kinds import FROZEN
 from refocus_ext.distill.teacher.source import TeacherSource
+from refocus_ext.distill.teacher_options import check_shown, teacher_settings, teacher_source
 from refocus_ext.distill.training import DistillTraining
 from refocus_ext.engine.checks import check_classes, check_init, check_share
 from refocus_ext.engine.devices import autocast_dtype, kind_of, precision_name

@@ -7,10 +7,11 @@ import torch
 from runs import parsed
 
 from refocus_ext.distill.options import DistillOptions
-from refocus_ext.distill.plan import check_options, check_shown
+from refocus_ext.distill.plan import check_options
 from refocus_ext.distill.teacher.interface import AliasTeacher, TeacherOverhead
 from refocus_ext.distill.teacher.kinds import KINDS, OFF, teacher_class
 from refocus_ext.distill.teacher.shown import shown_in_training
+from refocus_ext.distill.teacher_options import check_shown
 from refocus_ext.errors import UsageError
 
 COUNTS = TeacherOverhead(1000, 20, var_flops=100, both_flops=110, block_parameters=200, kind_flops=140)
