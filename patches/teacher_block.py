@@ -49,6 +49,8 @@ class BlockRecord:
     drop_ffn: SharedDropPath
     mid_BLC: Tensor  # after the self-attention residual, detached
     out_BLC: Tensor  # the block's output, with the student's gradient
+    in_BLC: Tensor  # the block's input, detached
+    cond: Tensor  # its condition, from which `modulation` makes the six, detached
 
 
 @dataclass
@@ -115,7 +117,8 @@ class RecordedBlock(InstancePatch):
         out_BLC = ffn_half(self, mid_BLC, six, drop_ffn)
         tape.attn_bias = attn_bias
         detached = tuple(vector.detach() for vector in six)
-        tape.blocks.append(BlockRecord(detached, drop_attn, drop_ffn, mid_BLC.detach(), out_BLC))
+        record = BlockRecord(detached, drop_attn, drop_ffn, mid_BLC.detach(), out_BLC, x.detach(), cond_BD.detach())
+        tape.blocks.append(record)
         return out_BLC
 
 

@@ -50,7 +50,8 @@ def budget_of(
 
 def weight_bytes(options: DistillOptions, size: Sizes, processes: int) -> tuple[int, int]:
     """Bytes of weights and moments, and of gradients, on each process: whole ones, of whose gradients
-    DistributedDataParallel has a second copy, or FSDP2's shards and the blocks that are whole at a time."""
+    DistributedDataParallel has a second copy, or FSDP2's shards and the blocks that are whole at a time; and of a VAR that
+    is not trained the weights alone."""
     student, others = size.cost.var_parameters, size.parameters - size.cost.var_parameters
     gathered = copies = 0
     if processes > 1 and options.parallel == "fsdp":
@@ -59,7 +60,8 @@ def weight_bytes(options: DistillOptions, size: Sizes, processes: int) -> tuple[
         student //= processes
     elif processes > 1:
         copies = FP32 * size.parameters
-    return (ADAMW_BYTES - FP32) * (student + others) + gathered + copies, FP32 * (student + others)
+    held = (ADAMW_BYTES - FP32) * (student + others) + FP32 * size.still
+    return held + gathered + copies, FP32 * (student + others)
 
 
 def print_activations(options: DistillOptions, cost: ActivationCost, attention: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -30,6 +30,9 @@ from refocus_ext.distill.plan import (
 from refocus_ext.distill.recipe import DistillRecipe, DistillWeights
 from refocus_ext.distill.start import Start, Wanted, plan_start, read_start
 from refocus_ext.distill.teacher.geometry import TeacherGeometry
+from refocus_ext.distill.teacher.kinds import FROZEN
+from refocus_ext.distill.teacher.source import TeacherSource
+from refocus_ext.distill.teacher_options import check_shown, teacher_settings, teacher_source
 from refocus_ext.distill.training import DistillTraining
 from refocus_ext.engine.checks import check_classes, check_init, check_share
 from refocus_ext.engine.devices import autocast_dtype, kind_of, precision_name
@@ -67,6 +70,7 @@ class Prepared(NamedTuple):
     start: Start | None
     notes: tuple[str, ...]
     gone: str  # --init, if it is needed no more and not there any more
+    source: TeacherSource | None  # of --teacher-from
 
 
 def main(options: DistillOptions) -> int:
@@ -90,6 +94,7 @@ def check(options: DistillOptions, prepared: Prepared, world: World) -> None:
     """Raises UsageError if the run cannot begin as planned: its batch, its tokens, its folder, space for it.
     Writes nothing."""
     check_share(options, prepared.train, world.size)
+    check_shown(options, world.size)
     with named("--tokens-precision"):
         precision = tokens_precision(options, prepared.tokenizer, world.device)
     if options.cache != "off":
@@ -123,7 +128,7 @@ def within_memory(
     if kind_of(device).swaps and options.accumulate != AUTO and not options.dry_run:
         return options
     check_share(options, prepared.train, world.size)
-    networks = network_plan(options, prepared.classes, device)
+    networks = network_plan(options, prepared.classes, device, source=prepared.source)
     cost, budget = budget_of(
         upstream, options, networks, prepared.geometry, prepared.tokenizer, size, device, world.size, free
     )
@@ -162,11 +167,14 @@ def prepare_run(upstream: Upstream, options: DistillOptions, device: torch.devic
         small = tokenizer.small_images(options.small_images)
         note = check_images(train, tokenizer.trained_with.image_size, small)
         check_images(val, tokenizer.trained_with.image_size, "upsample")
-    geometry = teacher_geometry(options, tokenizer, upsamples=note is not None)
+    source = None
+    if options.teacher == FROZEN:
+        source = teacher_source(options, student_entry(options, classes), vae_entry(tokenizer), tokenizer)
+    geometry = source.geometry if source else teacher_geometry(options, tokenizer, upsamples=note is not None)
     size = sizes(upstream, options, geometry, tokenizer, classes)
     found = (note, numbers_note(options, own, train, classes), rate_note(options))
     notes = tuple(dict.fromkeys(train.notes() + val.notes())) + tuple(line for line in found if line)
-    return Prepared(tokenizer, train, val, classes, geometry, size, start, notes, gone)
+    return Prepared(tokenizer, train, val, classes, geometry, size, start, notes, gone, source)
 
 
 def starting_weights(options: DistillOptions, tokenizer: Tokenizer, classes: int, of_data: int) -> Start | None:
@@ -189,7 +197,7 @@ def _run(options: DistillOptions, world: World) -> int:
     upstream = load_upstream()
     world.say(upstream.describe())
     prepared = prepare_run(upstream, options, world.device)
-    tokenizer, train, val, classes, geometry, size, start, notes, gone = prepared
+    tokenizer, train, val, classes, geometry, size, start, notes, gone, source = prepared
     prepare(tokenizer)
     world.say(why_preset(options, tokenizer))
     for note in notes:
@@ -208,7 +216,7 @@ def _run(options: DistillOptions, world: World) -> int:
         if data is None:
             return interruption.agreed(world)
         networks = build_networks(
-            network_plan(options, classes, world.device, start), upstream, tokenizer, geometry, world.device
+            network_plan(options, classes, world.device, start, source), upstream, tokenizer, geometry, world.device
         )
         recipe = recipe_of(options, held_out=val != train)
         plan = RunPlan.of(options, schedule_of(Path(options.out)), gone)
@@ -223,7 +231,9 @@ def recipe_of(options: DistillOptions, held_out: bool) -> DistillRecipe:
         depth=options.depth,
         lr=options.lr,
         teacher_lr=options.teacher_lr,
-        weights=DistillWeights(options.lambda_feat, options.lambda_logit, options.feature_distance),
+        weights=DistillWeights(
+            options.lambda_feat, options.lambda_logit, options.feature_distance, options.temperature_logit
+        ),
         precision=options.precision,
         tokens_precision=options.tokens_precision,
         sharded=options.parallel == "fsdp",
@@ -233,6 +243,7 @@ def recipe_of(options: DistillOptions, held_out: bool) -> DistillRecipe:
         log_every=options.log_every,
         held_out=held_out,
         demo=options.preset == "demo",
+        shown=options.teacher_aliases,
     )
 
 
@@ -242,7 +253,11 @@ def attention_of(options: DistillOptions, device: torch.device) -> str:
 
 
 def network_plan(
-    options: DistillOptions, classes: int, device: torch.device, start: Start | None = None
+    options: DistillOptions,
+    classes: int,
+    device: torch.device,
+    start: Start | None = None,
+    source: TeacherSource | None = None,
 ) -> NetworkPlan:
     """What the options say about the networks."""
     return NetworkPlan(
@@ -255,6 +270,7 @@ def network_plan(
         compile=options.compile,
         start=start,
         seed=options.seed,
+        settings=teacher_settings(options, source),
     )
 
 
@@ -266,6 +282,7 @@ def run_identity(options: DistillOptions, prepared: Prepared, world: World) -> R
         same.pop("val_share")
     if options.class_numbers:  # by its content: the file may be at another place
         same["class_numbers"] = digest_of(class_list(options.class_numbers))
+    teacher = {"teacher_from": prepared.source.checksum} if prepared.source else {}
     return RunIdentity(
         options=same,
         meant={
@@ -273,7 +290,8 @@ def run_identity(options: DistillOptions, prepared: Prepared, world: World) -> R
             "init": file_meaning(options.init),
             "num_classes": prepared.classes,
             "precision": precision_name(autocast_dtype(options.precision, world.device)),
-        },
+        }
+        | teacher,
         told=options.told()
         | {
             "attention": attention_of(options, world.device),
@@ -287,26 +305,31 @@ def run_identity(options: DistillOptions, prepared: Prepared, world: World) -> R
     )
 
 
+def student_entry(options: DistillOptions, classes: int) -> dict[str, Any]:
+    """What config.json says of the student's shape."""
+    return {"depth": options.depth, "num_classes": classes, "shared_aln": options.shared_aln == "on"}
+
+
+def vae_entry(tokenizer: Tokenizer) -> dict[str, Any]:
+    """What config.json says of the tokens."""
+    theirs = tokenizer.trained_with
+    return {
+        "vocab_size": theirs.codebook_size,
+        "z_channels": theirs.latent_channels,
+        "ch": theirs.ch,
+        "patch_nums": list(theirs.patch_nums),
+        "image_size": theirs.image_size,
+    }
+
+
 def open_run(options: DistillOptions, prepared: Prepared, upstream: Upstream, world: World) -> RunFolder:
     """The run folder, with its configuration, class map and a copy of the student's tokenizer."""
     tokenizer, geometry = prepared.tokenizer, prepared.geometry
     weights = tokenizer.checksums()
-    theirs = tokenizer.trained_with
     config = {
         "options": options.to_dict(),
-        "student": {
-            "depth": options.depth,
-            "num_classes": prepared.classes,
-            "shared_aln": options.shared_aln == "on",
-            "file": f"var_d{options.depth}.pth",
-        },
-        "vae": {
-            "vocab_size": theirs.codebook_size,
-            "z_channels": theirs.latent_channels,
-            "ch": theirs.ch,
-            "patch_nums": list(theirs.patch_nums),
-            "image_size": theirs.image_size,
-        },
+        "student": student_entry(options, prepared.classes) | {"file": f"var_d{options.depth}.pth"},
+        "vae": vae_entry(tokenizer),
         "pyramid": tokenizer.pyramid.to_dict(),
         "teacher": geometry.to_dict() if geometry else None,
         "tokenizer": {"path": str(tokenizer.path), "weights": weights},

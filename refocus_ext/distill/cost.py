@@ -5,6 +5,7 @@ Blocks are alike: those that run twice are counted with everything around them, 
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,9 @@ from refocus_ext.distill.objective import DistillObjective
 from refocus_ext.distill.recipe import DistillWeights
 from refocus_ext.distill.teacher.cost import outlines
 from refocus_ext.distill.teacher.geometry import TeacherGeometry
+from refocus_ext.distill.teacher.kinds import teacher_class
+from refocus_ext.distill.teacher.shared_weights import Teacher
+from refocus_ext.distill.teacher.still import StillTeacher
 from refocus_ext.engine.devices import kind_of
 from refocus_ext.engine.memory.pass_cost import Input, PassCost, pass_cost
 
@@ -72,19 +76,23 @@ def activation_cost(
 ) -> ActivationCost:
     """Of a step of `objective.DistillObjective` with the networks of `plan`.
 
-    A separate teacher is counted as a second student beside the usual teacher, which is a little more than it is.
+    A separate teacher is counted as a second student beside the usual teacher, which is a little more than it is. Of a VAR
+    without gradient only the last blocks keep anything.
 
     Args:
         geometry: of the teacher; without one only its width and token maps count.
         device, dtype: as of `pass_cost`.
     """
     taught = plan.teacher != "off"
+    kind = teacher_class(plan.teacher)
     var, teacher = outlines(
         upstream,
         plan.depth,
         geometry,
         vocab_size,
         *attention_patches(plan.attention),
+        kind=kind if kind and kind.counted else Teacher,
+        settings=plan.settings,
         num_classes=plan.classes,
         shared_aln=plan.shared_aln,
     )
@@ -98,7 +106,8 @@ def activation_cost(
             return pass_cost(objective, *inputs, device=device, dtype=dtype, call=_passes)
 
     def both(blocks: int) -> PassCost:
-        with with_last_blocks(var, blocks):
+        own = teacher.var if isinstance(teacher, StillTeacher) else None
+        with with_last_blocks(var, blocks), with_last_blocks(own, blocks) if own else nullcontext():
             objective = DistillObjective(var, teacher, DistillWeights())
             return pass_cost(objective, *inputs, *aliases, device=device, dtype=dtype, call=_passes)
 

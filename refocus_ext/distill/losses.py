@@ -37,6 +37,8 @@ def distillation_loss(
     teacher_head: Head | None = None,
     kl_weight: float = 0.5,
     chunk: int | None = None,
+    temperature: float = 1.0,
+    teacher_learns: bool = True,
 ) -> tuple[Tensor, Terms]:
     """CE_student + kl_weight * KL(sg p_tea || p_stu) + CE_teacher, each the mean over all B*L tokens (eq. 13).
 
@@ -53,6 +55,8 @@ def distillation_loss(
             the student's.
         kl_weight: lambda_logit; at 0 the student's gradient is bit-identical to that of CE_student.
         chunk: tokens at a time (at least one image); None: as many as suit the device.
+        temperature: T; another one than 1 makes KL that of softmax(logits / T), times T^2.
+        teacher_learns: whether CE_teacher is a part of the loss; it is reported all the same.
 
     Returns:
         (total, terms): the loss in fp32 (fp64 for fp64 logits), and detached ce_student, ce_teacher, kl (nats per token)
@@ -72,7 +76,7 @@ def distillation_loss(
         student_logits = student_head(student, images)
         teacher_logits = teacher_head(teacher, images) if teacher_head and teacher is not None else None
         _check(student_logits, teacher_logits, targets, [(0, targets.shape[1])], kl_weight)
-        return _Eq13.apply(student_logits, teacher_logits, targets, kl_weight, chunk)
+        return _Eq13.apply(student_logits, teacher_logits, targets, kl_weight, chunk, temperature, teacher_learns)
 
     _check_scales(L, begin_ends)
     step = max(1, chunk // L)
@@ -144,6 +148,7 @@ class _Eq13(torch.autograd.Function):
     """Sum over tokens of eq. 13's logit terms, and each term at each token (not differentiable).
 
     With log p = x - lse(x): d CE / dx = p - onehot, and d KL(p_tea || p_stu) / dx_stu = p_stu - p_tea.
+    Another temperature than 1 computes the softened probabilities anew.
     """
 
     @staticmethod
@@ -154,29 +159,32 @@ class _Eq13(torch.autograd.Function):
         targets_BL: Tensor,
         kl_weight: float,
         chunk: int,
+        temperature: float,
+        teacher_learns: bool,
     ) -> tuple[Tensor | None, ...]:
         step = max(1, chunk // len(targets_BL))
         columns: list[tuple[Tensor, ...]] = []
         for a in range(0, targets_BL.shape[1], step):
             b = a + step
             teacher_BlV = None if teacher_BLV is None else teacher_BLV[:, a:b]
-            columns.append(_chunk_terms(student_BLV[:, a:b], teacher_BlV, targets_BL[:, a:b]))
+            columns.append(_chunk_terms(student_BLV[:, a:b], teacher_BlV, targets_BL[:, a:b], temperature))
         lse_s, ce_s, hit_s, *rest = (torch.cat(column, dim=1) for column in zip(*columns, strict=True))
         lse_t, ce_t, hit_t, kl = rest if rest else (None,) * 4
         ctx.save_for_backward(student_BLV, teacher_BLV, targets_BL, lse_s, lse_t)
-        ctx.kl_weight, ctx.step = kl_weight, step
+        ctx.kl_weight, ctx.step, ctx.temperature = kl_weight, step, temperature
         ctx.mark_non_differentiable(*(t for t in (ce_s, hit_s, ce_t, hit_t, kl) if t is not None))
         ctx.set_materialize_grads(False)
         total = ce_s.sum()
         if ce_t is not None and kl is not None:
-            total = total + kl_weight * kl.sum() + ce_t.sum()
+            total = total + kl_weight * kl.sum()
+            total = total + ce_t.sum() if teacher_learns else total
         return total, ce_s, hit_s, ce_t, hit_t, kl
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gain: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
         if gain is None:
-            return (None,) * 5
+            return (None,) * 7
         student, teacher, targets, lse_s, lse_t = ctx.saved_tensors
         grads = [
             torch.empty_like(x) if needed else None
@@ -185,25 +193,34 @@ class _Eq13(torch.autograd.Function):
         pull = teacher is not None and ctx.kl_weight != 0
         for a in range(0, targets.shape[1], ctx.step):
             part = slice(a, a + ctx.step)
-            p_tea = _probabilities(teacher, lse_t, part) if pull or grads[1] is not None else None
+            softened = ctx.temperature != 1
+            p_tea = _probabilities(teacher, lse_t, part) if (pull and not softened) or grads[1] is not None else None
             if grads[0] is not None:
                 d_x = _probabilities(student, lse_s, part)
-                if pull and p_tea is not None:
+                if pull and softened:
+                    d_x.add_(_softened_pull(student[:, part], teacher[:, part], ctx.temperature), alpha=ctx.kl_weight)
+                elif pull and p_tea is not None:
                     d_x.mul_(1 + ctx.kl_weight).sub_(p_tea, alpha=ctx.kl_weight)
                 grads[0][:, part].copy_(_less_one_hot(d_x, targets[:, part]).mul_(gain))
                 del d_x
             if grads[1] is not None and p_tea is not None:
                 grads[1][:, part].copy_(_less_one_hot(p_tea, targets[:, part]).mul_(gain))
-        return (*grads, None, None, None)
+        return (*grads, None, None, None, None, None)
 
 
-def _chunk_terms(student_BlV: Tensor, teacher_BlV: Tensor | None, targets_Bl: Tensor) -> tuple[Tensor, ...]:
+def _chunk_terms(
+    student_BlV: Tensor, teacher_BlV: Tensor | None, targets_Bl: Tensor, temperature: float
+) -> tuple[Tensor, ...]:
     """(lse, CE, hit) of the student; with a teacher also (lse, CE, hit) of the teacher, and KL; (B,l) each."""
     ours, log_p = _cross_entropy(student_BlV, targets_Bl)
     if teacher_BlV is None:
         return ours
     theirs, log_q = _cross_entropy(teacher_BlV, targets_Bl)
+    if temperature != 1:
+        log_p, log_q = (_softened(x_BlV, temperature).log_softmax(-1) for x_BlV in (student_BlV, teacher_BlV))
     kl_Bl = log_p.neg_().add_(log_q).mul_(log_q.exp_()).sum(-1)  # sum of q (log q - log p); overwrites log_p
+    if temperature != 1:
+        kl_Bl = kl_Bl * temperature**2
     return *ours, *theirs, kl_Bl
 
 
@@ -219,6 +236,16 @@ def _cross_entropy(x_BlV: Tensor, targets_Bl: Tensor) -> tuple[tuple[Tensor, Ten
 def _probabilities(x_BLV: Tensor, lse_BL: Tensor, part: slice) -> Tensor:
     """softmax of a chunk, in a new buffer."""
     return (_wide(x_BLV[:, part]) - lse_BL[:, part].unsqueeze(-1)).exp_()
+
+
+def _softened(x_BlV: Tensor, temperature: float) -> Tensor:
+    return _wide(x_BlV) / temperature
+
+
+def _softened_pull(student_BlV: Tensor, teacher_BlV: Tensor, temperature: float) -> Tensor:
+    """d (T^2 KL) / d x_stu = T (p_stu - p_tea), both of logits / T."""
+    p, q = (_softened(x_BlV, temperature).softmax(-1) for x_BlV in (student_BlV, teacher_BlV))
+    return p.sub_(q).mul_(temperature)
 
 
 def _less_one_hot(p_BlV: Tensor, targets_Bl: Tensor) -> Tensor:

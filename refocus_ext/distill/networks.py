@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from patches.teacher_block import Recording
 from refocus_ext.distill import recipe
 from refocus_ext.distill.start import TABLE, Start, with_rows
 from refocus_ext.distill.teacher.geometry import TeacherGeometry
-from refocus_ext.distill.teacher.interface import AliasTeacher
+from refocus_ext.distill.teacher.interface import AliasTeacher, TeacherSettings
 from refocus_ext.distill.teacher.kinds import teacher_class
 from refocus_ext.seeds import Stream, stream_seed
 from refocus_ext.storage.upstream_weights import var_state_dict
@@ -40,6 +40,7 @@ class NetworkPlan:
         compile: torch.compile the blocks that run once.
         start: weights to start from.
         seed: of the weights.
+        settings: of the teacher.
     """
 
     depth: int
@@ -51,6 +52,7 @@ class NetworkPlan:
     compile: bool = False
     start: Start | None = None
     seed: int = 0
+    settings: TeacherSettings = field(default_factory=TeacherSettings)
 
 
 class Networks(NamedTuple):
@@ -80,7 +82,8 @@ def build_networks(
 
     var, teacher, kind = build(geometry.blocks if geometry else 0), None, teacher_class(plan.teacher)
     if geometry and kind:
-        teacher = kind.build(geometry, partial(build, 0), stream_seed(plan.seed, Stream.SECOND_WEIGHTS)).to(device)
+        seed = stream_seed(plan.seed, Stream.SECOND_WEIGHTS)
+        teacher = kind.build(geometry, partial(build, 0), seed, plan.settings).to(device)
     return Networks(var.train(), teacher.train() if teacher else None)
 
 
@@ -130,8 +133,8 @@ def adamw(module: nn.Module, teacher_lr: float = 1.0) -> torch.optim.AdamW:
     """
     parts: list[tuple[nn.Module, float]] = [(module, 1.0)]
     if isinstance(module, AliasTeacher):
-        own = [] if module.own_var is None else [(module.own_var, 1.0)]
-        parts = [*own, (module.alias_modules, teacher_lr)]
+        networks = ((module.own_network, 1.0), (module.alias_modules, teacher_lr))
+        parts = [(network, rate) for network, rate in networks if network is not None]
     groups = [
         group | {"lr_sc": factor}
         for part, factor in parts

@@ -77,6 +77,8 @@ class DistillObjective(nn.Module):
             student_head=self.student_head(tape),
             teacher_head=taught.head if taught else None,
             kl_weight=self.weights.logit,
+            temperature=self.weights.temperature,
+            teacher_learns=self.teacher is not None and self.teacher.learns,
         )
         if taught:
             distance, feature_terms = feature_distance(

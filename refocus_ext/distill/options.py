@@ -6,12 +6,12 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from refocus_ext.distill.teacher.kinds import KINDS, OFF
+from refocus_ext.distill.teacher.kinds import EMA, FROZEN, KINDS, OFF
 from refocus_ext.errors import UsageError
 from refocus_ext.optics.names import BLURS
 from refocus_ext.options import shared
 from refocus_ext.options.fields import Heading, Options
-from refocus_ext.options.kinds import non_negative, positive
+from refocus_ext.options.kinds import non_negative, positive, share
 from refocus_ext.options.presets import Stage, default_tokenizer_run, preset_for, preset_names
 from refocus_ext.tokenizer.options import TokenizerOptions
 
@@ -106,6 +106,23 @@ class DistillOptions(Options):
         "; ".join(f"{word}: {what}" for word, (_, _, what) in KINDS.items()) + "; off: VAR's own training",
         choices=(*KINDS, OFF),
     )
+    teacher_from: str = TEACHER(
+        "",
+        "of frozen: run folder of a finished `distill` with --teacher separate or ema, whose student and tokenizer are like this "
+        "one's",
+        metavar="RUN",
+        added=True,
+    )
+    teacher_decay: float = TEACHER(
+        0.999, "of ema: of the average, min(decay, (1 + n) / (10 + n)) in step n", share, added=True
+    )
+    teacher_aliases: str = TEACHER(
+        "own",
+        "alias tokens that the teacher is shown in training: the image's own, or as controls those of another image of the batch, "
+        "one code everywhere, or none: then no alias gates are built (only ema, and frozen)",
+        choices=("own", "other", "constant", "none"),
+        added=True,
+    )
     teacher_blocks: int = TEACHER(2, "M, last blocks that run twice", positive(int))
     mask: str = TEACHER(
         "causal",
@@ -115,7 +132,7 @@ class DistillOptions(Options):
     alias_scales: int = TEACHER(
         0, "only the last so many scales see alias tokens; 0: all that the mask allows", non_negative(int)
     )
-    lambda_feat: float = TEACHER(1.0, "weight of feature distillation", non_negative(float))
+    lambda_feat: float = TEACHER(1.0, "weight of feature distillation; of ema 0 unless given", non_negative(float))
     feature_distance: str = TEACHER(
         "normalized",
         "between features: mean square after a LayerNorm, or (printed) eq. 13's plain L2 norm, summed over tokens and channels",
@@ -128,7 +145,10 @@ class DistillOptions(Options):
         choices=("centred", "whole"),
         added=True,
     )
-    lambda_logit: float = TEACHER(0.5, "weight of logit distillation (KL)", non_negative(float))
+    lambda_logit: float = TEACHER(0.5, "weight of logit distillation (KL); of ema 1 unless given", non_negative(float))
+    temperature_logit: float = TEACHER(
+        1.0, "T of logit distillation: KL of softmax(logits / T), times T^2", positive(float), added=True
+    )
     teacher_lr: float = TEACHER(
         0.1,
         "learning rate of the alias gates, as a factor on the student's; with a high one the student is worse in the "
@@ -214,16 +234,18 @@ class DistillOptions(Options):
         return preset_for(given) if theirs == "demo" and not their_data and given else theirs
 
     @classmethod
+    def implied(cls, typed: Mapping[str, object], stage: Stage) -> dict[str, object]:
+        """The weights of a teacher that is an average: self-distillation is by outputs. Of drawn pictures, the tokenizer that
+        `tokenizer` writes without --out."""
+        weights = {"lambda_feat": 0.0, "lambda_logit": 1.0} if typed.get("teacher") == EMA else {}
+        return {"tokenizer": default_tokenizer_run(str(typed.get("data") or "")), **weights}
+
+    @classmethod
     def why_not(cls, flag: str) -> str:
         """Of an option of `tokenizer` alone."""
         if flag.removeprefix("--").replace("-", "_") not in TokenizerOptions.fields():
             return ""
         return "it is one of `tokenizer`, and image size, token maps, codes and pyramid come from the tokenizer (--tokenizer)"
-
-    @classmethod
-    def implied(cls, typed: Mapping[str, object], stage: Stage) -> dict[str, object]:
-        """Of drawn pictures, the tokenizer that `tokenizer` writes without --out."""
-        return {"tokenizer": default_tokenizer_run(str(typed.get("data") or ""))}
 
     def idle(self) -> frozenset[str]:
         """The options without effect, given the others."""
@@ -235,8 +257,12 @@ class DistillOptions(Options):
             "lambda_logit",
             "teacher_lr",
         )
-        of_teacher = (*of_teacher, "feature_distance", "alias_values")
-        return frozenset(of_teacher if self.teacher == OFF else ())
+        of_gates = ("mask", "alias_scales", "alias_values", "teacher_lr")
+        if self.teacher == OFF:
+            return frozenset((*of_teacher, "feature_distance", "alias_values", "temperature_logit"))
+        if self.teacher == FROZEN:  # its geometry is that of its run
+            return frozenset((*of_gates, "teacher_blocks"))
+        return frozenset(of_gates if self.teacher_aliases == "none" else ())
 
     def several_processes(self) -> bool:
         return True

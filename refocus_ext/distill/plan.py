@@ -17,6 +17,9 @@ from refocus_ext.distill.teacher.cost import teacher_overhead
 from refocus_ext.distill.teacher.geometry import TeacherGeometry
 from refocus_ext.distill.teacher.interface import TeacherOverhead
 from refocus_ext.distill.teacher.kinds import OFF, teacher_class
+from refocus_ext.distill.teacher.shared_weights import Teacher
+from refocus_ext.distill.teacher.shown import NO_ALIASES, OWN, SHOWN_IN_TRAINING
+from refocus_ext.distill.teacher_options import check_teacher, teacher_settings, trains_gates
 from refocus_ext.engine.checks import check_run_options
 from refocus_ext.engine.devices import precision_in_words
 from refocus_ext.errors import UsageError
@@ -29,6 +32,7 @@ from refocus_ext.tokens.trained_tokenizer import Tokenizer
 
 ADAMW_BYTES = 16  # fp32 weight, gradient and two moments of one parameter
 STATE_BYTES = 12  # of them in a checkpoint
+WEIGHT_BYTES = 4  # of a parameter that is not trained
 
 
 def complete(options: DistillOptions) -> DistillOptions:
@@ -58,6 +62,7 @@ def check_options(options: DistillOptions) -> None:
             f"--teacher-blocks {options.teacher_blocks} is more than the {options.depth} blocks of --depth {options.depth}; "
             "choose fewer."
         )
+    check_teacher(options)
 
 
 def check_data(options: DistillOptions, images: ImageSource, val: ImageSource) -> int:
@@ -72,7 +77,8 @@ def check_data(options: DistillOptions, images: ImageSource, val: ImageSource) -
             f"the data has {counted(len(images.classes), 'class', 'classes')}, more than "
             f"--num-classes {options.num_classes}; raise it, or set it to 0."
         )
-    if options.teacher != OFF and (checked := min(len(val), options.val_images)) < 2:
+    reads = options.teacher != OFF and options.teacher_aliases != NO_ALIASES
+    if reads and (checked := min(len(val), options.val_images)) < 2:
         way = "give more validation images" if len(val) < 2 else "raise --val-images"
         raise UsageError(
             f"validation has {checked} image, but needs at least two images, because one control of the teacher uses the alias "
@@ -120,6 +126,8 @@ def teacher_geometry(options: DistillOptions, tokenizer: Tokenizer, upsamples: b
     """
     if options.teacher == "off":
         return None
+    if options.teacher_aliases == NO_ALIASES:  # the width and the number of blocks alone count
+        return token_geometry(options, tokenizer)
     if tokenizer.bare:
         raise UsageError(
             f"--tokenizer {tokenizer.path} is a bare file without alias tokens, which the teacher reads; add --teacher off, or "
@@ -155,6 +163,7 @@ class Sizes(NamedTuple):
     memory: int  # bytes, without activations
     checkpoint: int  # bytes
     weights: int  # bytes of all weight files
+    still: int = 0  # parameters without gradient and moments
 
 
 def token_geometry(options: DistillOptions, tokenizer: Tokenizer) -> TeacherGeometry:
@@ -168,18 +177,29 @@ def sizes(
     upstream: Upstream, options: DistillOptions, geometry: TeacherGeometry | None, tokenizer: Tokenizer, classes: int
 ) -> Sizes:
     """Counted on fake tensors: nothing is allocated."""
+    kind = teacher_class(options.teacher)
     cost = teacher_overhead(
         upstream,
         options.depth,
         geometry or token_geometry(options, tokenizer),
         tokenizer.trained_with.codebook_size,
+        kind=kind or Teacher,
+        settings=teacher_settings(options),
         num_classes=classes,
         shared_aln=options.shared_aln == "on",
     )
-    kind = teacher_class(options.teacher)
     parameters = cost.var_parameters + (kind.parameters_added(cost) if kind else 0)
+    still = kind.parameters_still(cost) if kind else 0
     vae = state_bytes(as_module(tokenizer.vae))
-    return Sizes(cost, parameters, ADAMW_BYTES * parameters, STATE_BYTES * parameters, 4 * parameters + vae)
+    saved = WEIGHT_BYTES * still if kind and kind.saved else 0
+    return Sizes(
+        cost=cost,
+        parameters=parameters,
+        memory=ADAMW_BYTES * parameters + WEIGHT_BYTES * still,
+        checkpoint=STATE_BYTES * parameters + saved,
+        weights=4 * parameters + vae + saved,
+        still=still,
+    )
 
 
 def require_memory(need: int, device: torch.device, options: DistillOptions, free: int | None) -> None:
@@ -223,16 +243,21 @@ def print_plan(
     for note in tokenizer.notes:
         print(f"tokenizer: {tokenizer.path}: {note}")
     kind = teacher_class(options.teacher)
-    if geometry and kind:
+    if geometry and kind and options.teacher_aliases == NO_ALIASES:
+        print(f"teacher ({options.teacher}): without alias tokens: {kind.cost_in_words(size.cost)}")
+    elif geometry and kind:
         print(
             f"teacher ({options.teacher}): alias gates in the last {geometry.blocks} blocks, {sum(geometry.tokens)} alias tokens "
             f"per image, mask {geometry.mask}: {kind.cost_in_words(size.cost)}"
         )
+        if options.teacher_aliases != OWN:
+            shown = SHOWN_IN_TRAINING[options.teacher_aliases]
+            print(f"  in training it is shown {shown} (--teacher-aliases {options.teacher_aliases}), as a control")
     else:
         print("teacher: off, VAR's own training")
     print(
         f"training: {options.steps} steps of {options.batch_size} images, peak lr {options.lr:g}"
-        + (f" ({options.lr * options.teacher_lr:g} for alias gates)" if geometry else "")
+        + (f" ({options.lr * options.teacher_lr:g} for alias gates)" if geometry and trains_gates(options) else "")
         + f", in {precision_in_words(options.precision, device)} on {device}; "
         f"{size.memory / 2**30:.1f} GiB for weights, gradients and AdamW, {size.checkpoint / 2**30:.1f} GiB per checkpoint"
     )

@@ -13,14 +13,17 @@ from typing import Any
 import torch
 from torch import nn
 
+from refocus_ext.distill.teacher.shown import OWN
+
 
 @dataclass(frozen=True)
 class DistillWeights:
-    """lambda_feat and lambda_logit of eq. 13, and the feature distance: see `losses.DISTANCES`."""
+    """lambda_feat and lambda_logit of eq. 13, the feature distance (see `losses.DISTANCES`) and the temperature of the logits."""
 
     feat: float = 1.0
     logit: float = 0.5
     distance: str = "normalized"
+    temperature: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class DistillRecipe:
         log_every: steps between per-scale records.
         held_out: whether training never shows the validation images.
         demo: a run on a few photographs; its closing lines say so.
+        shown: the alias tokens that the teacher is shown in training, see `teacher.shown`.
     """
 
     depth: int
@@ -55,6 +59,7 @@ class DistillRecipe:
     log_every: int
     held_out: bool
     demo: bool
+    shown: str = OWN
 
 
 BETAS = (0.9, 0.95)

@@ -25,6 +25,7 @@ from refocus_ext.distill.recipe import (
     set_lr_and_decay,
     warmup_steps,
 )
+from refocus_ext.distill.teacher.shown import CODE, CONSTANT, NO_ALIASES, OWN, SHOWN_IN_TRAINING, shown_in_training
 from refocus_ext.distill.validation import DistillReport, ValidationTokens, validate
 from refocus_ext.engine import sharding
 from refocus_ext.engine.devices import autocast, autocast_dtype, loss_scaler
@@ -78,9 +79,10 @@ class DistillTraining(Training):
         self.objective = DistillObjective(self.var, self.teacher, recipe.weights)
         self.parallel = self.objective if self.sharded else world.parallel(self.objective)
         self.modules: dict[str, nn.Module] = {"var": as_module(self.var)}
-        if self.teacher:
+        if self.teacher and self.teacher.saved:
             self.modules["teacher"] = self.teacher
-        self.optimizers = {name: adamw(module, recipe.teacher_lr) for name, module in self.modules.items()}
+        trained = (name for name, module in self.modules.items() if any(p.requires_grad for p in module.parameters()))
+        self.optimizers = {name: adamw(self.modules[name], recipe.teacher_lr) for name in trained}
         self.guarded = GuardedStep(world, self.scaler, *self.optimizers.values())
 
     def _validation_tokens(self, val: ImageSource) -> ValidationTokens:
@@ -117,19 +119,22 @@ class DistillTraining(Training):
         alias_mean_TC = total.pop("alias_mean_TC", None)
         norms = self._gradient_norms()
         bad, skipped = self.guarded.step([total["loss"]], list(norms.values()))
-        if self.teacher and alias_mean_TC is not None:
+        if self.teacher and self.teacher.alias_embedding and alias_mean_TC is not None:
             self.teacher.alias_embedding.follow(self.world.sum(alias_mean_TC) / self.world.size, unless=skipped)
+        if self.teacher:
+            self.teacher.follow(self.var, step, skipped)
         return StepResult({"lr": lr, **self._logged(step, total), **norms}, bad)
 
     def _backward(self, batch: Any) -> Terms:
         """Forward and backward of one micro-batch; returns its detached terms."""
         label_B, idx_BL, alias_BT = self._tokens(batch)
         x_BLC = self.embed.structure(idx_BL)
-        alias_K = self.embed.alias(alias_BT) if self.teacher else []
+        reads = self.teacher is not None and self.teacher.reads_aliases
+        alias_K = self.embed.alias(shown_in_training(self.recipe.shown, alias_BT)) if reads else []
         with self.autocast():
             loss, terms = self.parallel(label_B, x_BLC, idx_BL, alias_K)
         self.scaler.scale(loss / self.plan.accumulate).backward()
-        if self.teacher:
+        if self.teacher and self.teacher.alias_embedding:
             terms["alias_mean_TC"] = self.teacher.alias_embedding.mean(alias_K)
         return {"loss": loss.detach()} | terms
 
@@ -159,10 +164,11 @@ class DistillTraining(Training):
     def _gradient_norms(self) -> Terms:
         """Norms before clipping; the networks are clipped separately, so that they do not affect each other."""
         norms = {}
-        for name, module in self.modules.items():
+        for name, optimizer in self.optimizers.items():
+            module = self.modules[name]
             if self.sharded and name == "teacher":
                 sharding.average_gradients(module, self.world)
-            self.scaler.unscale_(self.optimizers[name])
+            self.scaler.unscale_(optimizer)
             norms["grad_norm" if name == "var" else f"{name}/grad_norm"] = gradient_norm(module, CLIP)
         return norms
 
@@ -182,7 +188,10 @@ class DistillTraining(Training):
     def observe(self, progress: Progress) -> None:
         """Validation on all processes, and samples."""
         with self.autocast():
-            self.report = report = validate(self.objective, self.validation, self.embed, self.world, VALIDATION_BATCH)
+            constant = CODE if self.recipe.shown == CONSTANT else None
+            self.report = report = validate(
+                self.objective, self.validation, self.embed, self.world, VALIDATION_BATCH, constant
+            )
         if self.run:
             self.run.log(self.step, report.flat(), "val/")
         progress.say(f"step {self.step}: {summary(report)}")
@@ -200,7 +209,7 @@ class DistillTraining(Training):
         student = f"var_d{recipe.depth}.pth"
         print(f"\ntrained {steps} steps; the run is in {self.run.path}:")
         print(f"  {student:<14} the student, exactly the state dict of a vanilla VAR; vae.pth is its tokenizer")
-        if self.teacher:
+        if "teacher" in self.modules:
             print("  teacher.pth    the teacher's own weights")
         if recipe.samples:
             print("  samples.png    drawn by upstream's sampler from the student alone")
@@ -210,8 +219,12 @@ class DistillTraining(Training):
             measured = f"{counted(report.images, 'centre crop')} of the training images"
         print(f"cross-entropy on {measured}:")
         print("\n".join(report.lines(self.var.patch_nums)))
-        if report.has_teacher:
+        if report.has_teacher and recipe.shown in (OWN, NO_ALIASES):
             print(report.verdict())
+        elif report.has_teacher:  # a teacher that was shown something else need not gain from an image's own
+            print(
+                f"In training the teacher was shown {SHOWN_IN_TRAINING[recipe.shown]} ({recipe.shown}), as a control."
+            )
         if recipe.demo:
             print(
                 f"\nThis is a demo: {steps} steps on {len(self.data)} photographs. Its samples show that the parts "
@@ -223,11 +236,12 @@ class DistillTraining(Training):
     def state_dict(self) -> dict[str, Any]:
         state: dict[str, Any] = {"scaler": self.scaler.state_dict()}
         for name, module in self.modules.items():
-            optimizer = self.optimizers[name]
+            optimizer = self.optimizers.get(name)  # an averaged teacher has none
             if self.sharded and name == "var":
-                state["sharded"] = sharding.parts_of(module, optimizer)
-            else:
-                state[name] = module.state_dict()
+                state["sharded"] = sharding.parts_of(module, self.optimizers[name])
+                continue
+            state[name] = module.state_dict()
+            if optimizer is not None:
                 state[f"{name}_optimizer"] = sharding.named_optimizer_state(module, optimizer)
         return state
 
@@ -235,13 +249,15 @@ class DistillTraining(Training):
         if state["scaler"]:  # empty if the run was in another precision so far
             self.scaler.load_state_dict(state["scaler"])
         for name, module in self.modules.items():
-            optimizer = self.optimizers[name]
+            optimizer = self.optimizers.get(name)
             if name == "var" and "sharded" in state:
-                sharding.load_parts(module, optimizer, state["sharded"], sharded=self.sharded)
-            elif name == "var" and self.sharded:
-                sharding.load_whole_state(module, optimizer, state[name], state[f"{name}_optimizer"])
-            else:
-                module.load_state_dict(state[name], strict=True)
+                sharding.load_parts(module, self.optimizers[name], state["sharded"], sharded=self.sharded)
+                continue
+            if name == "var" and self.sharded:
+                sharding.load_whole_state(module, self.optimizers[name], state[name], state[f"{name}_optimizer"])
+                continue
+            module.load_state_dict(state[name], strict=True)
+            if optimizer is not None:
                 sharding.load_named_optimizer_state(module, optimizer, state[f"{name}_optimizer"])
 
     def weights(self) -> dict[str, dict[str, Any]]:
@@ -263,7 +279,7 @@ def summary(report: DistillReport) -> str:
     text = f"cross-entropy {report.ce_mean['student']:.3f} on {counted(report.images, 'image')}"
     if not report.has_teacher:
         return text
-    return (
-        f"{text}; teacher {report.ce_mean['teacher']:.3f}, better by {report.gap():.4f} +- {report.gap_error:.4f} "
-        f"(with another image's alias tokens {report.gap('other'):.4f}, with constant ones {report.gap('constant'):.4f})"
-    )
+    text = f"{text}; teacher {report.ce_mean['teacher']:.3f}, better by {report.gap():.4f} +- {report.gap_error:.4f}"
+    if not report.has_controls:
+        return text
+    return f"{text} (with another image's alias tokens {report.gap('other'):.4f}, with constant ones {report.gap('constant'):.4f})"

@@ -37,7 +37,8 @@ class ValidationTokens(NamedTuple):
 class DistillReport:
     """Means over images; cross-entropies in nats per token, accuracies as shares of 1, per scale and over all tokens.
 
-    `ce` and `acc` map "student" and, with a teacher, each of `SHOWN` to S values; `ce_mean` to the mean over all tokens.
+    `ce` and `acc` map "student" and, with a teacher, each of `SHOWN` to S values (of one without alias tokens only the first);
+    `ce_mean` to the mean over all tokens.
     `gap_error` is the standard error over images of CE_student - CE_teacher over all tokens.
     """
 
@@ -59,8 +60,18 @@ class DistillReport:
     def has_teacher(self) -> bool:
         return "teacher" in self.ce
 
+    @property
+    def has_controls(self) -> bool:
+        """Whether the teacher reads alias tokens."""
+        return SHOWN[-1] in self.ce
+
     def verdict(self) -> str:
-        """One sentence: whether the image's own alias tokens help the teacher beyond the controls."""
+        """One sentence: whether the image's own alias tokens help the teacher beyond the controls, or whether one without alias
+        tokens predicts better than the student."""
+        if not self.has_controls:
+            better = "better" if self.gap() > 2 * self.gap_error else "no better"
+            gap = f"{self.gap():.3f} nats per token"
+            return f"The teacher, without alias tokens, predicts {better} than the student: its gap is {gap}."
         beyond = self.gap() - max(self.gap("other"), self.gap("constant"))
         if self.gap() > 2 * self.gap_error and beyond > 2 * self.gap_error:
             return f"The image's own alias tokens gain the teacher {beyond:.3f} nats per token beyond both controls."
@@ -76,7 +87,8 @@ class DistillReport:
             prefix = name if name.startswith("acc_") else f"ce_{name}"
             rows |= {f"{prefix}_scale{s}": value for s, value in enumerate(values, start=1)}
         if self.has_teacher:
-            rows |= {f"gap_{name}": self.gap(name) for name in SHOWN} | {"gap_error": self.gap_error}
+            shown = [name for name in SHOWN if name in self.ce]
+            rows |= {f"gap_{name}": self.gap(name) for name in shown} | {"gap_error": self.gap_error}
         return rows
 
     def lines(self, patch_nums: Sequence[int]) -> list[str]:
@@ -87,6 +99,8 @@ class DistillReport:
                 for pn, ce, acc in zip(patch_nums, self.ce["student"], self.acc["student"], strict=True)
             ]
             return ["scale   student accuracy", *rows]
+        if not self.has_controls:
+            return self._lines_without_controls(patch_nums)
         head = [
             "scale   CE student  CE teacher |  gap from alias tokens of: the image  another image  constant  (nats per token)"
         ]
@@ -104,26 +118,46 @@ class DistillReport:
         )
         return head + rows + [total]
 
+    def _lines_without_controls(self, patch_nums: Sequence[int]) -> list[str]:
+        rows = [
+            f"{pn:>3}x{pn:<3} {self.ce['student'][s]:>11.3f} {self.ce['teacher'][s]:>11.3f} {gap:>10.4f}"
+            for s, (pn, gap) in enumerate(zip(patch_nums, self.gap_S(), strict=True))
+        ]
+        total = f"all     {self.ce_mean['student']:>10.3f} {self.ce_mean['teacher']:>11.3f} {self.gap():>10.4f}"
+        return [
+            "scale   CE student  CE teacher        gap  (nats per token)",
+            *rows,
+            f"{total}  (standard error {self.gap_error:.4f})",
+        ]
+
 
 @torch.no_grad()
 def validate(
-    objective: DistillObjective, tokens: ValidationTokens, embed: TokenEmbedding, world: World, batch: int
+    objective: DistillObjective,
+    tokens: ValidationTokens,
+    embed: TokenEmbedding,
+    world: World,
+    batch: int,
+    constant: int | None = None,
 ) -> DistillReport:
     """Measures both networks in eval mode and without label drop (both restored afterwards); each process takes its share of
     the images.
 
     Args:
         batch: images per batch on each process.
+        constant: see `constant_and_other`.
     """
-    shown = constant_and_other(tokens.alias_NT)
+    teacher = objective.teacher
+    shown = constant_and_other(tokens.alias_NT, constant) if teacher is not None and teacher.reads_aliases else ()
     N = len(tokens.structure_NL)
     sums: Tensor | None = None
     with evaluating(objective):
         for picks, weight_B in shares(N, world, batch):
             device = world.device
             idx_BL, label_B = tokens.structure_NL[picks].to(device), tokens.label_N[picks].to(device)
-            aliases = [alias_NT[picks].to(device) for alias_NT in shown] if objective.teacher is not None else []
-            alias_XK = [embed.alias(alias_BT) for alias_BT in aliases]
+            alias_XK = [embed.alias(alias_NT[picks].to(device)) for alias_NT in shown]
+            if teacher is not None and not shown:
+                alias_XK = [[]]
             nll_XBL, hit_XBL = _score(objective, label_B, embed.structure(idx_BL), idx_BL, alias_XK)
             part = _sums(nll_XBL, hit_XBL, weight_B.to(device), objective.var.begin_ends)
             sums = part if sums is None else sums + part
@@ -143,11 +177,18 @@ def shares(count: int, world: World, batch: int) -> Iterator[tuple[Tensor, Tenso
         yield torch.cat((picks, picks.new_zeros(size - len(picks)))), weight_B
 
 
-def constant_and_other(alias_NT: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The image's own alias tokens, those of an image half the set away, and the most frequent token everywhere."""
+def constant_and_other(alias_NT: Tensor, constant: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """The image's own alias tokens, those of an image half the set away, and one token everywhere.
+
+    Args:
+        constant: that token, for a teacher that has been trained with it; None is the most frequent one.
+    """
     other_NT = alias_NT.roll(max(1, len(alias_NT) // 2), dims=0)
-    frequent = alias_NT.flatten().mode().values if alias_NT.numel() else alias_NT.new_zeros(())
-    return alias_NT, other_NT, frequent.expand_as(alias_NT)
+    if constant is not None:
+        one = alias_NT.new_full((), constant)
+    else:
+        one = alias_NT.flatten().mode().values if alias_NT.numel() else alias_NT.new_zeros(())
+    return alias_NT, other_NT, one.expand_as(alias_NT)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import Any
 from refocus_ext.storage.atomic import sha256
 
 PRECISIONS = ("fp16", "bf16", "fp32")  # rising
-PATHS = ("data", "init")  # of them the contents count
+PATHS = ("data", "init", "teacher_from")  # of them the contents count
 
 
 @dataclass(frozen=True)

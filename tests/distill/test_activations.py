@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from refocus_ext.distill.options import DistillOptions
 from refocus_ext.distill.plan import Sizes
 from refocus_ext.distill.recipe import DistillWeights
 from refocus_ext.distill.teacher.geometry import TeacherGeometry
-from refocus_ext.distill.teacher.interface import TeacherOverhead
+from refocus_ext.distill.teacher.interface import TeacherOverhead, TeacherSettings
 from refocus_ext.distill.teacher.kinds import teacher_class
 from refocus_ext.engine.devices import DeviceKind
 
@@ -54,7 +55,7 @@ def kept_by_a_real_pass(upstream: Upstream, plan: NetworkPlan, dtype: torch.dtyp
 
 
 @pytest.mark.parametrize("attention", ["dense", "grouped", "per-scale"])
-@pytest.mark.parametrize("teacher", ["on", "off"])
+@pytest.mark.parametrize("teacher", ["on", "off", "copies", "ema", "frozen"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_activations_are_those_of_a_real_step(
     upstream: Upstream, teacher: str, attention: str, dtype: torch.dtype
@@ -83,6 +84,17 @@ def test_checkpointing_keeps_one_block_at_a_time() -> None:
     assert 6 * (one - cost.input_bytes) <= saved + one and saved < 6 * one
 
 
+def test_an_average_without_alias_tokens_keeps_nothing(upstream: Upstream) -> None:
+    """But its features, which are compared."""
+    settings = TeacherSettings(aliases=False)
+    plan = NetworkPlan(depth=DEPTH, classes=10, teacher="ema", settings=settings)
+    none, with_gates, off = (
+        activation_cost(upstream, plan, geometry_of(DEPTH), CODES, CPU).peak_bytes()
+        for plan in (plan, replace(plan, settings=TeacherSettings()), replace(plan, teacher="off"))
+    )
+    assert off <= none < with_gates
+
+
 def test_a_single_block_is_counted() -> None:
     for depth, teacher in ((1, "off"), (2, "on")):
         plan = NetworkPlan(depth=depth, classes=10, teacher=teacher)
@@ -99,6 +111,7 @@ def test_weights_on_each_of_several_processes() -> None:
         return sum(budget.weight_bytes(DistillOptions(**values), size, processes))
 
     assert total(1) == 16 * 1010
+    assert sum(budget.weight_bytes(DistillOptions(depth=10), size._replace(still=50), 1)) == 16 * 1010 + 4 * 50
     assert total(8) == 20 * 1010, "DistributedDataParallel has a second copy of the gradients"
     assert total(8, parallel="fsdp") == 16 * (125 + 10) + 8 * 1000 * 4 // 10, (
         "shards, the whole teacher, four whole blocks"

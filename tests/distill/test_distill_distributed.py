@@ -39,6 +39,24 @@ from refocus_ext.commands import main
 leave(main(sys.argv[1:]))
 """
 
+SAME_ON_ALL = """
+import sys
+import torch
+from torch import distributed as dist
+from refocus_ext.distill.teacher.ema import EmaTeacher
+real = EmaTeacher.follow
+def follow(self, var, step, skipped):
+    real(self, var, step, skipped)
+    own = torch.cat([p.detach().flatten() for p in self.parameters()])
+    both = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+    dist.all_gather(both, own)
+    assert torch.equal(*both)
+EmaTeacher.follow = follow
+from refocus_ext.__main__ import leave
+from refocus_ext.commands import main
+leave(main(sys.argv[1:]))
+"""
+
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -135,3 +153,30 @@ def test_shards_gathered_in_bf16_train_as_copies_do(tokenizer: Path, tmp_path: P
         launch(2, tokenizer, tmp_path / name, "--precision", "bf16", *options)
     assert losses(tmp_path / "fsdp") == pytest.approx(losses(tmp_path / "ddp"), rel=5e-3)
     assert all(value.dtype != torch.bfloat16 for value in student(tmp_path / "fsdp").values())
+
+
+@pytest.mark.slow
+def test_the_average_is_the_same_on_every_process(tokenizer: Path, tmp_path: Path) -> None:
+    """And a resumed run ends in its bits."""
+    script = tmp_path / "same.py"
+    script.write_text(SAME_ON_ALL)
+    launch(2, tokenizer, tmp_path / "run", "--teacher", "ema", script=script)
+    teacher = torch.load(tmp_path / "run" / "teacher.pth", weights_only=True)
+    for path in (tmp_path / "run" / "checkpoints").glob("step-00000006-*"):
+        path.unlink()
+    assert "resuming after step 4" in launch(2, tokenizer, tmp_path / "run", "--teacher", "ema")
+    again = torch.load(tmp_path / "run" / "teacher.pth", weights_only=True)
+    assert all(torch.equal(teacher[key], value) for key, value in again.items())
+
+
+@pytest.mark.slow
+def test_teachers_of_their_own_weights_train_beside_shards(tokenizer: Path, tmp_path: Path) -> None:
+    """Copies, and a frozen teacher that an unsharded run of one process has trained."""
+    launch(1, tokenizer, tmp_path / "source", "--teacher", "separate")
+    for name, words in (("copies", ()), ("frozen", ("--teacher-from", str(tmp_path / "source")))):
+        for parallel in ("ddp", "fsdp"):
+            options = ("--teacher", name, *words, "--parallel", parallel)
+            launch(2, tokenizer, tmp_path / f"{name}-{parallel}", *options)
+        copies, shards = (student(tmp_path / f"{name}-{parallel}") for parallel in ("ddp", "fsdp"))
+        assert losses(tmp_path / f"{name}-fsdp") == pytest.approx(losses(tmp_path / f"{name}-ddp"), rel=1e-4)
+        assert all(torch.allclose(copies[key], shards[key], atol=1e-4) for key in copies)

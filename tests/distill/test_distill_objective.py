@@ -13,8 +13,9 @@ from patches import Upstream, patched
 from patches.checkpointed_block import Checkpointed
 from refocus_ext.distill.objective import DistillObjective, DistillWeights
 from refocus_ext.distill.teacher.geometry import TeacherGeometry
+from refocus_ext.distill.teacher.interface import TeacherSettings
+from refocus_ext.distill.teacher.kinds import teacher_class
 from refocus_ext.distill.teacher.separate import SeparateTeacher
-from refocus_ext.distill.teacher.shared_weights import Teacher
 from refocus_ext.distill.validation import (
     SHOWN,
     ValidationTokens,
@@ -64,11 +65,10 @@ def build(upstream: Upstream, kind: str = "on", weights: DistillWeights | None =
         torch.manual_seed(0)
         return upstream.build_var(small_vae(upstream), depth=3, embed_dim=64, num_heads=2, num_classes=CLASSES)
 
-    student = var()
-    torch.manual_seed(1)
-    teacher: Teacher | SeparateTeacher | None = None
-    if kind != "off":
-        teacher = Teacher(GEOMETRY) if kind == "on" else SeparateTeacher(GEOMETRY, var())
+    student, word, reads = var(), kind.removesuffix(" without aliases"), "without" not in kind
+    chosen, teacher = teacher_class(word), None
+    if chosen is not None:
+        teacher = chosen.build(GEOMETRY, var, 1, TeacherSettings(aliases=reads))
     return DistillObjective(student, teacher, weights or DistillWeights())
 
 
@@ -156,6 +156,8 @@ def test_controls() -> None:
         other.tolist() == [[3, 4], [1, 1], [2, 1]] and constant.unique().tolist() == [1] and own[0].tolist() == [1, 1]
     )
     assert SHOWN == ("teacher", "other", "constant")
+    _, _, zero = constant_and_other(torch.tensor([[1, 1], [2, 1]]), constant=0)
+    assert zero.tolist() == [[0, 0], [0, 0]], "that of a teacher which was trained with it"
 
 
 def test_a_separate_teacher_repeats_the_students_random_numbers() -> None:
@@ -170,7 +172,7 @@ def test_a_separate_teacher_repeats_the_students_random_numbers() -> None:
     assert torch.equal(torch.rand(2), second)
 
 
-@pytest.mark.parametrize("kind", ["on", "separate", "off"])
+@pytest.mark.parametrize("kind", ["on", "separate", "off", "copies", "ema", "ema without aliases", "frozen"])
 def test_gradients_stay_with_their_owner(upstream: Upstream, kind: str) -> None:
     objective, embed, batch = build(upstream, kind, DistillWeights(0, 0)), Embedding(), tokens(4, seed=1)
     torch.manual_seed(9)
@@ -185,7 +187,26 @@ def test_gradients_stay_with_their_owner(upstream: Upstream, kind: str) -> None:
         assert ours.grad is not None and theirs.grad is not None and torch.equal(ours.grad, theirs.grad), name
     if kind == "separate":
         assert all(p.grad is not None for p in objective.teacher.var.parameters())  # type: ignore[union-attr]
+    if kind in ("on", "separate", "copies"):
         assert terms["ce_teacher"] == terms["ce_student"], "the same label drop and stochastic depth"
+    teacher = objective.teacher
+    if teacher is not None:
+        trained = {name for name, p in teacher.named_parameters() if p.requires_grad}
+        assert {name for name, p in teacher.named_parameters() if p.grad is not None} == trained, (
+            "DistributedDataParallel waits for a gradient of each"
+        )
+        assert bool(trained) == teacher.learns == (kind not in ("ema without aliases", "frozen"))
+        assert (loss > terms["ce_student"]) == teacher.learns, (
+            "a cross-entropy that trains nothing is no part of the loss"
+        )
+
+
+def test_a_teacher_without_alias_tokens_has_no_controls(upstream: Upstream) -> None:
+    objective, embed, held_out = build(upstream, "ema without aliases"), Embedding(), tokens(7, seed=3)
+    report = validate(objective, held_out, embed, ALONE, batch=3)  # type: ignore[arg-type]
+    assert set(report.ce_mean) == {"student", "teacher"} and report.gap() == 0, "the average starts as the student"
+    assert set(report.flat()) & {"gap_teacher", "gap_other"} == {"gap_teacher"}
+    assert len(report.lines(PATCH_NUMS)) == 6 and "no better than the student" in report.verdict()
 
 
 def test_checkpointed_blocks_give_the_same_bits(upstream: Upstream) -> None:

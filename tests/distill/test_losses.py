@@ -64,6 +64,29 @@ def identity(x: Tensor) -> Tensor:
 # ------------------------------------------------------------------------------------------------ the formula
 
 
+@pytest.mark.parametrize("chunk", [1, 1000])
+@pytest.mark.parametrize("temperature", [0.5, 3.0])
+def test_softened_distributions(temperature: float, chunk: int) -> None:
+    """T^2 KL of logits / T; both cross-entropies, and what reaches the teacher, are those of the logits."""
+    student, teacher = logits(0, torch.float64), logits(1, torch.float64)
+    soft = plain(student / temperature, teacher / temperature, codes(), 0.0)[1]["kl"] * temperature**2
+    expected = plain(student, teacher, codes(), 0.0)[0] + 0.7 * soft
+    wanted = torch.autograd.grad(expected, (student, teacher))
+    total, found = on_logits(student, teacher, codes(), BEGIN_ENDS, kl_weight=0.7, chunk=chunk, temperature=temperature)
+    torch.testing.assert_close(total, expected)
+    torch.testing.assert_close(found["kl"], soft.detach())
+    for ours, theirs in zip(torch.autograd.grad(total, (student, teacher)), wanted, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_a_cross_entropy_that_trains_nothing_is_reported_alone() -> None:
+    student, teacher = logits(0), logits(1).detach()
+    whole, terms = on_logits(student, teacher, codes(), BEGIN_ENDS)
+    total, found = on_logits(student, teacher, codes(), BEGIN_ENDS, teacher_learns=False)
+    torch.testing.assert_close(total, whole - terms["ce_teacher"])
+    assert torch.equal(found["ce_teacher"], terms["ce_teacher"])
+
+
 @pytest.mark.parametrize("chunk", [1, 10, 1000])
 def test_equals_the_plain_formula_and_its_gradients(chunk: int) -> None:
     expected, terms = plain(logits(0), logits(1), codes(), 0.5)

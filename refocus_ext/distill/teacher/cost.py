@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,10 +13,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from patches import Patch
+from patches.model_parts import blocks_of
 from patches.upstream import Upstream
 from refocus_ext.distill.teacher.geometry import TeacherGeometry
-from refocus_ext.distill.teacher.interface import TeacherOverhead
+from refocus_ext.distill.teacher.interface import AliasTeacher, TeacherOverhead, TeacherSettings
 from refocus_ext.distill.teacher.shared_weights import Teacher
+from refocus_ext.distill.teacher.still import StillTeacher
 
 _SMALL = (torch.arange, torch.linspace, torch.tensor)  # operations from which constructors compute sizes and drop rates
 
@@ -45,6 +48,8 @@ def teacher_overhead(
     depth: int,
     geometry: TeacherGeometry | None = None,
     vocab_size: int = 8192,
+    kind: type[AliasTeacher] = Teacher,
+    settings: TeacherSettings = TeacherSettings(),  # noqa: B008 - frozen
     **options: Any,
 ) -> TeacherOverhead:
     """Counts VAR-d`depth` (width 64 x depth) with and without a teacher; no weights are allocated, nothing is computed.
@@ -52,6 +57,7 @@ def teacher_overhead(
     Args:
         geometry: of the teacher; default: 256 px, M = 2 and alias stride 8.
         vocab_size: V.
+        kind, settings: of the teacher; its own passes are counted too, if they are to be.
         options: further arguments of `Upstream.build_var`, such as num_classes and shared_aln.
     """
     geometry = geometry or TeacherGeometry(width=64 * depth)
@@ -63,23 +69,55 @@ def teacher_overhead(
         plain = _flops(lambda: [var(label_B, x_BLC)])
         both = _flops(lambda: list(teacher(var, label_B, x_BLC, alias_K)[:2]))
     count = lambda module: sum(parameter.numel() for parameter in module.parameters())  # noqa: E731
-    return TeacherOverhead(count(var), count(teacher), plain, both)
+    blocks = sum(count(block) for block in blocks_of(var)[-geometry.blocks :])
+    counts = TeacherOverhead(count(var), count(teacher) if settings.aliases else 0, plain, both, blocks)
+    if not kind.counted:
+        return counts
+    own, member = outlines(upstream, depth, geometry, vocab_size, kind=kind, settings=settings, **options)
+    with own.word_embed.weight.fake_mode:
+        label_B = torch.zeros(1, dtype=torch.long)
+        x_BLC = torch.zeros(1, own.L - own.first_l, own.Cvae)
+        alias_K = [torch.zeros(1, tokens, geometry.code_dim) for tokens in geometry.tokens]
+        return counts._replace(kind_flops=_flops(lambda: _heads(member, own, label_B, x_BLC, alias_K)))
+
+
+def _heads(teacher: AliasTeacher, var: Any, label_B: Tensor, x_BLC: Tensor, alias_K: list[Tensor]) -> list[Tensor]:
+    """The logits of student and teacher."""
+    tape, taught = teacher.passes(var, label_B, x_BLC, alias_K)
+    assert tape.hidden_BLC is not None and tape.cond_BD is not None
+    theirs = taught.head(taught.features[-1], slice(None))
+    return [var.get_logits(tape.hidden_BLC, tape.cond_BD), theirs]
 
 
 def outlines(
-    upstream: Upstream, depth: int, geometry: TeacherGeometry, vocab_size: int, *patches: Patch, **options: Any
-) -> tuple[Any, Teacher]:
+    upstream: Upstream,
+    depth: int,
+    geometry: TeacherGeometry,
+    vocab_size: int,
+    *patches: Patch,
+    kind: type[AliasTeacher] = Teacher,
+    settings: TeacherSettings = TeacherSettings(),  # noqa: B008 - frozen
+    **options: Any,
+) -> tuple[Any, AliasTeacher]:
     """A VAR with `patches` applied and a teacher, both of fake tensors on the CPU: no weights are allocated.
 
     Args:
+        kind, settings: of the teacher.
         options: further arguments of `Upstream.build_var`.
     """
     vae = upstream.build_vae(vocab_size=vocab_size, ch=32, patch_nums=geometry.patch_nums)
-    with FakeTensorMode(allow_non_fake_inputs=True), _Constructible():
+
+    def build() -> Any:
         var = upstream.build_var(vae, depth=depth, **options)
         for patch in patches:
             patch.apply(var)
-        return var, Teacher(geometry)
+        return var
+
+    with FakeTensorMode(allow_non_fake_inputs=True), _Constructible():
+        var, teacher = build(), kind.build(geometry, build, 0, replace(settings, weights=None))
+    if isinstance(teacher, StillTeacher):
+        teacher.keeps_random_numbers = False
+    return var, teacher
 
 
 def _flops(forward: Any) -> int:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from refocus_ext.distill.teacher.interface import AliasTeacher
 
 OFF = "off"  # no teacher
+EMA, FROZEN = "ema", "frozen"
 # word -> (module, class, what it is)
 KINDS = {
     "on": (
@@ -20,6 +21,9 @@ KINDS = {
         "the student's own weights and alias-gate cross-attention",
     ),
     "separate": ("refocus_ext.distill.teacher.separate", "SeparateTeacher", "a second full VAR"),
+    "copies": ("refocus_ext.distill.teacher.copies", "CopiesTeacher", "trained copies of the last blocks"),
+    EMA: ("refocus_ext.distill.teacher.ema", "EmaTeacher", "the student's averaged weights and trained alias gates"),
+    FROZEN: ("refocus_ext.distill.teacher.still", "FrozenTeacher", "the teacher of --teacher-from, as it is"),
 }
 
 

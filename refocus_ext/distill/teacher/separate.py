@@ -17,7 +17,7 @@ from patches.protocols import VAR
 from patches.teacher_block import Crossing, StudentPass
 from refocus_ext.distill.teacher.alias_gate import AliasEmbedding
 from refocus_ext.distill.teacher.geometry import TeacherGeometry
-from refocus_ext.distill.teacher.interface import AliasTeacher, TeacherOverhead, TeacherPass
+from refocus_ext.distill.teacher.interface import AliasTeacher, TeacherOverhead, TeacherPass, TeacherSettings
 from refocus_ext.distill.teacher.shared_weights import Teacher, record
 from refocus_ext.engine.devices import kind_of, rewound
 
@@ -32,13 +32,21 @@ class SeparateTeacher(AliasTeacher):
         var: a VAR built like the student; it becomes part of this module.
     """
 
+    needs_aliases = "the second VAR then starts as the student and learns what it learns"
+
     def __init__(self, geometry: TeacherGeometry, var: VAR) -> None:
         super().__init__()
         self.geometry = geometry
         self.var, self.aliases = var, Teacher(geometry)
 
     @classmethod
-    def build(cls, geometry: TeacherGeometry, build_var: Callable[[], Any], seed: int) -> SeparateTeacher:
+    def build(
+        cls,
+        geometry: TeacherGeometry,
+        build_var: Callable[[], Any],
+        seed: int,
+        settings: TeacherSettings = TeacherSettings(),  # noqa: B008 - frozen
+    ) -> SeparateTeacher:
         own = build_var()
         torch.manual_seed(seed)
         return cls(geometry, own)
@@ -94,15 +102,22 @@ class SeparateTeacher(AliasTeacher):
         Args:
             random_state: `DeviceKind.random_state` from before the student's pass.
         """
-        aliases = self.aliases.embed(alias_K)
-        visible_LN = self.aliases.visible_LN
-        crosses = [partial(cross, aliases=aliases, visible_LN=visible_LN) for cross in self.aliases.cross]
-        features: list[Tensor] = []
-        with rewound(random_state, x_BLCv_wo_first_l.device), patched(self.var, Crossing(crosses, features)):
-            tape = record(self.var, label_B, x_BLCv_wo_first_l, blocks=0, defer_head=True)
-        assert tape.cond_BD is not None
-        return features, tape.cond_BD
+        with rewound(random_state, x_BLCv_wo_first_l.device):
+            return crossed_pass(self.var, self.aliases, label_B, x_BLCv_wo_first_l, alias_K)
 
     def logits(self, cond_BD: Tensor, feature_BLC: Tensor) -> Tensor:
         """(B,L,V), fp32."""
         return self.var.get_logits(feature_BLC, cond_BD)
+
+
+def crossed_pass(
+    var: VAR, aliases: Teacher, label_B: Tensor, x_BLCv_wo_first_l: Tensor, alias_K: Sequence[Tensor]
+) -> tuple[list[Tensor], Tensor]:
+    """The pass of a VAR with AG-XAttn in its last M blocks: their outputs (B,L,C), and the condition of the head (B,C)."""
+    embedded = aliases.embed(alias_K)
+    crosses = [partial(cross, aliases=embedded, visible_LN=aliases.visible_LN) for cross in aliases.cross]
+    features: list[Tensor] = []
+    with patched(var, Crossing(crosses, features)):
+        tape = record(var, label_B, x_BLCv_wo_first_l, blocks=0, defer_head=True)
+    assert tape.cond_BD is not None
+    return features, tape.cond_BD

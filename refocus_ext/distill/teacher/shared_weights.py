@@ -20,7 +20,7 @@ from patches.teacher_block import Recording, StudentPass, attention_half, detach
 from patches.upstream import pristine_initializers
 from refocus_ext.distill.teacher.alias_gate import AliasEmbedding, AliasGateCrossAttention
 from refocus_ext.distill.teacher.geometry import TeacherGeometry, alias_visibility
-from refocus_ext.distill.teacher.interface import AliasTeacher, TeacherOverhead, TeacherPass
+from refocus_ext.distill.teacher.interface import AliasTeacher, TeacherOverhead, TeacherPass, TeacherSettings
 
 
 class TeacherOutput(NamedTuple):
@@ -54,6 +54,8 @@ class Teacher(AliasTeacher):
     `logits`. To use one student pass with several alias inputs, or to chunk the logits, call the three separately.
     """
 
+    needs_aliases = "the teacher is then the student itself"
+
     visible_LN: Tensor
 
     def __init__(self, geometry: TeacherGeometry) -> None:
@@ -67,7 +69,13 @@ class Teacher(AliasTeacher):
         self.register_buffer("visible_LN", torch.cat((null_L1, visible_LT), dim=1), persistent=False)
 
     @classmethod
-    def build(cls, geometry: TeacherGeometry, build_var: Callable[[], Any], seed: int) -> Teacher:
+    def build(
+        cls,
+        geometry: TeacherGeometry,
+        build_var: Callable[[], Any],
+        seed: int,
+        settings: TeacherSettings = TeacherSettings(),  # noqa: B008 - frozen
+    ) -> Teacher:
         torch.manual_seed(seed)
         return cls(geometry)
 

@@ -33,7 +33,7 @@ def summarise(name: str, results: Mapping[str, Sequence[dict[str, Any]]]) -> dic
         distances = [key for key in values if not key.startswith(("ce_", "gap_"))]
         against["full"] = {key: dataclasses.asdict(paired(values[key], theirs[key])) for key in distances}
     for other in results:
-        if other != name and TABLE[other].tokenizer == row.tokenizer and TABLE[other].teacher and not row.teacher:
+        if TABLE[other].tokenizer == row.tokenizer and not TABLE[other].has_teacher and row.has_teacher:
             theirs = last_numbers(results[other])
             against[other] = {"ce_student": dataclasses.asdict(paired(values["ce_student"], theirs["ce_student"]))}
     return {

@@ -26,17 +26,22 @@ class Row:
     fid: float | None = None
     inception_score: float | None = None
 
+    @property
+    def has_teacher(self) -> bool:
+        return self.teacher != OFF
 
+
+OFF = ("--teacher", "off")
 DISK = Stage1("disk")
 NONE = Stage1("none", ("--blur", "none"))
 # To add a row, add an entry.
 TABLE: dict[str, Row] = {
     # The structure tokens of "none" are plain VAR's, with or without an alias tokenizer.
-    "baseline": Row("VAR (baseline)", NONE, ("--teacher", "off"), 3.55, 280.4),
+    "baseline": Row("VAR (baseline)", NONE, OFF, 3.55, 280.4),
     "full": Row("ReFocus-VAR (full)", DISK, (), 2.89, 298.1),
     "no-refocusing": Row("without refocusing", NONE, (), 3.51, 282.1),
     "gaussian": Row("Gaussian blur", Stage1("gaussian", ("--blur", "gaussian")), (), 3.32, 286.7),
-    "no-teacher": Row("without the teacher", DISK, ("--teacher", "off"), 3.06, 294.8),
+    "no-teacher": Row("without the teacher", DISK, OFF, 3.06, 294.8),
     "shared-codebook": Row("shared codebook", Stage1("shared", ("--alias-codebook", "shared")), (), 3.14, 292.1),
     # Not in the paper: one change at a time. "no-refocusing" drops noise, prefixes and anchors too, and "shared-codebook" gives
     # alias tokens log2(V) bits in place of 9.
@@ -47,6 +52,15 @@ TABLE: dict[str, Row] = {
     "own-8192": Row("own alias codebook of 8192 codes", Stage1("own-8192", ("--alias-codes", "8192"))),
     "whole-values": Row("values of eq. 10 as printed", DISK, ("--alias-values", "whole")),
     "printed-distance": Row("features of eq. 13 as printed", DISK, ("--feature-distance", "printed")),
+    # Another teacher, and controls that take away what it could pass on of the image's aliases.
+    "constant-aliases": Row("constant alias tokens", DISK, ("--teacher-aliases", "constant")),
+    "ema": Row("averaged teacher", DISK, ("--teacher", "ema")),
+    "ema-constant": Row(
+        "averaged teacher, constant alias tokens", DISK, ("--teacher", "ema", "--teacher-aliases", "constant")
+    ),
+    "ema-no-aliases": Row(
+        "averaged teacher without alias tokens", DISK, ("--teacher", "ema", "--teacher-aliases", "none")
+    ),
 }
 ROWS = tuple(TABLE)
 PAPER = tuple(name for name, row in TABLE.items() if row.fid is not None)
