@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -40,6 +40,10 @@ class DistillReport:
     `ce` and `acc` map "student" and, with a teacher, each of `SHOWN` to S values (of one without alias tokens only the first);
     `ce_mean` to the mean over all tokens.
     `gap_error` is the standard error over images of CE_student - CE_teacher over all tokens.
+
+    `target_variance` maps each teacher to E|q - p|^2 / E|r - p|^2 (student p, teacher q, token r one-hot): what is left of the
+    variance of a token as target where the teacher's distribution is the target. It is small if the teacher knows what the student
+    could know, and 1 if it knows the token itself.
     """
 
     ce: dict[str, list[float]]
@@ -47,6 +51,7 @@ class DistillReport:
     ce_mean: dict[str, float]
     gap_error: float
     images: int
+    target_variance: dict[str, float] = field(default_factory=dict)
 
     def gap(self, shown: str = "teacher") -> float:
         """CE_student - CE_teacher over all tokens, nats per token; above 0 the teacher predicts better."""
@@ -89,6 +94,7 @@ class DistillReport:
         if self.has_teacher:
             shown = [name for name in SHOWN if name in self.ce]
             rows |= {f"gap_{name}": self.gap(name) for name in shown} | {"gap_error": self.gap_error}
+            rows |= {f"target_variance_{name}": self.target_variance[name] for name in shown}
         return rows
 
     def lines(self, patch_nums: Sequence[int]) -> list[str]:
@@ -116,7 +122,12 @@ class DistillReport:
             f"all     {self.ce_mean['student']:>10.3f} {self.ce_mean['teacher']:>11.3f} | {self.gap():>36.4f} "
             f"{self.gap('other'):>14.4f} {self.gap('constant'):>9.4f}  (standard error of the first {self.gap_error:.4f})"
         )
-        return head + rows + [total]
+        return [*head, *rows, total, self._variance_line()]
+
+    def _variance_line(self) -> str:
+        left = [f"{100 * value:.1f}%" for value in self.target_variance.values()]
+        shown = f" ({left[1]} with another image's alias tokens, {left[2]} with constant ones)" if len(left) > 1 else ""
+        return f"the teacher's outputs as targets have {left[0]} of the variance of the tokens themselves{shown}"
 
     def _lines_without_controls(self, patch_nums: Sequence[int]) -> list[str]:
         rows = [
@@ -128,6 +139,7 @@ class DistillReport:
             "scale   CE student  CE teacher        gap  (nats per token)",
             *rows,
             f"{total}  (standard error {self.gap_error:.4f})",
+            self._variance_line(),
         ]
 
 
@@ -158,8 +170,8 @@ def validate(
             alias_XK = [embed.alias(alias_NT[picks].to(device)) for alias_NT in shown]
             if teacher is not None and not shown:
                 alias_XK = [[]]
-            nll_XBL, hit_XBL = _score(objective, label_B, embed.structure(idx_BL), idx_BL, alias_XK)
-            part = _sums(nll_XBL, hit_XBL, weight_B.to(device), objective.var.begin_ends)
+            nll_XBL, hit_XBL, variance_XBL = _score(objective, label_B, embed.structure(idx_BL), idx_BL, alias_XK)
+            part = _sums(nll_XBL, hit_XBL, variance_XBL, weight_B.to(device), objective.var.begin_ends)
             sums = part if sums is None else sums + part
     assert sums is not None
     return _report(world.sum(sums).cpu(), objective)
@@ -210,19 +222,25 @@ def evaluating(objective: DistillObjective) -> Iterator[None]:
 
 def _score(
     objective: DistillObjective, label_B: Tensor, x_BLC: Tensor, idx_BL: Tensor, alias_XK: Sequence[Sequence[Tensor]]
-) -> tuple[Tensor, Tensor]:
-    """Negative log-likelihood and hits of every token, (X,B,L), X: the student, then the teacher with each kind of alias tokens."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of every token, (X,B,L), X: the student, then the teacher with each kind of alias tokens: negative log-likelihood, hits, and
+    |q - p|^2, for the student |r - p|^2."""
     tape, taught = objective.passes(label_B, x_BLC, alias_XK[0] if alias_XK else [])
     assert tape.hidden_BLC is not None
-    results = [_tokens(objective.student_head(tape)(tape.hidden_BLC, ALL), idx_BL)]
+    logits_BLV = objective.student_head(tape)(tape.hidden_BLC, ALL)
+    p_BLV = logits_BLV.float().softmax(-1)
+    p_of_token_BL = p_BLV.gather(-1, idx_BL[..., None])[..., 0]
+    results = [(*_tokens(logits_BLV, idx_BL), 1 - 2 * p_of_token_BL + p_BLV.square().sum(-1))]
     for number, alias_K in enumerate(alias_XK):
         if number:
             assert objective.teacher is not None
             taught = objective.teacher.taught_again(objective.var, tape, label_B, x_BLC, alias_K)
         assert taught is not None
-        results.append(_tokens(taught.head(taught.features[-1], ALL), idx_BL))
-    nll, hit = zip(*results, strict=True)
-    return torch.stack(nll), torch.stack(hit)
+        logits_BLV = taught.head(taught.features[-1], ALL)
+        variance_BL = (logits_BLV.float().softmax(-1) - p_BLV).square().sum(-1)
+        results.append((*_tokens(logits_BLV, idx_BL), variance_BL))
+    nll, hit, variance = zip(*results, strict=True)
+    return torch.stack(nll), torch.stack(hit), torch.stack(variance)
 
 
 def _tokens(logits_BLV: Tensor, idx_BL: Tensor) -> tuple[Tensor, Tensor]:
@@ -230,8 +248,15 @@ def _tokens(logits_BLV: Tensor, idx_BL: Tensor) -> tuple[Tensor, Tensor]:
     return nll_BL, (logits_BLV.argmax(-1) == idx_BL).to(nll_BL.dtype)
 
 
-def _sums(nll_XBL: Tensor, hit_XBL: Tensor, weight_B: Tensor, begin_ends: Sequence[tuple[int, int]]) -> Tensor:
-    """(X, 2 S + 4), float64: per scale sums over images of mean NLL and of hits, then of mean NLL, of the gap, its square, and 1.
+def _sums(
+    nll_XBL: Tensor,
+    hit_XBL: Tensor,
+    variance_XBL: Tensor,
+    weight_B: Tensor,
+    begin_ends: Sequence[tuple[int, int]],
+) -> Tensor:
+    """(X, 2 S + 5), float64: per scale sums over images of mean NLL and of hits, then of mean NLL, of the targets' variance, of the
+    gap, its square, and 1.
 
     Without a matrix product, which autocast would take in bf16.
     """
@@ -244,7 +269,13 @@ def _sums(nll_XBL: Tensor, hit_XBL: Tensor, weight_B: Tensor, begin_ends: Sequen
     columns += [total(hit_XBL[:, :, a:b].mean(2)) for a, b in begin_ends]
     nll_XB = nll_XBL.mean(2)
     gap_XB = nll_XB[:1] - nll_XB
-    columns += [total(nll_XB), total(gap_XB), total(gap_XB.square()), weight_B.sum().expand(len(nll_XB))]
+    columns += [
+        total(nll_XB),
+        total(variance_XBL.double().mean(2)),
+        total(gap_XB),
+        total(gap_XB.square()),
+        weight_B.sum().expand(len(nll_XB)),
+    ]
     return torch.stack(columns, dim=1)
 
 
@@ -263,4 +294,8 @@ def _report(sums: Tensor, objective: DistillObjective) -> DistillReport:
         ce_mean={name: float(row[2 * scales]) for name, row in zip(names, means, strict=True)},
         gap_error=gap_error,
         images=int(count),
+        target_variance={
+            name: float(row[2 * scales + 1] / means[0, 2 * scales + 1])
+            for name, row in zip(names[1:], means[1:], strict=True)
+        },
     )

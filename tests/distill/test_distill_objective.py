@@ -95,7 +95,7 @@ def test_the_gap_comes_from_the_images_own_alias_tokens(upstream: Upstream, kind
     assert report.gap() > 0.5 and report.gap() > 10 * report.gap_error
     assert report.gap("other") < 0.1 and report.gap("constant") < 0.1, "no capacity of its own helps"
     assert report.gap_S()[0] == pytest.approx(0, abs=0.05), "the first scale sees no alias"
-    assert len(report.lines(PATCH_NUMS)) == 6 and "beyond both controls" in report.verdict()
+    assert len(report.lines(PATCH_NUMS)) == 7 and "beyond both controls" in report.verdict()
     assert "no measurable gain" in validate(build(upstream, kind), held_out, embed, ALONE, batch=8).verdict()  # type: ignore[arg-type]
 
 
@@ -117,6 +117,13 @@ def test_validation_is_a_plain_mean_over_images(upstream: Upstream) -> None:
     nll_t = -out.teacher_logits.log_softmax(-1).gather(-1, idx[..., None])[..., 0]
     gap_N = (nll - nll_t).mean(1)
     assert report.gap_error == pytest.approx(float(gap_N.std() / 7**0.5), rel=1e-3)
+    p, q, other_q = (each.softmax(-1) for each in (out.student_logits, out.teacher_logits, wrong.teacher_logits))
+    token = torch.nn.functional.one_hot(idx, p.shape[-1])
+    of_tokens = (token - p).square().sum(-1).mean().item()
+    for name, targets in (("teacher", q), ("other", other_q)):
+        expected = (targets - p).square().sum(-1).mean().item() / of_tokens
+        assert report.target_variance[name] == pytest.approx(expected, rel=1e-4), name
+    assert f"{100 * report.target_variance['teacher']:.1f}% of the variance" in report.lines((1, 2, 3, 4))[-1]
     assert report.ce["student"] == pytest.approx([float(p.mean()) for p in nll.split([1, 4, 9, 16], dim=1)], rel=1e-5)
 
 
@@ -126,10 +133,10 @@ def test_autocast_does_not_round_the_sums() -> None:
     nll = 4 + 0.1 * torch.rand(2, 64, 5, generator=generator)
     nll[1] = nll[0] - 0.026
     with torch.autocast("cpu", torch.bfloat16):
-        sums = _sums(nll, torch.zeros(2, 64, 5), torch.ones(64), [(0, 1), (1, 5)])
+        sums = _sums(nll, torch.zeros(2, 64, 5), torch.zeros(2, 64, 5), torch.ones(64), [(0, 1), (1, 5)])
     assert sums.dtype == torch.float64
     assert (sums[1, -3] / 64).item() == pytest.approx(0.026, abs=1e-6)
-    assert (sums[0, -4] / 64).item() == pytest.approx(nll[0].double().mean().item(), rel=1e-12)
+    assert (sums[0, -5] / 64).item() == pytest.approx(nll[0].double().mean().item(), rel=1e-12)
 
 
 def test_validation_leaves_the_mode_and_the_label_drop(upstream: Upstream) -> None:
@@ -206,7 +213,7 @@ def test_a_teacher_without_alias_tokens_has_no_controls(upstream: Upstream) -> N
     report = validate(objective, held_out, embed, ALONE, batch=3)  # type: ignore[arg-type]
     assert set(report.ce_mean) == {"student", "teacher"} and report.gap() == 0, "the average starts as the student"
     assert set(report.flat()) & {"gap_teacher", "gap_other"} == {"gap_teacher"}
-    assert len(report.lines(PATCH_NUMS)) == 6 and "no better than the student" in report.verdict()
+    assert len(report.lines(PATCH_NUMS)) == 7 and "no better than the student" in report.verdict()
 
 
 def test_checkpointed_blocks_give_the_same_bits(upstream: Upstream) -> None:

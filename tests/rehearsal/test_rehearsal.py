@@ -255,10 +255,10 @@ def test_validation(upstream: Upstream, teacher: str) -> None:
     with fake_cuda(waits=True), training.autocast(), evaluating(training.objective), torch.no_grad():
         label_B, idx_BL, alias_BT = training._tokens(token_batches()[0])
         alias_XK = [training.embed.alias(alias_BT)] * (0 if teacher == "off" else 3)
-        nll, hit = _score(training.objective, label_B, training.embed.structure(idx_BL), idx_BL, alias_XK)
-        sums = _sums(nll, hit, torch.ones(2).to(DEVICE), training.var.begin_ends)
+        nll, hit, variance = _score(training.objective, label_B, training.embed.structure(idx_BL), idx_BL, alias_XK)
+        sums = _sums(nll, hit, variance, torch.ones(2).to(DEVICE), training.var.begin_ends)
         assert (
-            sums.device == DEVICE and sums.dtype == torch.float64 and sums.shape == (1 if teacher == "off" else 4, 12)
+            sums.device == DEVICE and sums.dtype == torch.float64 and sums.shape == (1 if teacher == "off" else 4, 13)
         )
 
 
