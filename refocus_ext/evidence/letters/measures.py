@@ -108,6 +108,14 @@ def letter_set(reader: Reader, batches: Iterable[Batch]) -> LetterSet:
     return found
 
 
+def _key(source: ImageSource, number: int) -> SampleKey:
+    """Picture `number` of a set in which the classes take turns; `source` has them in order, equally many of each."""
+    classes = len(source.classes)
+    epoch, rest = divmod(number, len(source))
+    turn, label = divmod(rest, classes)
+    return SampleKey(epoch, label * (len(source) // classes) + turn)
+
+
 def fresh_letters(source: ImageSource, size: int, images: int, batch: int, number: int = 0) -> Iterator[Batch]:
     """Pictures that no training shows, of alternating classes. Another `number` gives other pictures.
 
@@ -117,6 +125,6 @@ def fresh_letters(source: ImageSource, size: int, images: int, batch: int, numbe
     """
     crops = Crops(source, size, seed=stream_seed(number, Stream.REFERENCE_CROPS))
     for first in range(0, images, batch):
-        keys = [SampleKey(*divmod(index, len(source))) for index in range(first, min(first + batch, images))]
+        keys = [_key(source, number) for number in range(first, min(first + batch, images))]
         samples = [crops[key] for key in keys]
         yield torch.stack([sample.image for sample in samples]), torch.tensor([sample.label for sample in samples])

@@ -31,5 +31,5 @@ def _fresh(data: str, side: int) -> list[Tensor]:
     size = READ_AT.get(data.removesuffix("-unseen"), 64)
     source = find_split(data, "val")
     image, _ = next(fresh_letters(source, size, len(source.classes), len(source.classes)))
-    chosen = image[:: len(image) // COLUMNS][:COLUMNS]
+    chosen = image[:: len(image) // COLUMNS][:COLUMNS]  # of different classes
     return list(F.interpolate(chosen, (side, side), mode="nearest") if side > size else chosen)

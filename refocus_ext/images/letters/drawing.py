@@ -17,7 +17,8 @@ from refocus_ext.images.letters.fonts import font
 
 VERSION = 1  # part of the identity of the pictures: raise it with any change of what is drawn
 OVERSAMPLING = 4
-LARGEST_ANGLE = 12.0
+LARGEST_ANGLE = 10.0
+LARGEST_SHIFT = 0.6  # of the free space on each side
 # ground and ink, far apart in luminance
 PALETTES = (
     ((248, 244, 232), (24, 26, 38)),
@@ -58,7 +59,7 @@ class Scene:
     palette: int
     height: float  # of the capitals, share of the side
     angle: float
-    shift: tuple[float, float]  # -1 to 1, of the free space
+    shift: tuple[float, float]  # of the free space on each side
     hatch: float  # cycles per pixel
     hatch_angle: float
 
@@ -71,7 +72,7 @@ def draw_scene(rng: np.random.Generator, fonts: Sequence[str], style: Style) -> 
         palette=int(rng.integers(len(PALETTES))),
         height=float(low + (high - low) * rng.random()),
         angle=float(LARGEST_ANGLE * (2 * rng.random() - 1)),
-        shift=(float(2 * rng.random() - 1), float(2 * rng.random() - 1)),
+        shift=(float(LARGEST_SHIFT * (2 * rng.random() - 1)), float(LARGEST_SHIFT * (2 * rng.random() - 1))),
         hatch=float(HATCH[0] + (HATCH[1] - HATCH[0]) * rng.random()),
         hatch_angle=float(180 * rng.random()),
     )

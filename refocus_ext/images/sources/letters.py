@@ -36,9 +36,9 @@ class Level(NamedTuple):
 
 
 LEVELS = {
-    "letters": Level(tuple(ascii_uppercase), Style((0.45, 0.75), 0.9), "one letter in two colours"),
+    "letters": Level(tuple(ascii_uppercase), Style((0.55, 0.8), 0.9), "one letter in two colours"),
     "letters-fine": Level(
-        tuple(ascii_uppercase), Style((0.5, 0.75), 0.86, fine=True), "an outlined letter on a hatched ground"
+        tuple(ascii_uppercase), Style((0.55, 0.8), 0.88, fine=True), "an outlined letter on a hatched ground"
     ),
     "words": Level(WORDS, Style((0.26, 0.36), 0.94), "a word of three letters"),
     "long-words": Level(LONG_WORDS, Style((0.16, 0.24), 0.94), "a word of five letters, for 128 pixels"),
@@ -75,10 +75,10 @@ class Letters(ImageSource):
         return PER_CLASS[self.split] * len(self.classes)
 
     def name(self, index: int) -> str:
-        return f"{self.level}/{self.split}/{self.classes[self.label(index)]}/{index // len(self.classes)}"
+        return f"{self.level}/{self.split}/{self.classes[self.label(index)]}/{index % PER_CLASS[self.split]}"
 
     def label(self, index: int) -> int:
-        return index % len(self.classes)
+        return index // PER_CLASS[self.split]
 
     def draw(self, index: int, size: int, seed: int, epoch: int) -> Image.Image:
         stream = Stream.LETTERS if self.split == "train" else Stream.HELD_OUT_LETTERS
