@@ -46,7 +46,11 @@ def test_every_teacher_is_compared_with_none() -> None:
     results: dict[str, Any] = dict.fromkeys(names, run)
     for name in names:
         off = [other for other in differences.summarise(name, results)["against"] if other != "full"]
-        assert off == ([] if name in ("baseline", "no-teacher") else ["no-teacher"])
+        controls = [other for other in TABLE[name].controls if other in names]
+        assert off == ([] if name in ("baseline", "no-teacher") else ["no-teacher", *controls])
+    assert TABLE["ema"].controls == ("ema-constant", "ema-no-aliases") and TABLE["full"].controls == (
+        "constant-aliases",
+    )
 
 
 def test_a_new_row_is_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ def summarise(name: str, results: Mapping[str, Sequence[dict[str, Any]]]) -> dic
     """Mean and sample standard deviation over seeds of each number of the last point, and its differences from other rows.
 
     "against" maps a row to the differences (this row's number minus the other's, seed by seed): of its distances from the
-    full method, and of the cross-entropy from the row that has the same tokens but no teacher.
+    full method, and of the cross-entropy from the row that has the same tokens but no teacher, and from the row's controls.
     """
     row, values = TABLE[name], last_numbers(results[name])
     against: dict[str, dict[str, Any]] = {}
@@ -33,7 +33,8 @@ def summarise(name: str, results: Mapping[str, Sequence[dict[str, Any]]]) -> dic
         distances = [key for key in values if not key.startswith(("ce_", "gap_"))]
         against["full"] = {key: dataclasses.asdict(paired(values[key], theirs[key])) for key in distances}
     for other in results:
-        if TABLE[other].tokenizer == row.tokenizer and not TABLE[other].has_teacher and row.has_teacher:
+        without = TABLE[other].tokenizer == row.tokenizer and not TABLE[other].has_teacher and row.has_teacher
+        if without or other in row.controls:
             theirs = last_numbers(results[other])
             against[other] = {"ce_student": dataclasses.asdict(paired(values["ce_student"], theirs["ce_student"]))}
     return {

@@ -17,7 +17,8 @@ class Stage1:
 class Row:
     """A row: the options of its two commands beyond those of all rows, and the paper's FID and IS at d16.
 
-    Rows that need the same tokenizer share it. A row that is not in the paper's table has no FID or IS.
+    Rows that need the same tokenizer share it. A row that is not in the paper's table has no FID or IS. `controls` are rows of the
+    same tokens whose teacher is shown less: what this row gains over them comes from the image's aliases.
     """
 
     title: str
@@ -25,6 +26,7 @@ class Row:
     teacher: tuple[str, ...] = ()
     fid: float | None = None
     inception_score: float | None = None
+    controls: tuple[str, ...] = ()
 
     @property
     def has_teacher(self) -> bool:
@@ -38,7 +40,7 @@ NONE = Stage1("none", ("--blur", "none"))
 TABLE: dict[str, Row] = {
     # The structure tokens of "none" are plain VAR's, with or without an alias tokenizer.
     "baseline": Row("VAR (baseline)", NONE, OFF, 3.55, 280.4),
-    "full": Row("ReFocus-VAR (full)", DISK, (), 2.89, 298.1),
+    "full": Row("ReFocus-VAR (full)", DISK, (), 2.89, 298.1, ("constant-aliases",)),
     "no-refocusing": Row("without refocusing", NONE, (), 3.51, 282.1),
     "gaussian": Row("Gaussian blur", Stage1("gaussian", ("--blur", "gaussian")), (), 3.32, 286.7),
     "no-teacher": Row("without the teacher", DISK, OFF, 3.06, 294.8),
@@ -54,7 +56,7 @@ TABLE: dict[str, Row] = {
     "printed-distance": Row("features of eq. 13 as printed", DISK, ("--feature-distance", "printed")),
     # Another teacher, and controls that take away what it could pass on of the image's aliases.
     "constant-aliases": Row("constant alias tokens", DISK, ("--teacher-aliases", "constant")),
-    "ema": Row("averaged teacher", DISK, ("--teacher", "ema")),
+    "ema": Row("averaged teacher", DISK, ("--teacher", "ema"), controls=("ema-constant", "ema-no-aliases")),
     "ema-constant": Row(
         "averaged teacher, constant alias tokens", DISK, ("--teacher", "ema", "--teacher-aliases", "constant")
     ),
