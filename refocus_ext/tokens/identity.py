@@ -76,7 +76,8 @@ class CacheIdentity:
 def _decoding(images: ImageSource) -> dict[str, Any]:
     """Empty if the pixels are those that are stored in the files, as all caches had them before orientation, transparency
     and wide ranges were respected; otherwise a word that makes those caches differ. Reads the headers of a sample."""
-    for index in range(0, len(images), max(1, len(images) // SMALL_DATA_SET)):
+    checked = 0 if images.drawn else len(images)  # drawn images have no files
+    for index in range(0, checked, max(1, len(images) // SMALL_DATA_SET)):
         with contextlib.suppress(UsageError):
             if not header_of(images, index, shorter=1).plain:
                 return _DECODED
