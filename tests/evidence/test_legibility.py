@@ -48,7 +48,7 @@ def test_the_measures_order_spoiled_letters_rightly(spoiled: tuple[str, dict[str
     assert rows["blurred beyond reading"].legibility < 0.8 < 0.9 < rows["blurred"].legibility
     assert rows["blurred beyond reading"].letters_fd > 2 * rows["blurred"].letters_fd > 2 * rows["jagged"].letters_fd
     assert rows["blurred beyond reading"].precision < fresh.precision - 0.2
-    assert rows["jagged"].edges > 1 and rows["checkerboard"].edges > 1, "too much energy at the edges"
+    assert rows["jagged"].edges > 0.5 and rows["checkerboard"].edges > 1, "too much energy at the edges"
     assert rows["blurred"].edges < -10 and rows["every second pixel"].edges < -1, "too little"
     if level == "letters-fine":
         assert rows["every second pixel"].moire > 1 + max(0, rows["blurred"].moire), "the hatches fold"

@@ -54,12 +54,13 @@ class Reader(nn.Module):
         image = image_B3HW.float()
         if image.shape[-1] != self.side:
             image = F.interpolate(image, (self.side, self.side), mode="bicubic", antialias=True)
-        feature_BD = self.neck(F.adaptive_avg_pool2d(self.body(image), CELLS).flatten(1)).relu()
+        feature_BD = self.neck(F.adaptive_avg_pool2d(self.body(image), CELLS).flatten(1))
+        feature_BD = F.silu(feature_BD)
         return Reading(feature_BD, self.head(feature_BD))
 
 
 def _layer(inputs: int, outputs: int, kernel: int, stride: int) -> list[nn.Module]:
-    return [nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2), nn.GroupNorm(8, outputs), nn.ReLU()]
+    return [nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2), nn.GroupNorm(8, outputs), nn.SiLU()]
 
 
 def weights_file(level: str) -> Path:
