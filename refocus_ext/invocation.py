@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 _words: list[str] = []
 
@@ -34,6 +35,32 @@ def again(changes: Mapping[str, str | None] | None = None) -> str:
         elif changes[flag] is not None and not equals:
             next(words, None)
     added = [word for flag, value in changes.items() for word in (flag, value) if word is not None]
+    return _line([*kept, *added])
+
+
+def record(command: str) -> dict[str, Any]:
+    """What config.json keeps of the command line: the line that resumes the run, and the folder in which it was typed; nothing
+    where no command line began this run of `command`.
+
+    `--resume` is left out of it: the word that began the run would begin it again.
+
+    >>> remember(["tokenizer", "--resume", "never", "--steps", "9"])
+    >>> record("tokenizer")["line"]
+    'bash run.sh tokenizer --steps 9'
+    """
+    if _words[:1] != [command]:
+        return {}
+    kept: list[str] = []
+    words = iter(_words)
+    for word in words:
+        if word == "--resume":
+            next(words, None)
+        elif not word.startswith("--resume="):
+            kept.append(word)
+    return {"invocation": {"line": _line(kept), "folder": os.getcwd()}}
+
+
+def _line(words: Sequence[str]) -> str:
     names = (name for name in ("NPROC", "NNODES", "NODE_RANK", "MASTER_ADDR") if name in os.environ)
     where = [f"{name}={shlex.quote(os.environ[name])}" for name in names if os.environ.get("WORLD_SIZE", "1") != "1"]
-    return " ".join([*where, "bash run.sh", shlex.join([*kept, *added])])
+    return " ".join([*where, "bash run.sh", shlex.join(words)])
