@@ -14,7 +14,7 @@ def runs_in(folder: Path, depth: int = DEPTH) -> Iterator[Path]:
     try:
         if is_run(folder):
             yield folder
-        elif depth >= 0:
+        elif depth > 0:
             inner = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
             for path in inner:
                 yield from runs_in(path, depth - 1)
