@@ -45,7 +45,7 @@ def record(command: str) -> dict[str, Any]:
     `--resume` is left out of it: the word that began the run would begin it again.
 
     >>> remember(["tokenizer", "--resume", "never", "--steps", "9"])
-    >>> record("tokenizer")["line"]
+    >>> record("tokenizer")["invocation"]["line"]
     'bash run.sh tokenizer --steps 9'
     """
     if _words[:1] != [command]:
