@@ -35,7 +35,7 @@ def again(changes: Mapping[str, str | None] | None = None) -> str:
         elif changes[flag] is not None and not equals:
             next(words, None)
     added = [word for flag, value in changes.items() for word in (flag, value) if word is not None]
-    return _line([*kept, *added])
+    return _line([*kept, *added], ("NPROC", "NNODES", "NODE_RANK", "MASTER_ADDR"))
 
 
 def record(command: str) -> dict[str, Any]:
@@ -57,10 +57,13 @@ def record(command: str) -> dict[str, Any]:
             next(words, None)
         elif not word.startswith("--resume="):
             kept.append(word)
-    return {"invocation": {"line": _line(kept), "folder": os.getcwd()}}
+    # On several nodes a job's script starts the command on each: its words are what goes back there.
+    line = _line(kept, () if "NNODES" in os.environ else ("NPROC",))
+    return {"invocation": {"line": line, "folder": os.getcwd()}}
 
 
-def _line(words: Sequence[str]) -> str:
-    names = (name for name in ("NPROC", "NNODES", "NODE_RANK", "MASTER_ADDR") if name in os.environ)
-    where = [f"{name}={shlex.quote(os.environ[name])}" for name in names if os.environ.get("WORLD_SIZE", "1") != "1"]
+def _line(words: Sequence[str], names: Sequence[str]) -> str:
+    """Args: names: the variables that go in front of it, where there are several processes."""
+    several = os.environ.get("WORLD_SIZE", "1") != "1"
+    where = [f"{name}={shlex.quote(os.environ[name])}" for name in names if several and name in os.environ]
     return " ".join([*where, "bash run.sh", shlex.join(words)])
