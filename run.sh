@@ -155,6 +155,7 @@ if [ "$command_name" != test ]; then
     if [ "$command_name" = help ] || wants_help "$@"; then exec "$light" -m refocus_ext "$@"; fi
     # A wrong option is refused before anything else is installed.
     processes_worth="$("$light" -m refocus_ext --check "$@")" || exit $?
+    if [ "$processes_worth" = light ]; then exec "$light" -m refocus_ext "$@"; fi
 fi
 
 need=run

@@ -30,11 +30,13 @@ class Command(NamedTuple):
         summary: what it does, in a clause.
         options: 'module:Class' of its options; its `several_processes` says whether run.sh starts several.
         module: has the `main` that runs it on its options, and may have a `preflight` that raises before any work.
+        light: it needs no package but the one that reads options; run.sh installs no other for it.
     """
 
     summary: str
     options: str
     module: str
+    light: bool = False
 
 
 COMMANDS = {
@@ -47,6 +49,12 @@ COMMANDS = {
         "stage 2: train the teacher and distil it into a vanilla VAR",
         "refocus_ext.distill.options:DistillOptions",
         "refocus_ext.distill.command",
+    ),
+    "status": Command(
+        "list runs: how far they are, what looks wrong, what to type next",
+        "refocus_ext.status.options:StatusOptions",
+        "refocus_ext.status.command",
+        light=True,
     ),
     "tokens": Command(
         "precompute the tokens that distill reads",
@@ -127,7 +135,7 @@ OF_RUN_SH = {
 
 # Words of run.sh before a command's name, and how many words they take up:
 #   --known        is there such a command? Needs the standard library alone.
-#   --check        are its options right? Prints whether it is worth `several` processes or `one`.
+#   --check        are its options right? Prints whether it is worth `several` processes or `one`, or is `light`.
 #   --preflight N  refuse in this process what N processes would refuse before their work.
 OF_RUN_SH_BEFORE = {"--known": 1, "--check": 1, "--preflight": 2}
 
@@ -193,7 +201,7 @@ def main(argv: list[str]) -> int:
         return _unknown(argv[0])
     if mode == "--known":
         return 0
-    if not mode and not {"-h", "--help"}.intersection(argv):
+    if not mode and not COMMANDS[argv[0]].light and not {"-h", "--help"}.intersection(argv):
         choose_waiting()  # before torch is imported
     try:
         return _run(argv, mode, processes)
@@ -224,7 +232,8 @@ def _run(argv: list[str], mode: str, processes: int) -> int:
     try:
         parser = command_line()
         if mode == "--check":
-            print("several" if _several(parser.parse_args(argv)) else "one")
+            several = _several(parser.parse_args(argv))
+            print("light" if COMMANDS[argv[0]].light else "several" if several else "one")
         elif mode == "--preflight":
             _preflight(COMMANDS[argv[0]], parser.parse_args(argv), processes)
         else:

@@ -1,4 +1,4 @@
-"""Counts in sentences."""
+"""Counts and durations in sentences."""
 
 from __future__ import annotations
 
@@ -10,3 +10,14 @@ def counted(number: int, noun: str, nouns: str = "") -> str:
     ('1 image', '1,000 images', '2 classes')
     """
     return f"{number:,} {noun if number == 1 else nouns or noun + 's'}"
+
+
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds.
+
+    >>> duration(3723), duration(123)
+    ('1:02:03', '2:03')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -12,7 +12,7 @@ PYPROJECT = Path(__file__).resolve().parent.parent / "pyproject.toml"
 
 def _requirements(group: str) -> list[str]:
     """The requirement strings of a list in pyproject.toml (no TOML parser before Python 3.11)."""
-    block = re.search(rf"^{group} = \[(.*?)\]$", PYPROJECT.read_text(), flags=re.M | re.S)
+    block = re.search(rf"^{group} = \[(.*?)\](?: *#[^\n]*)?$", PYPROJECT.read_text(), flags=re.M | re.S)
     lines = [line.split("#")[0] for line in block[1].splitlines()] if block else []
     return re.findall(r'"([^"]+)"', "\n".join(lines))
 

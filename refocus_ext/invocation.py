@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 _words: list[str] = []
 
@@ -34,6 +35,35 @@ def again(changes: Mapping[str, str | None] | None = None) -> str:
         elif changes[flag] is not None and not equals:
             next(words, None)
     added = [word for flag, value in changes.items() for word in (flag, value) if word is not None]
-    names = (name for name in ("NPROC", "NNODES", "NODE_RANK", "MASTER_ADDR") if name in os.environ)
-    where = [f"{name}={shlex.quote(os.environ[name])}" for name in names if os.environ.get("WORLD_SIZE", "1") != "1"]
-    return " ".join([*where, "bash run.sh", shlex.join([*kept, *added])])
+    return _line([*kept, *added], ("NPROC", "NNODES", "NODE_RANK", "MASTER_ADDR"))
+
+
+def record(command: str) -> dict[str, Any]:
+    """What config.json keeps of the command line: the line that resumes the run, and the folder in which it was typed; nothing
+    where no command line began this run of `command`.
+
+    `--resume` is left out of it: the word that began the run would begin it again.
+
+    >>> remember(["tokenizer", "--resume", "never", "--steps", "9"])
+    >>> record("tokenizer")["invocation"]["line"]
+    'bash run.sh tokenizer --steps 9'
+    """
+    if _words[:1] != [command]:
+        return {}
+    kept: list[str] = []
+    words = iter(_words)
+    for word in words:
+        if word == "--resume":
+            next(words, None)
+        elif not word.startswith("--resume="):
+            kept.append(word)
+    # On several nodes a job's script starts the command on each: its words are what goes back there.
+    line = _line(kept, () if "NNODES" in os.environ else ("NPROC",))
+    return {"invocation": {"line": line, "folder": os.getcwd()}}
+
+
+def _line(words: Sequence[str], names: Sequence[str]) -> str:
+    """Args: names: the variables that go in front of it, where there are several processes."""
+    several = os.environ.get("WORLD_SIZE", "1") != "1"
+    where = [f"{name}={shlex.quote(os.environ[name])}" for name in names if several and name in os.environ]
+    return " ".join([*where, "bash run.sh", shlex.join(words)])

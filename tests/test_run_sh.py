@@ -56,6 +56,16 @@ def test_environment_check_knows_an_upper_limit(monkeypatch: pytest.MonkeyPatch)
     assert environment.requirements("command-line") == ["typed-argparse>=0.3.1,<0.4"]
 
 
+def test_a_list_of_requirements_ends_where_it_ends() -> None:
+    """Also with a comment behind it: otherwise completion would need ruff and mypy."""
+    from refocus_ext import environment
+
+    assert [environment._requirements(group) for group in ("completion", "wandb")] == [
+        ["argcomplete>=3"],
+        ["wandb>=0.16"],
+    ]
+
+
 @pytest.mark.parametrize("options", [["tokenizer", "--data", "/nowhere"], ["distill", "--tokenizer", "/nowhere"]])
 def test_several_processes_refuse_with_one_sentence(options: list[str], tmp_path: Path) -> None:
     """No report of torchrun's, though the device is named and NPROC asks for two."""

@@ -344,6 +344,7 @@ def open_run(options: DistillOptions, prepared: Prepared, upstream: Upstream, wo
         fresh=options.resume == "never",
         keep=options.keep,
         extend=options.extend,
+        log=options.log,
     )
     for note in run.notes:
         print(f"note: {note}")

@@ -192,6 +192,7 @@ class DistillOptions(Options):
     )
     resume: str = shared.resume(RUN)
     extend: bool = shared.extend(RUN)
+    log: str = shared.log(RUN)
     save_every: int = RUN(
         None, "steps between checkpoints, 0: at the end and when interrupted", non_negative(int), identity=False
     )

@@ -213,7 +213,7 @@ class DistillTraining(Training):
             print("  teacher.pth    the teacher's own weights")
         if recipe.samples:
             print("  samples.png    drawn by upstream's sampler from the student alone")
-        print("  metrics.jsonl  every step; also in TensorBoard (`tensorboard --logdir`)\n")
+        print(f"{self.run.metrics_line()}\n")
         measured = counted(report.images, "held-out image")
         if not recipe.held_out:
             measured = f"{counted(report.images, 'centre crop')} of the training images"

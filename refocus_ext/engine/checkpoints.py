@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
+from refocus_ext.engine.checkpoint_names import MANIFEST, NAME, checkpoints_in, entries_in
 from refocus_ext.engine.distributed import World
 from refocus_ext.errors import RunFailed, UsageError
 from refocus_ext.storage.atomic import remove, remove_torn, save_tensors, sha256
 
-_NAME = re.compile(r"step-(\d{8})-([0-9a-f]{16})\.(pt|sharded)$")
-MANIFEST, REST = (
-    "manifest.json",
-    "rest.pt",
-)  # of a sharded checkpoint: the sha256 of each file; what every process holds whole
+REST = "rest.pt"  # of a sharded checkpoint: what every process holds whole
 
 
 class CheckpointStore(Protocol):
@@ -65,15 +61,11 @@ class Checkpoints:
 
     def paths(self) -> list[Path]:
         """The checkpoints, oldest first."""
-        return [path for path in self._entries() if path.is_dir() == (path.suffix == ".sharded")]
-
-    def _entries(self) -> list[Path]:
-        """Everything named like a checkpoint, oldest first; this may include a folder in the place of a file."""
-        return sorted(path for path in self.folder.glob("step-*") if _NAME.search(path.name))
+        return checkpoints_in(self.folder)
 
     def newest_step(self) -> int | None:
         """Steps done at the newest checkpoint, by its name; None without one."""
-        steps = [int(match[1]) for path in self.paths() if (match := _NAME.search(path.name))]
+        steps = [int(match[1]) for path in self.paths() if (match := NAME.search(path.name))]
         return max(steps, default=None)
 
     def save(self, step: int, state: dict[str, Any]) -> Path:
@@ -104,7 +96,7 @@ class Checkpoints:
 
     def load_latest(self, say: Callable[[str], None] = print, world: World | None = None) -> dict[str, Any] | None:
         """The newest intact state, or None; damaged checkpoints, and folders in their place, are reported and skipped."""
-        entries = self._entries()
+        entries = entries_in(self.folder)
         for path in reversed(entries):
             try:
                 return load_checkpoint(path, world)
@@ -136,7 +128,7 @@ def load_checkpoint(path: Path, world: World | None = None) -> dict[str, Any]:
     Raises:
         UsageError: it is missing, is not a checkpoint of this project, or its contents do not match its checksum.
     """
-    match = _NAME.search(path.name)
+    match = NAME.search(path.name)
     if match and match[3] == "sharded" and path.is_dir():
         if not _intact(path, match[2], world):
             raise UsageError(f"{path} is damaged: its files do not match their checksums.")

@@ -9,15 +9,19 @@ from typing import Any
 from refocus_ext.counting import counted
 from refocus_ext.engine.checkpoints import is_checkpoint
 from refocus_ext.engine.run_folder import trained_with, untrained
+from refocus_ext.engine.wandb_board import check_wandb
 from refocus_ext.errors import UsageError, named
 from refocus_ext.images.class_names import check_class_map
 from refocus_ext.images.order import StepBatches
 from refocus_ext.images.sources.interface import ImageSource
 from refocus_ext.options.kinds import AUTO
+from refocus_ext.options.shared import WANDB
 
 
 def check_run_options(options: Any, images: ImageSource) -> None:
     """Raises UsageError where the options that `Training` reads do not fit each other or the data."""
+    if getattr(options, "log", "") == WANDB:
+        check_wandb()
     if options.resume not in ("auto", "never") and not is_checkpoint(Path(options.resume)):
         raise UsageError(
             f"--resume {options.resume} is not a checkpoint; it takes auto, never, or a step-* of a run's checkpoints/."

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 
 from tqdm import tqdm
 
+from refocus_ext.counting import duration
+
 
 class Progress:
     """A bar on a terminal; a line every ten seconds elsewhere. Shows values, rate and time left."""
@@ -63,10 +65,3 @@ class Progress:
 def _number(value: float) -> str:
     """'0.0123', '12.3', '12,345'."""
     return f"{value:,.0f}" if 1000 <= abs(value) < 1e9 else f"{value:.3g}"
-
-
-def duration(seconds: float) -> str:
-    """'1:02:03' or '2:03'."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,4 +1,4 @@
-"""The run folder: configuration, metrics, TensorBoard, checkpoints, picture and finished weights of one run."""
+"""The run folder: configuration, metrics, checkpoints, picture and finished weights of one run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from refocus_ext import invocation
+from refocus_ext.engine.boards import TENSORBOARD, Board, open_board
 from refocus_ext.engine.checkpoints import checkpoints_of
+from refocus_ext.engine.life_sign import LifeSign
 from refocus_ext.engine.same_run import Comparison, RunIdentity
 from refocus_ext.errors import UsageError, named
 from refocus_ext.storage.atomic import remove_torn, save_json, sha256, written_beside
@@ -37,6 +40,7 @@ class RunFolder:
         keep: number of checkpoints kept.
         fresh: move an existing run aside instead of resuming it.
         extend: the run may have fewer steps than `identity`, which it is then extended to.
+        log: where metrics and pictures go beside metrics.jsonl; see `boards.py`.
 
     Raises:
         UsageError: the folder holds another run or something else, or cannot be written.
@@ -51,12 +55,15 @@ class RunFolder:
         fresh: bool = False,
         keep: int = 2,
         extend: bool = False,
+        log: str = TENSORBOARD,
     ) -> None:
-        self.path = path
+        self.path, self.kind = path, log
         opening = check_run_folder(path, identity, fresh=fresh, extend=extend)
         self.notes = opening.notes
         self.moved_to = self._move_aside() if fresh else None
-        entries = {"command": identity.command} | identity.record() | dict(config or {})
+        entries = (
+            {"command": identity.command} | identity.record() | dict(config or {}) | invocation.record(identity.command)
+        )
         self.config = entries | {"schedule": opening.schedule} | self._weights()
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -66,7 +73,8 @@ class RunFolder:
             raise UsageError(f"cannot write to --out {path} ({error.strerror}); choose another folder.") from None
         self.checkpoints = checkpoints_of(path, keep)
         self._metrics: Any = None
-        self._board: Any = None
+        self._board: Board | None = None
+        self._life = LifeSign(path)
 
     def _move_aside(self) -> Path | None:
         if not (self.path / "config.json").is_file():
@@ -94,31 +102,37 @@ class RunFolder:
     # ------------------------------------------------------------------ metrics
 
     def begin_metrics(self, step: int) -> None:
-        """Opens metrics.jsonl and TensorBoard to continue after `step`; later records (of lost steps) are dropped."""
-        from torch.utils.tensorboard import SummaryWriter
-
+        """Opens metrics.jsonl and the board to continue after `step`; later records (of lost steps) are dropped."""
         file = self.path / "metrics.jsonl"
         if file.is_file():
             kept = [line for line in file.read_text().splitlines() if _step_of(line) <= step]
             with written_beside(file) as beside:
                 beside.write_text("".join(line + "\n" for line in kept))
         self._metrics = open(file, "a", buffering=1)  # noqa: SIM115 - closed in `close`
-        self._board = SummaryWriter(str(self.path / "tensorboard"), purge_step=step + 1)
+        self._board = open_board(self.kind, self.path, step, self.config.get("options", {}))
 
     def log(self, step: int, values: Mapping[str, float], prefix: str = "") -> None:
-        """One record in metrics.jsonl and one scalar each in TensorBoard."""
+        """One record in metrics.jsonl, and the same scalars on the board."""
         named = {f"{prefix}{name}": float(value) for name, value in values.items()}
         self._metrics.write(json.dumps({"step": step, **named}) + "\n")
-        for name, value in named.items():
-            self._board.add_scalar(name, value, step)
+        assert self._board is not None
+        self._board.scalars(step, named)
+        self._life.beat(step)
 
     def log_image(self, step: int, name: str, image_HWC: Any) -> None:
-        self._board.add_image(name, image_HWC, step, dataformats="HWC")
+        assert self._board is not None
+        self._board.image(step, name, image_HWC)
 
     def close(self) -> None:
         for open_file in (self._metrics, self._board):
             if open_file is not None:
                 open_file.close()
+        self._life.end()
+
+    def metrics_line(self) -> str:
+        """Where the numbers of the run are, for its closing lines."""
+        board = self._board.where() if self._board else ""
+        return f"  metrics.jsonl  every step{board and f'; also in {board}'}"
 
 
 def check_run_folder(path: Path, identity: RunIdentity, *, fresh: bool = False, extend: bool = False) -> Opening:

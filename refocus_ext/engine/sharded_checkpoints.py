@@ -17,7 +17,8 @@ from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.utils._pytree import tree_map_only
 
-from refocus_ext.engine.checkpoints import MANIFEST, REST, Checkpoints
+from refocus_ext.engine.checkpoint_names import MANIFEST
+from refocus_ext.engine.checkpoints import REST, Checkpoints
 from refocus_ext.engine.distributed import World
 from refocus_ext.errors import RunFailed
 from refocus_ext.storage.atomic import publish_folder, remove, remove_torn, save_json, save_tensors, sha256

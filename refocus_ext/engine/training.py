@@ -377,6 +377,8 @@ class Training(ABC):
         weights = self.weights()  # on every process: gathering sharded tensors needs all of them
         if self.run and not self.run.holds(*weights):
             self._write(weights)  # the process was killed between writing the checkpoint and the weights
+        if self.run:
+            self.run.close()
         self.world.say(f"{self.plan.out} is already trained for {self.plan.steps} steps; nothing to do.")
         return 0
 

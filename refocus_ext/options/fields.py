@@ -26,7 +26,7 @@ from refocus_ext.options.presets import Stage, preset_for, presets_of
 T = TypeVar("T")
 Own = TypeVar("Own", bound="Options")
 C = TypeVar("C", bound=TypedArgs)
-NArgs = int | Literal["+"]
+NArgs = int | Literal["+", "*"]
 
 
 class Option(Arg):
@@ -114,7 +114,7 @@ class Heading:
             kind: parser of the text, or of each word; by default the annotated type, of words str.
             choices: the values it can have, or what returns them.
             told: it does not change the result of a run; a resumed run says that it has changed.
-            nargs: how many words it takes, "+" for one or more; their annotation is a tuple.
+            nargs: how many words it takes, "+" for one or more, "*" for any number; their annotation is a tuple.
             positional: a bare word on the command line, which may be left out.
             follows: the option (such as steps) in proportion to which the preset's value is scaled.
         """

@@ -111,6 +111,17 @@ def resume(under: Heading) -> str:
     return under("auto", text, metavar="auto|never|PATH", identity=False)
 
 
+TENSORBOARD, WANDB = "tensorboard", "wandb"
+
+
+def log(under: Heading) -> str:
+    text = (
+        "where metrics and pictures are shown, beside metrics.jsonl; wandb (Weights & Biases, the package wandb) is offline, in "
+        "the folder wandb/ of the run, unless WANDB_MODE=online is set"
+    )
+    return under(TENSORBOARD, text, choices=(TENSORBOARD, WANDB, "none"), identity=False, added=True)
+
+
 def extend(under: Heading) -> bool:
     text = (
         "continue the run in --out beyond its steps, to --steps; from its last checkpoint on the schedule is that of the new "

@@ -1,4 +1,4 @@
-"""Files that are either complete or absent: written to a temporary file, flushed, renamed."""
+"""Files that are either complete or absent: written to a temporary file, flushed, renamed. Imports torch only to write tensors."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from refocus_ext.errors import RunFailed
 
@@ -92,6 +90,8 @@ def save_json(path: Path, value: Any) -> None:
 
 def save_tensors(path: Path, value: Any) -> None:
     """torch.save of tensors and plain values, completely or not at all; equal values give equal bytes."""
+    import torch
+
     with written_beside(path) as beside, open(beside, "wb") as file:
         torch.save(value, file)  # given a path, torch.save would write its name into the file
 

@@ -302,7 +302,14 @@ def open_run(prepared: Prepared, upstream: Upstream, world: World) -> RunFolder:
         "torch": torch.__version__,
     }
     fresh = options.resume == "never"
-    run = RunFolder(Path(options.out), identity_of(prepared, world), config, fresh=fresh, extend=options.extend)
+    run = RunFolder(
+        Path(options.out),
+        identity_of(prepared, world),
+        config,
+        fresh=fresh,
+        extend=options.extend,
+        log=options.log,
+    )
     for note in run.notes:
         print(f"note: {note}")
     if run.moved_to:

@@ -202,6 +202,7 @@ class TokenizerOptions(Options):
     out: str = RUN("runs/tokenizer", "run folder", metavar="DIR", identity=False)
     resume: str = shared.resume(RUN)
     extend: bool = shared.extend(RUN)
+    log: str = shared.log(RUN)
     save_every: int = RUN(None, "steps between checkpoints", positive(int), identity=False)
     picture_every: int = RUN(None, "steps between pictures and validations", positive(int), identity=False)
     val_images: int = RUN(

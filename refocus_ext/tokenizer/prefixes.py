@@ -38,10 +38,18 @@ class PrefixReport:
     disagreement: float | None = None
 
     def collapsed(self, vocab_size: int) -> list[str]:
-        """One sentence for each collapsed scale: its perplexity is under a twentieth of the possible maximum."""
+        """One sentence for each collapsed scale."""
+        return [
+            f"scale {s} has collapsed: its {self.tokens_S[s - 1]} tokens have a perplexity of {self.perplexity_S[s - 1]:.1f} with "
+            f"{vocab_size} codes"
+            for s in self.collapsed_scales(vocab_size)
+        ]
+
+    def collapsed_scales(self, vocab_size: int) -> list[int]:
+        """Numbers (from 1) of the scales whose perplexity is under a twentieth of the possible maximum."""
         rows = enumerate(zip(self.perplexity_S, self.tokens_S, strict=True), start=1)
         return [
-            f"scale {s} has collapsed: its {tokens} tokens have a perplexity of {perplexity:.1f} with {vocab_size} codes"
+            s
             for s, (perplexity, tokens) in rows
             if tokens >= 16 and perplexity < max(1.5, 0.05 * min(vocab_size, tokens))
         ]

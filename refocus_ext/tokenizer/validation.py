@@ -55,9 +55,11 @@ class Validation:
         """Prefixes of the structure tokens, and their codebook usage."""
         vae = self.averages.vae
         self.report = validate(vae, self.batches())
-        self.run.log(step, self.report.flat(), "val/")
-        progress.say(f"step {step}: {summary(self.report, vae.quantize.vocab_size)}")
-        for warning in self.report.collapsed(vae.quantize.vocab_size):
+        codes = vae.quantize.vocab_size
+        marks = {f"collapsed_scale{s}": 1.0 for s in self.report.collapsed_scales(codes)}
+        self.run.log(step, self.report.flat() | marks, "val/")
+        progress.say(f"step {step}: {summary(self.report, codes)}")
+        for warning in self.report.collapsed(codes):
             progress.say(f"warning: {warning}")
 
     @torch.no_grad()
@@ -96,7 +98,7 @@ class Validation:
         if alias is not None:
             lines += ["  alias.png      alias residuals and their reconstructions from tokens"]
             lines += ["  alias.pth      the alias tokenizer"]
-        lines += ["  metrics.jsonl  every step; also in TensorBoard (`tensorboard --logdir`)", ""]
+        lines += [self.run.metrics_line(), ""]
         columns = {"prefix against F_k": report.psnr_focus_K, "prefix against x": report.psnr_sharp_K}
         if report.psnr_upstream_K is not None:
             columns["against F_k, decoded by upstream"] = report.psnr_upstream_K

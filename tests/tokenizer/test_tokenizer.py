@@ -27,6 +27,7 @@ from refocus_ext.storage.atomic import sha256
 from refocus_ext.tokenizer import codebooks, prefixes
 from refocus_ext.tokenizer.losses.objective import StructureObjective, StructureWeights
 from refocus_ext.tokenizer.training import TokenizerTraining
+from refocus_ext.tokenizer.validation import Validation
 
 
 def train(data: Path, out: Path, *options: str) -> int:
@@ -105,6 +106,18 @@ def test_a_collapsed_scale_is_named() -> None:
     )  # fmt: skip
     (warning,) = report.collapsed(512)  # the first scale has too few tokens to judge, the third uses its codes
     assert warning.startswith("scale 2 has collapsed: its 200 tokens have a perplexity of 3.0 with")
+
+
+def test_a_collapsed_scale_is_marked_in_the_metrics(focus_vae: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For `status`, which cannot know how many tokens were seen; a healthy scale leaves the metrics as they were."""
+    logged: dict[str, float] = {}
+    run: Any = SimpleNamespace(log=lambda step, values, prefix: logged.update(values))
+    averages: Any = SimpleNamespace(vae=focus_vae, alias=None)
+    nothing: Any = SimpleNamespace(say=lambda text: None)
+    report = prefixes.PrefixReport([20.0], [20.0], [1.0, 1.0], [40.0, 1.2], [1.0], tokens_S=[400, 400])
+    monkeypatch.setattr("refocus_ext.tokenizer.validation.validate", lambda vae, batches: report)
+    Validation(run, 1, nothing, averages, batch=1, most=1, held_out=True).prefixes(1, nothing)
+    assert logged == report.flat() | {"collapsed_scale2": 1.0}
 
 
 def test_validation_restores_the_mode_and_counts_states_from_one(objective: StructureObjective, images: Tensor) -> None:
