@@ -43,8 +43,11 @@ def test_the_measures_order_spoiled_letters_rightly(spoiled: tuple[str, dict[str
     assert fresh.legibility >= 0.99 and abs(fresh.edges) < 0.5 and abs(fresh.moire) < 0.5
     assert rows[SHUFFLED].legibility < 0.05, "no letter is the one asked for"
     assert rows[SHUFFLED].letters_fd == pytest.approx(fresh.letters_fd, rel=1e-6), "the pictures are the same"
+    alike = {"fresh letters"} | (
+        {"jagged"} if level == "letters-fine" else set()
+    )  # stairs on hatches: `edges` alone tells
     for kind in KINDS:
-        assert kind == "fresh letters" or rows[kind].letters_fd > 1.01 * fresh.letters_fd, kind
+        assert kind in alike or rows[kind].letters_fd > 1.01 * fresh.letters_fd, kind
     assert rows["blurred beyond reading"].legibility < 0.8 < 0.9 < rows["blurred"].legibility
     assert rows["blurred beyond reading"].letters_fd > 2 * rows["blurred"].letters_fd > 2 * rows["jagged"].letters_fd
     assert rows["blurred beyond reading"].precision < fresh.precision - 0.2

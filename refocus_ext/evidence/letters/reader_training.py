@@ -15,18 +15,21 @@ from refocus_ext.images.order import SampleKey
 from refocus_ext.images.sources.letters import Letters
 from refocus_ext.seeds import Stream, stream_seed
 
-EPOCHS, BATCH, RATE = 4, 64, 1.5e-3
+EPOCHS = {"words": 8, "long-words": 10}  # 4 for letters
+BATCH, RATE = 64, 1.5e-3
 SEED = 7  # no run's pictures: runs have small seeds of their own, and validation draws from another stream
 BLUR = 1.0  # largest sigma, pixels at 64
 NOISE = 0.1  # largest standard deviation, of images in [-1,1]
 
 
-def train_reader(level: str, device: torch.device, epochs: int = EPOCHS, per_epoch: int | None = None) -> Reader:
+def train_reader(level: str, device: torch.device, epochs: int | None = None, per_epoch: int | None = None) -> Reader:
     """A reader of a level, trained from scratch: always the same one on the same machine.
 
     Args:
+        epochs: by default those of EPOCHS.
         per_epoch: pictures of an epoch; by default all of them.
     """
+    epochs = epochs or EPOCHS.get(level, 4)
     torch.manual_seed(stream_seed(SEED, Stream.WEIGHTS))
     reader = Reader(level).to(device).train()
     optimizer = torch.optim.AdamW(reader.parameters(), lr=RATE, weight_decay=1e-2)
