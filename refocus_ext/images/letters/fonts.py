@@ -33,13 +33,13 @@ def matplotlib_fonts(names: tuple[str, ...]) -> tuple[str, ...]:
     except ImportError:
         raise UsageError(
             "the letters are set in matplotlib's fonts, but matplotlib is not installed; install it, or give a folder of fonts "
-            "(--data letters:DIR)."
+            "(letters:DIR)."
         ) from None
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     paths = [folder / f"{name}.ttf" for name in names]
     if missing := [path.name for path in paths if not path.is_file()]:
         raise UsageError(
-            f"this matplotlib has no font {missing[0]}; install another version, or give a folder of fonts (--data letters:DIR)."
+            f"this matplotlib has no font {missing[0]}; install another version, or give a folder of fonts (letters:DIR)."
         )
     return tuple(map(str, paths))
 
