@@ -42,7 +42,8 @@ class TokenizerOptions(Options):
     data: str = DATA(
         "",
         "ImageFolder with train/CLASS/*.JPEG and val/CLASS/*.JPEG, or (with --val-share) CLASS/*.JPEG, or one folder of "
-        "images without classes; without it the demo photographs",
+        "images without classes; or letters, letters-fine, words, long-words, which are drawn (docs/letters.md); without it the "
+        "demo photographs",
         metavar="DIR",
     )
     val_share: float = DATA(

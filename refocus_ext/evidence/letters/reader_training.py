@@ -15,7 +15,7 @@ from refocus_ext.images.order import SampleKey
 from refocus_ext.images.sources.letters import Letters
 from refocus_ext.seeds import Stream, stream_seed
 
-EPOCHS = {"long-words": 10}  # 4 for the others
+EPOCHS = {"words": 8, "long-words": 10}  # 4 for letters
 BATCH, RATE = 64, 1.5e-3
 SEED = 7  # no run's pictures: runs have small seeds of their own, and validation draws from another stream
 BLUR = 1.0  # largest sigma, pixels at 64
