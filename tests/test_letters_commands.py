@@ -52,6 +52,11 @@ def test_letters_go_through_all_commands(here: Path, capsys: Any) -> None:
     told(capsys)
     assert run_main("tokenizer", *TOKENIZER, "--data", "letters") == 0
     assert "already trained" in told(capsys)
+    config = json.loads(Path(student, "config.json").read_text())
+    config["options"]["data"] = ""  # as a run without --data has it
+    Path(student, "config.json").write_text(json.dumps(config))
+    assert run_main("legibility", "--student", student) == 2
+    assert "does not say which letters it was trained on; give --data." in told(capsys)
     assert run_main("legibility", "--student", student, "--data", "words") == 2
     assert "has the classes A, B, C, .., and words has ALP, BOX, CUP, .." in told(capsys)
 

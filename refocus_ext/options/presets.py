@@ -29,7 +29,7 @@ _PAPER_DISTILL: Stage = dict(
 )
 _PAPER_ABLATE: Stage = dict(depth=16, tokenizer_steps=100_000, distill_steps=400_000, images=10_000)
 
-# Drawn letters at 64 pixels, on two CPU cores: a tokenizer in ten minutes, a student in ten more.
+# Drawn letters at 64 pixels, for two CPU cores.
 _LETTERS_TOKENIZER: Stage = dict(
     image_size=64, patch_nums=(1, 2, 3, 4), codebook_size=1024, ch=32, focus_states=3, rho_max=6.0,
     l1=1.0, lpips=0.0, gan=0.0, steps=900, warm_autoencoder=200, batch_size=16, lr=6e-4, alias_lr=1e-3,

@@ -130,7 +130,9 @@ def of_student(options: LegibilityOptions, device: torch.device) -> Result:
     """The measures of a student's samples, drawn as for FID."""
     with named("--student"):
         student = load_student(options.student, device)
-    data = options.data or str(student.config.get("options", {}).get("data", "")) or "letters"
+    data = options.data or str(student.config.get("options", {}).get("data", ""))
+    if not data:
+        raise UsageError(f"--student {options.student} does not say which letters it was trained on; give --data.")
     check_classes(data, student.classes, options.student)
     judge = Judge(options, data, student.image_size, device)
     drawn = alternating_samples(student, options.images, options.batch_size, options.seed)

@@ -34,7 +34,7 @@ class LegibilityOptions(Options):
     data: str = WHAT(
         "",
         f"the kind of letters: {', '.join(DRAWN)}; each also as NAME-unseen (fonts that training never has) or NAME:DIR (fonts of "
-        "a folder); without it that of the run, else letters",
+        "a folder); without it that of the run, of files and of spoiled letters letters",
         metavar="NAME",
     )
     reader: str = HOW(
