@@ -37,7 +37,7 @@ _LETTERS_TOKENIZER: Stage = dict(
     save_every=100, picture_every=300, clip=1.0, gan_floor=0.1, codebook_images=512,
 )
 _LETTERS_DISTILL: Stage = dict(
-    depth=6, num_classes=0, crops=4, steps=700, batch_size=32, lr=6e-4, workers=0, save_every=100, keep=1,
+    depth=6, num_classes=0, crops=2, steps=700, batch_size=32, lr=2.4e-3, workers=0, save_every=100, keep=1,
     picture_every=350, log_every=10, val_images=520, samples=26,
 )
 _LETTERS_ABLATE: Stage = dict(depth=4, tokenizer_steps=900, distill_steps=700, images=5200)
