@@ -25,18 +25,53 @@ def test_the_papers_rows_are_whole() -> None:
     assert ROWS[: len(PAPER)] == PAPER and {name for name in ROWS if TABLE[name].fid is None} == set(ROWS[len(PAPER) :])
 
 
-def test_a_row_beside_the_papers_changes_one_option(capsys: pytest.CaptureFixture[str]) -> None:
-    """Of the full method's two commands, or of another such row's, one option more in one of them."""
-    full = TABLE["full"]
-    for name in ROWS[len(PAPER) :]:
-        row = TABLE[name]
-        changed = [*row.tokenizer.options, *row.teacher]
-        if sum(word.startswith("--") for word in changed) > 1:
-            assert (row.tokenizer, row.teacher[:-2]) in [
-                (other.tokenizer, other.teacher) for other in TABLE.values()
-            ], name
-        assert changed and (row.tokenizer == full.tokenizer) != (row.teacher == full.teacher)
+def test_every_row_is_another_and_its_options_exist() -> None:
+    assert len({(row.tokenizer, row.teacher) for row in TABLE.values()}) == len(TABLE)
+    for row in TABLE.values():
         parsed("tokenizer", *row.tokenizer.options), parsed("distill", *row.teacher)
+
+
+def test_a_control_takes_away_alias_tokens_and_nothing_else() -> None:
+    """The same kind of teacher on the same structure tokens, shown other alias tokens, fewer or none."""
+    aliases = {"--teacher-aliases", "--mask"}
+    for name, row in TABLE.items():
+        for other in row.controls:
+            control = TABLE[other]
+            assert control.tokenizer.tokens == row.tokenizer.tokens, name
+            ours, theirs = (_pairs(words) for words in (row.teacher, control.teacher))
+            assert {key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)} <= aliases, name
+            assert (row.tokenizer, ours) != (control.tokenizer, theirs)
+
+
+def _pairs(words: tuple[str, ...]) -> dict[str, str]:
+    return dict(zip(words[::2], words[1::2], strict=True))
+
+
+def test_a_teacher_is_trained_before_the_row_that_takes_it() -> None:
+    """And shown what it will be shown; rows that are only needed for it are trained too."""
+    assert command.trained(["frozen-constant", "no-teacher", "frozen"]) == [
+        "apart-constant",
+        "frozen-constant",
+        "no-teacher",
+        "apart",
+        "frozen",
+    ]
+    for row in TABLE.values():
+        assert bool(row.source) == ("frozen" in row.teacher)
+        if row.source:
+            ours, theirs = _pairs(row.teacher), _pairs(TABLE[row.source].teacher)
+            assert all(ours.get(key) == theirs.get(key) for key in ("--teacher-aliases", "--mask"))
+            assert TABLE[row.source].tokenizer == row.tokenizer
+
+
+def test_an_alias_tokenizer_alone_is_trained_after_the_structure_it_stands_beside() -> None:
+    values: dict[str, Any] = dict(preset("demo", "ablate"))
+    plan = command.commands(AblateOptions(preset="demo", rows=("ema-stride-4",), out="o", **values))
+    disk, stride_4, student = plan
+    assert disk[disk.index("--out") + 1] == "o/tokenizer-disk-seed0" and "--only" not in disk
+    assert stride_4[stride_4.index("--init") + 1] == "o/tokenizer-disk-seed0/vae.pth" and "--only" in stride_4
+    assert student[student.index("--tokenizer") + 1] == "o/tokenizer-stride-4-seed0"
+    assert all(row.tokenizer.structure in ("", *rows.BY_NAME) for row in TABLE.values())
 
 
 def test_every_teacher_is_compared_with_none() -> None:
@@ -48,7 +83,7 @@ def test_every_teacher_is_compared_with_none() -> None:
         off = [other for other in differences.summarise(name, results)["against"] if other != "full"]
         controls = [other for other in TABLE[name].controls if other in names]
         assert off == ([] if name in ("baseline", "no-teacher") else ["no-teacher", *controls])
-    assert TABLE["ema"].controls == ("ema-constant", "ema-no-aliases") and TABLE["full"].controls == (
+    assert set(TABLE["ema"].controls) > {"ema-constant", "ema-no-aliases"} and TABLE["full"].controls == (
         "constant-aliases",
     )
 

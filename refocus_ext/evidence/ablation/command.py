@@ -18,7 +18,7 @@ from refocus_ext.evidence.ablation.differences import summarise
 from refocus_ext.evidence.ablation.measure import Measure, inception_if_there, measure_run, reader_if_letters
 from refocus_ext.evidence.ablation.options import AblateOptions
 from refocus_ext.evidence.ablation.report import write_report
-from refocus_ext.evidence.ablation.rows import TABLE, Stage1
+from refocus_ext.evidence.ablation.rows import BY_NAME, TABLE, Stage1
 from refocus_ext.options.presets import preset
 from refocus_ext.storage.atomic import save_json
 from refocus_ext.storage.results import results_file, write_numbers
@@ -79,22 +79,39 @@ def val_share(options: AblateOptions) -> float:
 def commands(options: AblateOptions) -> list[list[str]]:
     """Every tokenizer once, then every row's student; each has its own folder and can resume."""
     shared = ["--preset", options.preset] + (["--data", options.data] if options.data else [])
+    rows = trained(options.rows)
     plan: list[list[str]] = []
     for seed in options.seeds:
         seeded = [*shared, "--seed", str(seed)]
-        for stage1 in dict.fromkeys(TABLE[name].tokenizer for name in options.rows):
+        for stage1 in tokenizers(rows):
             out = str(tokenizer_folder(options, stage1, seed))
             words = ["tokenizer", *seeded, *stage1.options, "--steps", str(options.tokenizer_steps), "--out", out]
+            if stage1.structure:
+                vae = tokenizer_folder(options, BY_NAME[stage1.structure], seed) / "vae.pth"
+                words += ["--only", "alias", "--init", str(vae)]
             plan.append([*words, *warm_up(options), *shlex.split(options.tokenizer_options)])
         every = max(1, options.distill_steps // options.points)
         watched = ["--save-every", str(every), "--picture-every", str(every), "--keep", str(options.points + 1)]
-        for name in options.rows:
+        for name in rows:
             row = TABLE[name]
             words = ["distill", *seeded, "--tokenizer", str(tokenizer_folder(options, row.tokenizer, seed))]
             words += ["--depth", str(options.depth), "--steps", str(options.distill_steps), *row.teacher, *watched]
+            if row.source:
+                words += ["--teacher-from", str(folder(options, row.source, seed))]
             words += ["--out", str(folder(options, name, seed)), *shlex.split(options.distill_options)]
             plan.append(words)
     return plan
+
+
+def trained(names: Sequence[str]) -> list[str]:
+    """The rows to train: those of `names`, each after the row whose teacher it takes."""
+    return list(dict.fromkeys(name for wanted in names for name in (TABLE[wanted].source, wanted) if name))
+
+
+def tokenizers(names: Sequence[str]) -> list[Stage1]:
+    """Their tokenizers, each after the one whose structure tokens it has."""
+    wanted = [TABLE[name].tokenizer for name in names]
+    return list(dict.fromkeys(one for stage1 in wanted for one in (BY_NAME[stage1.tokens], stage1)))
 
 
 def warm_up(options: AblateOptions) -> list[str]:

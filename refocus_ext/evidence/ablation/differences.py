@@ -33,13 +33,15 @@ def summarise(name: str, results: Mapping[str, Sequence[dict[str, Any]]]) -> dic
         distances = [key for key in values if not key.startswith(("ce_", "gap_"))]
         against["full"] = {key: dataclasses.asdict(paired(values[key], theirs[key])) for key in distances}
     for other in results:
-        without = TABLE[other].tokenizer == row.tokenizer and not TABLE[other].has_teacher and row.has_teacher
+        without = (
+            TABLE[other].tokenizer.tokens == row.tokenizer.tokens and not TABLE[other].has_teacher and row.has_teacher
+        )
         if without or other in row.controls:
             theirs = last_numbers(results[other])
             against[other] = {"ce_student": dataclasses.asdict(paired(values["ce_student"], theirs["ce_student"]))}
     return {
         "title": row.title,
-        "tokenizer": row.tokenizer.name,
+        "tokenizer": row.tokenizer.tokens,
         "mean": {key: statistics.fmean(entry) for key, entry in values.items()},
         "spread": {key: statistics.stdev(entry) if len(entry) > 1 else None for key, entry in values.items()},
         "against": against,

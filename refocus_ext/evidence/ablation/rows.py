@@ -7,10 +7,20 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Stage1:
-    """A tokenizer: its name in folders and tables, and its options of `tokenizer`."""
+    """A tokenizer: its name in folders and tables, and its options of `tokenizer`.
+
+    With `structure`, the name of another one, only its alias tokenizer is trained, beside the VQVAE of that one: their structure
+    tokens are the same.
+    """
 
     name: str
     options: tuple[str, ...] = ()
+    structure: str = ""
+
+    @property
+    def tokens(self) -> str:
+        """The name of the tokenizer that makes the structure tokens: cross-entropies compare where it is the same."""
+        return self.structure or self.name
 
 
 @dataclass(frozen=True)
@@ -18,7 +28,8 @@ class Row:
     """A row: the options of its two commands beyond those of all rows, and the paper's FID and IS at d16.
 
     Rows that need the same tokenizer share it. A row that is not in the paper's table has no FID or IS. `controls` are rows of the
-    same tokens whose teacher is shown less: what this row gains over them comes from the image's aliases.
+    same tokens whose teacher is shown less: what this row gains over them comes from the image's aliases. `source` is the row
+    that trains the teacher of `--teacher frozen`.
     """
 
     title: str
@@ -27,6 +38,7 @@ class Row:
     fid: float | None = None
     inception_score: float | None = None
     controls: tuple[str, ...] = ()
+    source: str = ""
 
     @property
     def has_teacher(self) -> bool:
@@ -34,8 +46,14 @@ class Row:
 
 
 OFF = ("--teacher", "off")
+EMA = ("--teacher", "ema")
+# A second VAR that learns beside the student and teaches it nothing: the student is bit for bit that of --teacher off.
+APART = ("--teacher", "separate", "--lambda-feat", "0", "--lambda-logit", "0")
+# Outputs alone: eq. 13 compares features of one network, run twice.
+FROZEN = ("--teacher", "frozen", "--lambda-feat", "0", "--lambda-logit", "1")
 DISK = Stage1("disk")
 NONE = Stage1("none", ("--blur", "none"))
+STRIDE_4 = Stage1("stride-4", ("--alias-stride", "4"), structure="disk")
 # To add a row, add an entry.
 TABLE: dict[str, Row] = {
     # The structure tokens of "none" are plain VAR's, with or without an alias tokenizer.
@@ -56,13 +74,45 @@ TABLE: dict[str, Row] = {
     "printed-distance": Row("features of eq. 13 as printed", DISK, ("--feature-distance", "printed")),
     # Another teacher, and controls that take away what it could pass on of the image's aliases.
     "constant-aliases": Row("constant alias tokens", DISK, ("--teacher-aliases", "constant")),
-    "ema": Row("averaged teacher", DISK, ("--teacher", "ema"), controls=("ema-constant", "ema-no-aliases")),
-    "ema-constant": Row(
-        "averaged teacher, constant alias tokens", DISK, ("--teacher", "ema", "--teacher-aliases", "constant")
+    "ema": Row("averaged teacher", DISK, EMA, controls=("ema-other", "ema-constant", "ema-no-aliases")),
+    "ema-other": Row("averaged teacher, another image's alias tokens", DISK, (*EMA, "--teacher-aliases", "other")),
+    "ema-constant": Row("averaged teacher, constant alias tokens", DISK, (*EMA, "--teacher-aliases", "constant")),
+    "ema-no-aliases": Row("averaged teacher without alias tokens", DISK, (*EMA, "--teacher-aliases", "none")),
+    "ema-privileged": Row(
+        "averaged teacher, privileged mask",
+        DISK,
+        (*EMA, "--mask", "privileged"),
+        controls=("ema-constant", "ema-no-aliases"),
     ),
-    "ema-no-aliases": Row(
-        "averaged teacher without alias tokens", DISK, ("--teacher", "ema", "--teacher-aliases", "none")
+    "ema-stride-4": Row(
+        "averaged teacher, alias stride 4", STRIDE_4, EMA, controls=("ema", "ema-constant", "ema-no-aliases")
+    ),
+    "copies": Row("copies of the last blocks", DISK, ("--teacher", "copies"), controls=("copies-constant",)),
+    "copies-constant": Row(
+        "copies of the last blocks, constant alias tokens",
+        DISK,
+        ("--teacher", "copies", "--teacher-aliases", "constant"),
+    ),
+    "apart": Row("teacher trained apart", DISK, APART),
+    "apart-privileged": Row("teacher trained apart, privileged mask", DISK, (*APART, "--mask", "privileged")),
+    "apart-constant": Row(
+        "teacher trained apart, constant alias tokens", DISK, (*APART, "--teacher-aliases", "constant")
+    ),
+    "frozen": Row("trained and frozen teacher", DISK, FROZEN, controls=("frozen-constant",), source="apart"),
+    "frozen-privileged": Row(
+        "trained and frozen teacher, privileged mask",
+        DISK,
+        (*FROZEN, "--mask", "privileged"),
+        controls=("frozen-constant",),
+        source="apart-privileged",
+    ),
+    "frozen-constant": Row(
+        "trained and frozen teacher, constant alias tokens",
+        DISK,
+        (*FROZEN, "--teacher-aliases", "constant"),
+        source="apart-constant",
     ),
 }
 ROWS = tuple(TABLE)
 PAPER = tuple(name for name, row in TABLE.items() if row.fid is not None)
+BY_NAME: dict[str, Stage1] = {row.tokenizer.name: row.tokenizer for row in TABLE.values()}
