@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import FAST, write_images
-from runs import run_main
 
 from refocus_ext.commands import COMMANDS, OF_RUN_SH
+from runs import run_main
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -71,8 +71,8 @@ def test_help_gives_unit_and_default_of_every_option(capsys: pytest.CaptureFixtu
         (["distill", "--val-image", "4"], "did you mean --val-images?"),
         (["tokenizer", "oops"], "'oops' was not expected here"),
         (["tokenizer", "--steps", "0"], "0 is not greater than 0"),
-        (["tokenizer", "--steps", "many"], "invalid int value: 'many'"),
-        (["tokenizer", "--blur", "box"], "invalid choice: 'box'"),
+        (["tokenizer", "--steps", "many"], "--steps: 'many' is not a whole number"),
+        (["tokenizer", "--blur", "box"], "--blur: there is no 'box'"),
     ],
 )
 def test_wrong_usage(argv: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:

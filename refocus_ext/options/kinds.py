@@ -42,6 +42,19 @@ def positive(kind: type[N]) -> Callable[[str], N]:
     return parse
 
 
+def at_least(least: int) -> Callable[[str], int]:
+    """A parser of whole numbers from `least` on."""
+
+    def parse(text: str) -> int:
+        value = int(text)
+        if value < least:
+            raise argparse.ArgumentTypeError(f"{text} is less than {least}")
+        return value
+
+    parse.__name__ = "int"
+    return parse
+
+
 def non_negative(kind: type[N]) -> Callable[[str], N]:
     """A parser of numbers >= 0."""
 

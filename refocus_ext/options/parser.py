@@ -6,10 +6,11 @@ import argparse
 import difflib
 import inspect
 import os
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import typed_argparse
 from typed_argparse import SubParser, SubParserGroup
@@ -18,6 +19,8 @@ from refocus_ext.options.fields import Option, Options
 from refocus_ext.options.presets import Stage, preset, presets_of
 
 Typed = Mapping[str, object]
+# What a value is not that its parser refuses without saying why, by the parser's name.
+NOT_A = {"int": "a whole number", "float": "a number", "int_list": "a list of whole numbers such as 1,2,3"}
 PATHS = ("DIR", "FILE", "RUN", "RUN|FILE", "DIR|off")  # metavars of options that take a path
 
 
@@ -108,9 +111,13 @@ def _number(value: object) -> float:
 
 
 class _CommandParser(argparse.ArgumentParser):
-    """Modifications: an error is one sentence, with a suggestion for a misspelt option, and exit code 2."""
+    """Modifications: an error is one sentence, with a suggestion for a misspelt option or value, and exit code 2."""
 
     def error(self, message: str) -> NoReturn:
+        """`message` is ours, or argparse's own: "argument --steps: ..."."""
+        message = re.sub(r"^argument (\S+): ", r"\1: ", message)
+        message = re.sub(r": expected one argument$", " needs a value", message)
+        message = re.sub(r": expected (\d+) arguments$", r" needs \1 values", message)
         print(f"refocus: {self.prog.split()[-1]}: {message}", file=sys.stderr)
         print(f"  `{self.prog} --help` lists the options.", file=sys.stderr)
         raise SystemExit(2)
@@ -123,7 +130,27 @@ class _CommandParser(argparse.ArgumentParser):
             self.error(f"there is no option '{word}' here: {why}.")
         close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
         hint = f"; did you mean {close[0]}?" if close else "."
-        self.error(f"there is no option '{word}'{hint}" if word.startswith("-") else f"'{word}' was not expected here.")
+        if word.startswith("-"):
+            self.error(f"there is no option '{word}'{hint}")
+        data = f"; did you mean --data {word}?" if "--data" in known and os.path.exists(word) else "."
+        self.error(f"'{word}' was not expected here{data}")
+
+    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
+        try:
+            return super()._get_value(action, arg_string)
+        except argparse.ArgumentError as error:
+            what = NOT_A.get(getattr(action.type, "__name__", ""))
+            if what is None or not (error.message or "").startswith("invalid "):
+                raise
+            raise argparse.ArgumentError(action, f"'{arg_string}' is not {what}") from None
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is None or value in action.choices:
+            return
+        words = [str(choice) for choice in action.choices]
+        close = difflib.get_close_matches(str(value), words, n=1)
+        hint = f"did you mean {close[0]}? It" if close else "it"
+        raise argparse.ArgumentError(action, f"there is no '{value}'; {hint} is one of {', '.join(words)}")
 
 
 def _restyle(parser: argparse.ArgumentParser, cls: type[Options]) -> None:

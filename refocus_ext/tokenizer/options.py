@@ -9,7 +9,7 @@ from pathlib import Path
 from refocus_ext.optics.names import BLURS, VIEWS
 from refocus_ext.options import shared
 from refocus_ext.options.fields import Heading, Options
-from refocus_ext.options.kinds import int_list, non_negative, positive, share
+from refocus_ext.options.kinds import at_least, int_list, non_negative, positive, share
 from refocus_ext.options.presets import Stage, default_tokenizer_run
 
 STRIDE = 16  # pixels per latent cell
@@ -73,7 +73,7 @@ class TokenizerOptions(Options):
     patch_nums: tuple[int, ...] = VQVAE(
         None, "side of each token map, coarse to fine; the last is image size / 16", int_list, unit="latent cells"
     )
-    codebook_size: int = VQVAE(None, "V, entries of the codebook", positive(int))
+    codebook_size: int = VQVAE(None, "V, entries of the codebook", at_least(2))
     latent_channels: int = VQVAE(32, "Cvae, width of a code vector", positive(int))
     ch: int = VQVAE(None, "base width of encoder and decoder, a multiple of 32", positive(int))
     dropout: float = VQVAE(0.0, "share of activations dropped in its residual blocks while training", share, added=True)
@@ -106,7 +106,7 @@ class TokenizerOptions(Options):
         choices=("own", "shared", "shared-part"),
     )
     alias_stride: int = ALIAS(8, "pixels of a view per alias token", choices=(4, 8, 16))
-    alias_codes: int = ALIAS(512, "entries of its own codebook, or of the part of a shared one", positive(int))
+    alias_codes: int = ALIAS(512, "entries of its own codebook, or of the part of a shared one", at_least(2))
     alias_width: int = ALIAS(64, "base width of its encoder and decoder, a multiple of 8", positive(int))
     alias_lr: float = ALIAS(None, "its peak learning rate", positive(float))
 

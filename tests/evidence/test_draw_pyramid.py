@@ -10,12 +10,12 @@ import pytest
 import torch
 from conftest import write_images
 from PIL import Image
-from runs import parsed, run_main
 
 from refocus_ext.evidence.aliasing.pyramid_figure import GAP, HEAD, LEFT, SIDE, _beside_passband, draw, look
 from refocus_ext.images.picture import to_image
 from refocus_ext.optics.charts import chart
 from refocus_ext.optics.pyramid import FocusPyramid
+from runs import parsed, run_main
 
 SMALL = ("--image-size", "64", "--focus-states", "3", "--rho-max", "6")
 
@@ -81,7 +81,7 @@ def test_signs_are_said_in_words() -> None:
         (["nowhere.jpg"], "there is no image nowhere.jpg"),
         (["text.txt"], "text.txt is not an image that can be opened"),
         (["a.jpg", "--chart", "text"], "are both given"),
-        (["--chart", "moire"], "invalid choice: 'moire'"),
+        (["--chart", "moire"], "there is no 'moire'"),
         (["--image-size", "100"], "not a multiple of the encoder stride 16"),
         (["--focus-states", "9"], "use at most 5 states"),
         (["a.jpg", "b.jpg"], "'b.jpg' was not expected here"),

@@ -22,7 +22,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import small_vae, write_images
-from runs import TINY, TRAINED_WITH, run_main
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -45,6 +44,7 @@ from refocus_ext.tokens.cache import CacheSource, TokenCache, build_cache, open_
 from refocus_ext.tokens.shards import layout_of
 from refocus_ext.tokens.tokenize import pick_precision, prepare, split_maps, tokenize, tokenize_images
 from refocus_ext.tokens.trained_tokenizer import Tokenizer, load_tokenizer
+from runs import TINY, TRAINED_WITH, run_main
 
 ROOT = Path(__file__).resolve().parents[2]
 ALONE = World(0, 1, torch.device("cpu"))
@@ -634,7 +634,7 @@ def test_the_command_makes_and_verifies_a_cache(
         (["--data", "nowhere"], "nowhere is not a folder"),
         (["--crops", "0"], "0 is not greater than 0"),
         (["--precision", "tf32"], "--precision: tf32 is CUDA's, and this runs on cpu"),
-        (["--precision", "fp8"], "invalid choice: 'fp8'"),
+        (["--precision", "fp8"], "there is no 'fp8'"),
         (["--small-images", "refuse", "--data", "SMALL"], "smaller than the 32 pixel crop"),
     ],
 )  # fmt: skip

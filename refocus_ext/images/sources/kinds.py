@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -10,7 +11,7 @@ from refocus_ext.errors import UsageError
 from refocus_ext.images.sources.archives import holds_imagenet, holds_shards, imagenet_tars, webdataset
 from refocus_ext.images.sources.folder import ImageList, NoValidation, image_folder
 from refocus_ext.images.sources.interface import ImageSource
-from refocus_ext.images.sources.letters import is_letters, letters
+from refocus_ext.images.sources.letters import LEVELS, is_letters, letters
 from refocus_ext.images.sources.parquet import holds_parquet, parquet_images
 from refocus_ext.images.sources.parts import Part, hold_out, numbered_as
 
@@ -42,6 +43,18 @@ def demo_photographs() -> ImageList:
     return ImageList(tuple(map(str, paths)), tuple(range(len(paths))), classes, square=True)
 
 
+def folder_or_hint(data: str, split: str) -> ImageSource:
+    """`image_folder`; a misspelt word for drawn pictures is no folder that is missing.
+
+    Raises:
+        UsageError: as `image_folder`.
+    """
+    close = difflib.get_close_matches(data, LEVELS, n=1, cutoff=0.75)
+    if close and not Path(data).exists():
+        raise UsageError(f"there is no folder {data}; did you mean {close[0]}, which is drawn?")
+    return image_folder(data, split)
+
+
 class Kind(NamedTuple):
     """A kind of source: how to recognize it in a command's data, and how to open a split ("train" or "val")."""
 
@@ -56,7 +69,7 @@ KINDS = (
     Kind(holds_imagenet, imagenet_tars),
     Kind(holds_shards, webdataset),
     Kind(holds_parquet, parquet_images),
-    Kind(lambda data: True, image_folder),
+    Kind(lambda data: True, folder_or_hint),
 )
 
 
