@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,6 @@ import scipy.stats
 import torch
 from conftest import write_images
 from inceptions import load_colours
-from runs import parsed
 
 from refocus_ext.commands import main
 from refocus_ext.evaluation.frechet import FeatureStatistics, frechet_distance
@@ -24,6 +26,7 @@ from refocus_ext.evidence.ablation.report import difference_lines
 from refocus_ext.evidence.ablation.rows import PAPER
 from refocus_ext.sampling.alternating import alternating_samples
 from refocus_ext.sampling.student import load_student
+from runs import parsed
 
 TOKENIZER = (
     "--image-size 32 --patch-nums 1,2 --focus-states 2 --rho-max 3 --codebook-size 64 --latent-channels 8 --batch-size 4 "
@@ -188,3 +191,13 @@ def test_tokenizers_warm_up_as_in_the_measured_tables(
     plan = ablate_command.commands(parsed("ablate", "--demo", "--tokenizer-steps", str(steps)))
     options = parsed(*plan[0])
     assert (options.warm_autoencoder, options.warmup) == expected
+
+
+def test_a_signal_ends_the_command_that_runs_and_later_this_one() -> None:
+    """While no command runs, measuring, it must not be swallowed."""
+    before = signal.getsignal(signal.SIGTERM)
+    process = subprocess.Popen(["sleep", "60"])
+    with ablate_command.forwarded(process):
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert process.wait() == -signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) == before

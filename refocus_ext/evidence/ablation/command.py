@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from refocus_ext.engine.devices import pick_device
@@ -162,11 +163,23 @@ def launch(words: Sequence[str]) -> int:
     """One command in a separate process, by run.sh, which starts several processes on several GPUs."""
     environment = os.environ | {"REFOCUS_PYTHON": os.environ.get("REFOCUS_PYTHON", sys.executable)}
     process = subprocess.Popen(["bash", str(ROOT / "run.sh"), *words], env=environment)
-    for number in (signal.SIGTERM, *WARNINGS):  # schedulers signal this process, a terminal's Ctrl-C reaches both
-        if signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, lambda number, _frame: process.send_signal(number))
-    while True:
-        try:
-            return process.wait()
-        except KeyboardInterrupt:  # Ctrl-C reached it too: it saves and exits with 130
-            continue
+    with forwarded(process):
+        while True:
+            try:
+                return process.wait()
+            except KeyboardInterrupt:  # Ctrl-C reached it too: it saves and exits with 130
+                continue
+
+
+@contextlib.contextmanager
+def forwarded(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Schedulers signal this process alone, a terminal's Ctrl-C reaches both; afterwards signals end this process again."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, *WARNINGS)}
+    heard = [number for number, handler in before.items() if handler != signal.SIG_IGN]
+    for number in heard:
+        signal.signal(number, lambda number, _frame: process.send_signal(number))
+    try:
+        yield
+    finally:
+        for number in heard:
+            signal.signal(number, before[number])
