@@ -74,6 +74,14 @@ TABLE: dict[str, Row] = {
     "printed-distance": Row("features of eq. 13 as printed", DISK, ("--feature-distance", "printed")),
     # Another teacher, and controls that take away what it could pass on of the image's aliases.
     "constant-aliases": Row("constant alias tokens", DISK, ("--teacher-aliases", "constant")),
+    "logits-only": Row("outputs alone", DISK, ("--lambda-feat", "0"), controls=("logits-only-constant",)),
+    "logits-only-constant": Row(
+        "outputs alone, constant alias tokens", DISK, ("--lambda-feat", "0", "--teacher-aliases", "constant")
+    ),
+    "features-only": Row("features alone", DISK, ("--lambda-logit", "0"), controls=("features-only-constant",)),
+    "features-only-constant": Row(
+        "features alone, constant alias tokens", DISK, ("--lambda-logit", "0", "--teacher-aliases", "constant")
+    ),
     "ema": Row("averaged teacher", DISK, EMA, controls=("ema-other", "ema-constant", "ema-no-aliases")),
     "ema-other": Row("averaged teacher, another image's alias tokens", DISK, (*EMA, "--teacher-aliases", "other")),
     "ema-constant": Row("averaged teacher, constant alias tokens", DISK, (*EMA, "--teacher-aliases", "constant")),
