@@ -28,7 +28,7 @@ def test_the_tour_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     monkeypatch.chdir(TOUR.parent)
     names: dict[str, Any] = {}
     shown = [picture for source in sources if isinstance(picture := value_of(source, names), Image.Image)]
-    assert len(shown) == 6 and all(picture.width > 4 * 96 for picture in shown)
+    assert len(shown) == 6 and all(picture.width > 4 * 128 for picture in shown)
     printed = capsys.readouterr().out
     assert "maps: [1, 4] tokens; 5 in all" in printed and "most probable as" in printed
 
