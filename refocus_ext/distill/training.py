@@ -25,6 +25,7 @@ from refocus_ext.distill.recipe import (
     set_lr_and_decay,
     warmup_steps,
 )
+from refocus_ext.distill.recognition import BATCH, EACH, Recognized, one_of_each, recognized
 from refocus_ext.distill.teacher.shown import CODE, CONSTANT, NO_ALIASES, OWN, SHOWN_IN_TRAINING, shown_in_training
 from refocus_ext.distill.validation import DistillReport, ValidationTokens, validate
 from refocus_ext.engine import sharding
@@ -225,11 +226,24 @@ class DistillTraining(Training):
             print(
                 f"In training the teacher was shown {SHOWN_IN_TRAINING[recipe.shown]} ({recipe.shown}), as a control."
             )
+        if one_of_each(self.data.images) and not self.sharded:
+            print(f"\n{self._recognized().line()}")
         if recipe.demo:
             print(
-                f"\nThis is a demo: {steps} steps on {len(self.data)} photographs. Its samples show that the parts "
-                "work together, not what the method can do."
+                f"\nThis is a demo: {steps} steps on {len(self.data)} photographs, which the student learns by heart. Its samples "
+                "show that the parts work together, not what the method can do."
             )
+
+    def _recognized(self) -> Recognized:
+        """With a progress display: a large student takes a minute or two."""
+        images, result = self.data.images, Recognized(0, 1)
+        progress = Progress(0, -(-EACH * len(images) // BATCH), BATCH, unit="batch")
+        with self.autocast():
+            size = self.tokenizer.trained_with.image_size
+            for number, result in enumerate(recognized(self.var, images, size, self.plan.seed), start=1):  # noqa: B007
+                progress.update(number, {})
+        progress.close()
+        return result
 
     # ------------------------------------------------------------------ saving
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple
 from refocus_ext import invocation
 from refocus_ext.engine.boards import TENSORBOARD, Board, open_board
 from refocus_ext.engine.checkpoints import checkpoints_of
-from refocus_ext.engine.life_sign import LifeSign
+from refocus_ext.engine.life_sign import LifeSign, look
 from refocus_ext.engine.same_run import Comparison, RunIdentity
 from refocus_ext.errors import UsageError, named
 from refocus_ext.storage.atomic import remove_torn, save_json, sha256, written_beside
@@ -145,6 +146,7 @@ def check_run_folder(path: Path, identity: RunIdentity, *, fresh: bool = False, 
         raise UsageError(f"--out {path} is a file; choose a folder.")
     with named("--out"):
         results_folder(str(path))
+    _refuse_running(path)
     begun = (path / "config.json").is_file()
     if not begun and path.is_dir() and any(path.iterdir()):
         raise UsageError(f"--out {path} holds files but no run; choose an empty or new folder.")
@@ -173,6 +175,16 @@ def check_run_folder(path: Path, identity: RunIdentity, *, fresh: bool = False, 
     if found.refused:
         raise UsageError(_refusal(path, found.refused, identity.following if steps > before else None))
     return Opening([f"the same run as before, but for {' and '.join(found.told)}"] if found.told else [], schedule)
+
+
+def _refuse_running(path: Path) -> None:
+    """Two processes must not write one folder. One of another machine may be dead, which cannot be known here."""
+    seen = look(path)
+    if seen is not None and seen.here and seen.lives and seen.pid != os.getpid():
+        raise UsageError(
+            f"--out {path} is being trained by the process {seen.pid}; wait for it (`bash run.sh status` shows it), stop it with "
+            f"`kill {seen.pid}`, which saves, or choose another --out."
+        )
 
 
 def _compared(path: Path, identity: RunIdentity) -> tuple[dict[str, Any], Comparison]:

@@ -15,6 +15,9 @@ from typing import Any
 import pytest
 
 from refocus_ext.engine.life_sign import FILE, PATIENCE, LifeSign, look
+from refocus_ext.engine.run_folder import check_run_folder
+from refocus_ext.engine.same_run import RunIdentity
+from refocus_ext.errors import UsageError
 
 ROOT = Path(__file__).resolve().parents[2]
 LIVING = """
@@ -141,3 +144,17 @@ def test_a_full_disk_stops_no_run(
 def test_a_damaged_sign_is_none(content: str, tmp_path: Path) -> None:
     (tmp_path / FILE).write_text(content)
     assert look(tmp_path) is None
+
+
+def test_a_folder_that_another_process_trains_is_refused(tmp_path: Path) -> None:
+    """While it lives; what a killed one left behind is no hindrance."""
+    identity = RunIdentity({"steps": 3})
+    process = living(tmp_path, 60)
+    with pytest.raises(
+        UsageError, match=rf"being trained by the process {process.pid}; wait for it .* choose another --out"
+    ):
+        check_run_folder(tmp_path, identity)
+    process.kill()
+    process.wait()
+    (tmp_path / FILE).rename(tmp_path.parent / FILE)
+    check_run_folder(tmp_path, identity)
