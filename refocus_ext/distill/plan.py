@@ -21,7 +21,7 @@ from refocus_ext.distill.teacher.shared_weights import Teacher
 from refocus_ext.distill.teacher.shown import NO_ALIASES, OWN, SHOWN_IN_TRAINING
 from refocus_ext.distill.teacher_options import check_teacher, teacher_settings, trains_gates
 from refocus_ext.engine.checks import check_run_options
-from refocus_ext.engine.devices import precision_in_words
+from refocus_ext.engine.devices import bf16_note, precision_in_words
 from refocus_ext.errors import UsageError
 from refocus_ext.images.class_names import IMAGENET_CLASSES
 from refocus_ext.images.class_numbers import are_wnids
@@ -261,6 +261,8 @@ def print_plan(
         + f", in {precision_in_words(options.precision, device)} on {device}; "
         f"{size.memory / 2**30:.1f} GiB for weights, gradients and AdamW, {size.checkpoint / 2**30:.1f} GiB per checkpoint"
     )
+    if faster := bf16_note(options.precision, device):
+        print(f"note: {faster}")
     if options.preset == "demo" and options.depth > 8:
         print(
             f"note: --depth {options.depth} is large for two CPU cores (d20 takes about 8 minutes); --depth 8 shows the "

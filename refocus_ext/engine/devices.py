@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -214,6 +215,22 @@ def precision_in_words(precision: str, device: torch.device) -> str:
     dtype = autocast_dtype(precision, device)
     why = " (this GPU has no bf16)" if precision == "auto" else ""
     return precision_name(dtype) + (f" with a loss scaler{why}" if dtype == torch.float16 else "")
+
+
+def bf16_note(precision: str, device: torch.device) -> str | None:
+    """A sentence for a plan where a CPU trains in fp32 by default although it multiplies bf16 in its own instructions."""
+    if precision != "auto" or device.type != "cpu" or not cpu_flags() & {"avx512_bf16", "amx_bf16"}:
+        return None
+    return "this CPU has bf16 instructions; --precision bf16 trains 1.4 to 2 times as fast"
+
+
+def cpu_flags() -> set[str]:
+    """What Linux says that the processor can do; empty elsewhere."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("flags"):
+                return set(line.partition(":")[2].split())
+    return set()
 
 
 def autocast(dtype: torch.dtype, device: torch.device) -> torch.autocast:

@@ -106,3 +106,13 @@ def test_rewound_repeats_random_numbers_and_then_goes_on() -> None:
     torch.manual_seed(0)
     torch.rand(3)
     assert torch.equal(following, torch.rand(3))
+
+
+def test_a_cpu_with_bf16_instructions_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where fp32 was not chosen, and only there."""
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(devices, "cpu_flags", lambda: {"avx2", "avx512_bf16"})
+    assert "--precision bf16" in (devices.bf16_note("auto", cpu) or "")
+    assert devices.bf16_note("fp32", cpu) is None and devices.bf16_note("auto", torch.device("cuda")) is None
+    monkeypatch.setattr(devices, "cpu_flags", lambda: {"avx2"})
+    assert devices.bf16_note("auto", cpu) is None
