@@ -108,26 +108,28 @@ class DistillReport:
         if not self.has_controls:
             return self._lines_without_controls(patch_nums)
         head = [
-            "scale   CE student  CE teacher |  gap from alias tokens of: the image  another image  constant  (nats per token)"
+            "                            |  gap (nats per token) with alias tokens",
+            "scale  CE student   teacher |  of the image  of another  constant",
         ]
         columns = [self.gap_S(name) for name in SHOWN]
         rows = []
         for s, pn in enumerate(patch_nums):
             own, other, constant = (column[s] for column in columns)
-            rows.append(
-                f"{pn:>3}x{pn:<3} {self.ce['student'][s]:>11.3f} {self.ce['teacher'][s]:>11.3f} | {own:>36.4f} {other:>14.4f} "
-                f"{constant:>9.4f}"
-            )
+            scale, student, teacher = f"{pn}x{pn}", self.ce["student"][s], self.ce["teacher"][s]
+            rows.append(f"{scale:<6} {student:>10.3f} {teacher:>9.3f} | {own:>13.4f} {other:>11.4f} {constant:>9.4f}")
         total = (
-            f"all     {self.ce_mean['student']:>10.3f} {self.ce_mean['teacher']:>11.3f} | {self.gap():>36.4f} "
-            f"{self.gap('other'):>14.4f} {self.gap('constant'):>9.4f}  (standard error of the first {self.gap_error:.4f})"
+            f"all    {self.ce_mean['student']:>10.3f} {self.ce_mean['teacher']:>9.3f} | {self.gap():>13.4f} "
+            f"{self.gap('other'):>11.4f} {self.gap('constant'):>9.4f}"
         )
+        total += f"\nThe standard error of the first gap is {self.gap_error:.4f}."
         return [*head, *rows, total, self._variance_line()]
 
     def _variance_line(self) -> str:
         left = [f"{100 * value:.1f}%" for value in self.target_variance.values()]
-        shown = f" ({left[1]} with another image's alias tokens, {left[2]} with constant ones)" if len(left) > 1 else ""
-        return f"the teacher's outputs as targets have {left[0]} of the variance of the tokens themselves{shown}"
+        shown = (
+            f"\n({left[1]} with another image's alias tokens, {left[2]} with constant ones)" if len(left) > 1 else ""
+        )
+        return f"As targets, the teacher's outputs have {left[0]} of the variance of the tokens themselves{shown}."
 
     def _lines_without_controls(self, patch_nums: Sequence[int]) -> list[str]:
         rows = [

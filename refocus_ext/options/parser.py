@@ -7,7 +7,9 @@ import difflib
 import inspect
 import os
 import re
+import shutil
 import sys
+import textwrap
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
@@ -19,6 +21,7 @@ from refocus_ext.options.fields import Option, Options
 from refocus_ext.options.presets import Stage, preset, presets_of
 
 Typed = Mapping[str, object]
+WIDTH = 110  # of help, columns
 # What a value is not that its parser refuses without saying why, by the parser's name.
 NOT_A = {"int": "a whole number", "float": "a number", "int_list": "a list of whole numbers such as 1,2,3"}
 PATHS = ("DIR", "FILE", "RUN", "RUN|FILE", "DIR|off")  # metavars of options that take a path
@@ -160,7 +163,7 @@ def _restyle(parser: argparse.ArgumentParser, cls: type[Options]) -> None:
     bare = "".join(f" [{option.shown}]" for option in fields.values() if option.positional)
     parser.usage = f"{parser.prog}{bare} [options]"
     parser.description = inspect.getdoc(cls)
-    parser.formatter_class = _formatter
+    parser.formatter_class = _Formatter
     parser.allow_abbrev = False
     actions = {action.dest: action for action in parser._actions}
     parser._optionals._group_actions = [actions["help"]]
@@ -173,8 +176,21 @@ def _restyle(parser: argparse.ArgumentParser, cls: type[Options]) -> None:
         groups[option.heading]._group_actions.append(actions[name])
 
 
-def _formatter(prog: str) -> argparse.HelpFormatter:
-    return argparse.RawDescriptionHelpFormatter(prog, max_help_position=32, width=110)
+class _Formatter(argparse.HelpFormatter):
+    """Modifications: paragraphs of a description stay apart and its indented lines as they are; as wide as the terminal, at most
+    WIDTH."""
+
+    def __init__(self, prog: str) -> None:
+        width = min(WIDTH, shutil.get_terminal_size((WIDTH, 24)).columns)
+        super().__init__(prog, max_help_position=32, width=width)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        blocks = [paragraph.splitlines() for paragraph in text.split("\n\n")]
+        as_they_are = [any(line.startswith(" ") for line in lines) for lines in blocks]
+        return "\n\n".join(
+            "\n".join(lines) if fixed else textwrap.fill(" ".join(lines), width)
+            for lines, fixed in zip(blocks, as_they_are, strict=True)
+        )
 
 
 def _restyle_action(action: argparse.Action, option: Option, default: str) -> None:

@@ -77,7 +77,7 @@ def test_a_run_ends_with_a_vanilla_student(
 ) -> None:
     assert run("run") == 0
     out = capsys.readouterr().out
-    assert "scale   CE student" in out and "This is a demo" in out
+    assert "scale  CE student" in out and "This is a demo" in out
     folder = tmp_path / "run"
     upstream = load_upstream()
     vae = upstream.build_vae(vocab_size=64, z_channels=8, ch=32, patch_nums=(1, 2))

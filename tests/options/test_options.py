@@ -236,3 +236,14 @@ print(*({heavy} & set(sys.modules)))
 """
     result: Any = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert result.stdout.split() == []
+
+
+def test_help_fits_a_terminal_of_80_columns(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Commands that are given as examples stay on one line."""
+    monkeypatch.setenv("COLUMNS", "80")
+    for name in COMMANDS:
+        assert run_main(name, "--help") == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert not [line for line in lines if len(line) > 80 and "bash run.sh" not in line], name
