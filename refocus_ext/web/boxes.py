@@ -9,7 +9,7 @@ from refocus_ext.sampling.student import STRIDE
 
 Cell = tuple[int, int]  # column, row of latent cells
 SIDE = 512  # pixels of the drawn picture, about
-BOX, LINES = (235, 64, 52), (128, 128, 128)
+BOX, LINES = (235, 64, 52), (255, 255, 255)
 
 
 def cell_at(x: float, y: float, side: int, image_size: int) -> Cell:
@@ -47,8 +47,8 @@ def draw_box(picture: Image.Image, box: Box | None, corner: Cell | None = None) 
     pen = ImageDraw.Draw(layer)
     for k in range(1, cells):
         place = round(k * step)
-        pen.line([(place, 0), (place, drawn.height)], (*LINES, 90))
-        pen.line([(0, place), (drawn.width, place)], (*LINES, 90))
+        pen.line([(place, 0), (place, drawn.height)], (*LINES, 140))
+        pen.line([(0, place), (drawn.width, place)], (*LINES, 140))
     if corner is not None:
         box = Box(*corner, corner[0] + 1, corner[1] + 1)
     if box is not None:

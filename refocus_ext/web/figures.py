@@ -16,17 +16,19 @@ from torch import Tensor
 from refocus_ext.images.picture import image_bytes
 
 STYLE = """
-.figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(118px, 1fr)); gap: 10px; }
+.figures { --least: max(96px, min(150px, calc((100% - 10px * (var(--n) - 1)) / var(--n) - 1px)));
+    display: grid; gap: 10px; grid-template-columns: repeat(auto-fill, minmax(var(--least), 1fr)); }
 .figures.large { grid-template-columns: repeat(auto-fill, minmax(min(100%, 230px), 1fr)); }
-.figures.smooth img { image-rendering: auto; }
-.figures.one { grid-template-columns: minmax(0, 380px); justify-content: center; }
-.figures figure { margin: 0; }
+.figures.one { grid-template-columns: minmax(0, 360px); justify-content: center; }
+.figures figure, .figures img { margin: 0 !important; }
+.figures a { display: block; padding: 0 !important; }
 .figures img { width: 100%; aspect-ratio: 1; display: block; image-rendering: pixelated; border-radius: 4px;
     border: 1px solid var(--border-color-primary); box-sizing: border-box; }
-.figures figcaption { font-size: var(--text-xs); line-height: 1.35; margin-top: 3px; color: var(--body-text-color-subdued); }
-.figures figcaption b { color: var(--body-text-color); font-weight: 600; }
+.figures.smooth img { image-rendering: auto; }
+.figures figcaption { font-size: var(--text-xs); line-height: 1.35; margin-top: 3px; }
 .figures-title { font-weight: 600; margin: 14px 0 2px; }
-.figures-note { color: var(--body-text-color-subdued); font-size: var(--text-sm); margin: 0 0 8px; }
+.figures-note { font-size: var(--text-sm); margin: 0 0 8px; }
+.figures figcaption span, .figures-note { opacity: 0.75; }
 """
 
 
@@ -58,14 +60,17 @@ def figures(shown: Sequence[Figure], title: str = "", note: str = "", kind: str 
     head = (f'<div class="figures-title">{escape(title)}</div>' if title else "") + (
         f'<div class="figures-note">{escape(note)}</div>' if note else ""
     )
-    return head + f'<div class="figures {kind}">{"".join(_figure(one, title) for one in shown)}</div>'
+    return (
+        head
+        + f'<div class="figures {kind}" style="--n: {len(shown)}">{"".join(_figure(one, title) for one in shown)}</div>'
+    )
 
 
 def _figure(one: Figure, title: str) -> str:
     words = ", ".join(word for word in (title, one.name) if word)
     file = re.sub(r"[^\w-]+", "-", words).strip("-").lower() or "picture"
     url = data_url(one.picture)
-    note = f"<br>{escape(one.note)}" if one.note else ""
+    note = f"<br><span>{escape(one.note)}</span>" if one.note else ""
     return (
         f'<figure><a href="{url}" download="{escape(file)}.png" title="save as {escape(file)}.png">'
         f'<img src="{url}" alt="{escape(words)}"></a><figcaption><b>{escape(one.name)}</b>{note}</figcaption></figure>'

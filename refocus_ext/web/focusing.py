@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from patches.sampling import to_unit
 from refocus_ext.counting import counted
 from refocus_ext.sampling.jobs import guidance_of, ready
 from refocus_ext.sampling.options import SampleOptions
@@ -19,10 +18,9 @@ from refocus_ext.web.figures import Figure, figures, shown, shown_change
 
 @dataclass(frozen=True)
 class Focusing:
-    """An image (3,H,W) in [0,1] after each scale so far; `before` is what the decoder makes of no token at all."""
+    """An image (3,H,W) in [0,1] after each scale so far; `sides` are those of all token maps."""
 
     sides: Sequence[int]
-    before: Tensor
     prefixes: Sequence[Tensor]
 
     @property
@@ -32,8 +30,9 @@ class Focusing:
 
     @property
     def changes(self) -> list[Tensor]:
-        """What the tokens of each scale changed in the decoded image."""
-        return [after - before for before, after in zip((self.before, *self.prefixes), self.prefixes, strict=False)]
+        """What the tokens of each scale changed in the decoded image; for the first one what differs from mid-grey."""
+        befores = (torch.full_like(self.prefixes[0], 0.5), *self.prefixes)
+        return [after - before for before, after in zip(befores, self.prefixes, strict=False)]
 
     def html(self) -> str:
         """The image so far, its prefixes, and the changes."""
@@ -53,7 +52,8 @@ class Focusing:
             + figures(
                 changed,
                 "What each scale changed",
-                "The difference to the picture before it, amplified; grey is no change. RMS on the scale of 0 to 255.",
+                "The difference to the picture before it (of the first one to mid-grey), amplified as said below it; grey is no "
+                "change. RMS on the scale of 0 to 255.",
             )
         )
 
@@ -63,13 +63,11 @@ class Told(Prefixes):
 
     def __init__(self, student: Student, tell: Callable[[Focusing], None]) -> None:
         super().__init__(student)
-        self.sides, self.tell, self.before = student.geometry.patch_nums, tell, Tensor()
+        self.sides, self.tell = student.geometry.patch_nums, tell
 
     def __call__(self, scale: int, f_hat: Tensor) -> None:
-        if not self.images:
-            self.before = to_unit(self.vae.fhat_to_img(torch.zeros_like(f_hat)).float())[0].cpu()
         super().__call__(scale, f_hat)
-        self.tell(Focusing(self.sides, self.before, [image[0].cpu() for image in self.images]))
+        self.tell(Focusing(self.sides, [image[0].cpu() for image in self.images]))
 
 
 def focus(student: Student, label: int, options: SampleOptions, tell: Callable[[Focusing], None]) -> Tensor:

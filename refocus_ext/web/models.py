@@ -36,6 +36,16 @@ class Coder:
         return self.model.vae
 
     @property
+    def trained_on(self) -> str:
+        """The data of its run, as far as it is recorded: the last part of its path."""
+        options = self.model.config.get("options") or {}
+        return (
+            Path(options["data"]).name or "the demo photographs"
+            if "data" in options
+            else "data that its files do not name"
+        )
+
+    @property
     def trained_with(self) -> str:
         """The blur of its training; "none" where the files record no pyramid, as upstream's."""
         return self.recorded.blur if self.recorded else "none"

@@ -21,7 +21,8 @@ PAGE_STYLE = (
     STYLE
     + """
 .gradio-container { max-width: 1180px !important; margin: 0 auto !important; }
-.status p { color: var(--body-text-color-subdued); overflow-wrap: anywhere; }
+.status p { font-size: var(--text-sm); overflow-wrap: anywhere; }
+.mono textarea { font-family: var(--font-mono); font-size: var(--text-xs); }
 footer { display: none !important; }
 """
 )

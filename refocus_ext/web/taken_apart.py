@@ -102,7 +102,7 @@ def decoded_html(coded: Coded, sides: Sequence[int], title: str, note: str) -> s
     return figures(drawn, title, note)
 
 
-def tokens_html(coded: Coded, sides: Sequence[int], title: str, other: Coded | None) -> str:
+def tokens_html(coded: Coded, sides: Sequence[int], title: str, other: Coded | None = None) -> str:
     """The token maps; `other` is what they are compared with."""
     drawn = []
     for i, (side, idx) in enumerate(zip(sides, coded.tokens, strict=True)):

@@ -30,7 +30,7 @@ def build(desk: Desk) -> None:
     if len(names) == 1:
         gr.Markdown(f"This page has one student, {names[0]}: start it with `--students A B` for two.")
     with gr.Row():
-        with gr.Column(scale=1, min_width=240):
+        with gr.Column(scale=2, min_width=260):
             other = gr.Dropdown(names, value=names[-1], label="Beside the chosen student", elem_id="compare-other")
             words = gr.Textbox(
                 label="Classes, by name or number", placeholder="empty: evenly over all", elem_id="compare-classes"
@@ -41,8 +41,8 @@ def build(desk: Desk) -> None:
                 cfg = gr.Number(4, label="Guidance (cfg)", minimum=0, min_width=100, elem_id="compare-cfg")
             draw = gr.Button("Draw both", variant="primary", elem_id="compare-draw")
             status = gr.Markdown(elem_id="compare-status", elem_classes="status")
-        with gr.Column(scale=3, min_width=280):
-            picture = gr.HTML(elem_id="compare-picture")
+        with gr.Column(scale=5, min_width=280):
+            picture = gr.HTML(padding=False, elem_id="compare-picture")
 
     def work(tell: Any, first: str, second: str, words: str, count: Any, seed: Any, cfg: Any) -> None:
         options = compare_options(words, count, seed, cfg)

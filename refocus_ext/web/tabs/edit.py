@@ -24,6 +24,7 @@ WHAT = (
     "A box of your picture is repainted: the tokens outside it are kept, the student draws the others. Tap two opposite "
     "corners on the picture, or type the box in pixels. A box is made of whole latent cells of 16 pixels."
 )
+DONE = "The kept tokens are unchanged; near the box the decoder blends old and new."
 COPIES = 2
 
 
@@ -32,7 +33,7 @@ def build(desk: Desk) -> Any:
     gr.Markdown(WHAT)
     square, corner = gr.State(None), gr.State(None)  # the picture as the student sees it; the first of two taps
     with gr.Row():
-        with gr.Column(scale=1, min_width=240):
+        with gr.Column(scale=2, min_width=260):
             file = gr.File(label="Picture", file_types=["image"], height=150, elem_id="edit-file")
             label = gr.Dropdown([], label="Class of what is painted", elem_id="edit-class")
             box = gr.Textbox(label="Box: x0,y0,x1,y1", elem_id="edit-box")
@@ -42,12 +43,12 @@ def build(desk: Desk) -> Any:
                 cfg = gr.Number(4, label="Guidance (cfg)", minimum=0, min_width=100, elem_id="edit-cfg")
             paint = gr.Button("Repaint", variant="primary", elem_id="edit-paint")
             status = gr.Markdown(elem_id="edit-status", elem_classes="status")
-        with gr.Column(scale=3, min_width=280):
+        with gr.Column(scale=5, min_width=280):
             view = gr.Image(
                 label="The picture as the student sees it: tap two corners",
-                format="png", interactive=False, buttons=[], height=420, elem_id="edit-view",
+                format="png", interactive=False, buttons=[], elem_id="edit-view",
             )  # fmt: skip
-            result = gr.HTML(elem_id="edit-result")
+            result = gr.HTML(padding=False, elem_id="edit-result")
 
     def look(tell: Any, name: str, path: str | None) -> None:
         tell({square: None, corner: None, result: "", view: None})
@@ -91,7 +92,7 @@ def build(desk: Desk) -> Any:
 
         label = checked_label(student, label)
         made = repainted(student, to_tensor(found)[None], text, outside, label, (seed, cfg), seen)
-        tell({result: edit_html(made, student, label), status: "A kept part has the bits of its tokens, decoded."})
+        tell({result: edit_html(made, student, label), status: DONE})
 
     desk.on(
         [file.upload, file.clear, desk.student.change],
@@ -136,15 +137,14 @@ def repainted(
 
 
 def edit_html(made: Edit, student: Student, label: int) -> str:
-    """Original, what stays, its tokens decoded, and the edits."""
+    """What stays, the decoded tokens of the picture, and the edits."""
     kept = made.kept_HW.cpu()
     stays = made.original_3HW.cpu() * kept + 0.5 * ~kept
     drawn = [
-        Figure(shown(made.original_3HW), "the picture"),
         Figure(shown(stays), "what stays"),
         Figure(shown(made.reconstruction_3HW), "its tokens, decoded"),
     ]
     for number, (image, psnr) in enumerate(zip(made.edited_B3HW, made.kept_psnr(), strict=True), 1):
         note = f"kept part: PSNR {psnr:.1f} dB to its tokens, decoded"
         drawn.append(Figure(shown(image), f"repainted {number}: {student.class_name(label)}", note))
-    return figures(drawn, kind="large")
+    return figures(drawn, "Repainted", kind="large")

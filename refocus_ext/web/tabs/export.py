@@ -36,7 +36,14 @@ def build(desk: Desk, exports: Path) -> None:
     )
     start = gr.Button("Export", variant="primary", elem_id="export-start")
     status = gr.Markdown(elem_id="export-status", elem_classes="status")
-    listed = gr.Textbox(label="What was written", lines=10, interactive=False, buttons=["copy"], elem_id="export-files")
+    listed = gr.Textbox(
+        label="What was written",
+        lines=10,
+        interactive=False,
+        buttons=["copy"],
+        elem_id="export-files",
+        elem_classes="mono",
+    )
 
     def work(tell: Any, name: str, prove: bool) -> None:
         tell({status: f"Loading {name} ...", listed: ""})

@@ -22,14 +22,14 @@ def build(desk: Desk) -> Any:
     """Lays the tab out; returns the menu of classes, which the choice of a student fills."""
     gr.Markdown(WHAT)
     with gr.Row():
-        with gr.Column(scale=1, min_width=240):
+        with gr.Column(scale=2, min_width=260):
             label = gr.Dropdown([], label="Class", elem_id="sample-class")
             seed = gr.Number(0, label="Seed", precision=0, minimum=0, elem_id="sample-seed")
             cfg = gr.Slider(0, 10, 4, step=0.5, label="Guidance (cfg)", elem_id="sample-cfg")
             draw = gr.Button("Draw", variant="primary", elem_id="sample-draw")
             status = gr.Markdown(elem_id="sample-status", elem_classes="status")
-        with gr.Column(scale=3, min_width=280):
-            picture = gr.HTML(elem_id="sample-picture")
+        with gr.Column(scale=5, min_width=280):
+            picture = gr.HTML(padding=False, elem_id="sample-picture")
 
     def work(tell: Any, name: str, label: Any, seed: Any, cfg: Any) -> None:
         options = sample_options(seed, cfg)
