@@ -74,7 +74,7 @@ def served(
                 )
             yield address.rstrip("/"), public
         finally:
-            page.close()
+            page.close(verbose=False)
 
 
 def prepare_environment(folder: str) -> None:

@@ -75,7 +75,7 @@ def code(coder: Coder, x_13HW: Tensor, pyramid: FocusPyramid) -> Coded:
 
 
 def draw_tokens(idx: Tensor) -> Image.Image:
-    """A token map: every code in a colour of its own, with its number where there is room."""
+    """A token map: equal codes in equal colours, with their numbers where there is room."""
     side = int(len(idx) ** 0.5)
     numbers = idx.reshape(side, side).numpy()
     cell = -(-SIDE // side)
@@ -110,4 +110,6 @@ def tokens_html(coded: Coded, sides: Sequence[int], title: str, other: Coded | N
         if other is not None:
             note += f", {int((idx != other.tokens[i]).sum())} other than sharp"
         drawn.append(Figure(draw_tokens(idx), f"{side}x{side}", note))
-    return figures(drawn, title, "Every code has its colour; its number is written where there is room.", "smooth")
+    return figures(
+        drawn, title, "Equal codes have equal colours; their numbers are written where there is room.", "smooth"
+    )

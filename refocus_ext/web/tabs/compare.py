@@ -37,8 +37,8 @@ def build(desk: Desk) -> None:
             )
             count = gr.Slider(1, MOST, 4, step=1, label="Images", elem_id="compare-count")
             with gr.Row():
-                seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=100, elem_id="compare-seed")
-                cfg = gr.Number(4, label="Guidance (cfg)", minimum=0, min_width=100, elem_id="compare-cfg")
+                seed = gr.Number(0, label="Seed", precision=0, min_width=100, elem_id="compare-seed")
+                cfg = gr.Number(4, label="Guidance (cfg)", min_width=100, elem_id="compare-cfg")
             draw = gr.Button("Draw both", variant="primary", elem_id="compare-draw")
             status = gr.Markdown(elem_id="compare-status", elem_classes="status")
         with gr.Column(scale=5, min_width=280):

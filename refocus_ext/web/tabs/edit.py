@@ -39,8 +39,8 @@ def build(desk: Desk) -> Any:
             box = gr.Textbox(label="Box: x0,y0,x1,y1", elem_id="edit-box")
             outside = gr.Checkbox(False, label="keep the box, repaint around it", elem_id="edit-outside")
             with gr.Row():
-                seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=100, elem_id="edit-seed")
-                cfg = gr.Number(4, label="Guidance (cfg)", minimum=0, min_width=100, elem_id="edit-cfg")
+                seed = gr.Number(0, label="Seed", precision=0, min_width=100, elem_id="edit-seed")
+                cfg = gr.Number(4, label="Guidance (cfg)", min_width=100, elem_id="edit-cfg")
             paint = gr.Button("Repaint", variant="primary", elem_id="edit-paint")
             status = gr.Markdown(elem_id="edit-status", elem_classes="status")
         with gr.Column(scale=5, min_width=280):

@@ -24,7 +24,7 @@ def build(desk: Desk) -> Any:
     with gr.Row():
         with gr.Column(scale=2, min_width=260):
             label = gr.Dropdown([], label="Class", elem_id="sample-class")
-            seed = gr.Number(0, label="Seed", precision=0, minimum=0, elem_id="sample-seed")
+            seed = gr.Number(0, label="Seed", precision=0, elem_id="sample-seed")
             cfg = gr.Slider(0, 10, 4, step=0.5, label="Guidance (cfg)", elem_id="sample-cfg")
             draw = gr.Button("Draw", variant="primary", elem_id="sample-draw")
             status = gr.Markdown(elem_id="sample-status", elem_classes="status")
