@@ -16,7 +16,7 @@ from torch import Tensor
 from refocus_ext.images.picture import image_bytes
 
 STYLE = """
-.figures { --least: max(96px, min(150px, calc((100% - 10px * (var(--n) - 1)) / var(--n) - 1px)));
+.figures { --least: max(88px, min(150px, calc((100% - 10px * (var(--n) - 1)) / var(--n) - 1px)));
     display: grid; gap: 10px; grid-template-columns: repeat(auto-fill, minmax(var(--least), 1fr)); }
 .figures.large { grid-template-columns: repeat(auto-fill, minmax(min(100%, 230px), 1fr)); }
 .figures.one { grid-template-columns: minmax(0, 360px); justify-content: center; }

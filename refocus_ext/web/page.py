@@ -24,7 +24,7 @@ def build(models: Models, exports: Path | None) -> gr.Blocks:
         exports: the folder for exports; None leaves that tab out.
     """
     desk = Desk(models)
-    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, KEPT_FILES)) as page:
+    with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=(3600, KEPT_FILES)) as page:
         gr.Markdown(HEAD)
         if not models.students:
             with gr.Tab(picture.TITLE):

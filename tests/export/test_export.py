@@ -159,7 +159,7 @@ def test_other_bytes_fail_and_are_not_uploaded(
 ) -> None:
     verdict = verify.Verdict({"images": "a", "decoded": "b"}, {"images": "c", "decoded": "b"}, [0, 4])
     monkeypatch.setattr(writing, "prove", lambda *_: (verdict, ""))
-    assert export_to(tmp_path / "x", run, "--push", "me/student") == 1
+    assert export_to(tmp_path / "x", run, "--push", "me/student", verified=True) == 1
     assert "Not verified: upstream alone made different bytes" in (tmp_path / "x" / "README.md").read_text()
     assert not (tmp_path / "x" / "verified.json").exists() and hub.calls == []
 
@@ -301,7 +301,7 @@ def test_a_failing_push_is_told(
         raise OSError("401 Client Error: no write access")
 
     monkeypatch.setattr(hub, "upload_folder", refuse)
-    assert export_to(tmp_path / "x", run, "--push", "me/student") == 1
+    assert export_to(tmp_path / "x", run, "--push", "me/student", verified=True) == 1
     assert "--push: the upload to me/student failed (401 Client Error: no write access)" in complaint(capsys)
     assert names(tmp_path / "x") == NAMES
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)

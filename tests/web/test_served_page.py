@@ -88,6 +88,12 @@ def test_a_value_outside_the_menu_is_refused(client: Client) -> None:
     assert "seed -3 is not a whole number from 0 on" in client.click("compare-draw", *NAMES, "", 1, -3, 4)
 
 
+def test_it_says_how_far_it_is(client: Client) -> None:
+    answer = client.click("compare-draw", *NAMES, "tench", 2, 0, 4)
+    places = [answer.index(words) for words in ("distill-a draws ...", "distill-b draws ...", "The same by command")]
+    assert places == sorted(places)
+
+
 def test_the_page_is_told_to_no_one(client: Client) -> None:
     config = client.config
     assert not config["analytics_enabled"]

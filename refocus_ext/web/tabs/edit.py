@@ -44,10 +44,7 @@ def build(desk: Desk) -> Any:
             paint = gr.Button("Repaint", variant="primary", elem_id="edit-paint")
             status = gr.Markdown(elem_id="edit-status", elem_classes="status")
         with gr.Column(scale=5, min_width=280):
-            view = gr.Image(
-                label="The picture as the student sees it: tap two corners",
-                format="png", interactive=False, buttons=[], elem_id="edit-view",
-            )  # fmt: skip
+            view = gr.Image(show_label=False, format="png", interactive=False, buttons=[], elem_id="edit-view")
             result = gr.HTML(padding=False, elem_id="edit-result")
 
     def look(tell: Any, name: str, path: str | None) -> None:
