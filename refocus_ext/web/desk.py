@@ -37,15 +37,17 @@ class Desk:
         def handle(*values: Any) -> Iterator[Values]:
             yield from self.run(work, status, *values)
 
-        gr.on(
-            triggers,
-            handle,
-            inputs=list(inputs),
-            outputs=[status, *outputs],
-            show_progress="minimal",
-            show_progress_on=[status],
-            **ONE_AT_A_TIME,
-        )
+        for trigger in triggers:  # each for itself: otherwise one would be ignored while the other one is at work
+            trigger(
+                handle,
+                list(inputs),
+                [status, *outputs],
+                show_progress="minimal",
+                show_progress_on=[status],
+                # A second click on a button is one too many, but the last choice from a menu counts.
+                trigger_mode="once" if trigger.event_name == "click" else "always_last",
+                **ONE_AT_A_TIME,
+            )
 
     def run(self, work: Work, status: Any, *values: Any) -> Iterator[Values]:
         """What the work tells.

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from html import escape
 from typing import NamedTuple
 
-import numpy as np
 from PIL import Image
 from torch import Tensor
 
@@ -32,6 +31,9 @@ STYLE = """
 """
 
 
+ONE_ROW = 5
+
+
 class Figure(NamedTuple):
     """A picture, a name in bold under it, and a further line."""
 
@@ -50,20 +52,18 @@ def data_url(picture: Image.Image) -> str:
     return "data:image/png;base64," + base64.b64encode(png(picture)).decode()
 
 
-def figures(shown: Sequence[Figure], title: str = "", note: str = "", kind: str = "") -> str:
-    """HTML of some pictures side by side, as many as fit into the width.
+def figures(row: Sequence[Figure], title: str = "", note: str = "", kind: str = "") -> str:
+    """HTML of some pictures side by side, as many as fit into the width; more than ONE_ROW in two rows, if they fit.
 
     Args:
         note: a sentence below the title, on what one sees.
         kind: "" for small pictures, "smooth" if they are drawings, "large", or "one" for a single one.
     """
-    head = (f'<div class="figures-title">{escape(title)}</div>' if title else "") + (
-        f'<div class="figures-note">{escape(note)}</div>' if note else ""
-    )
-    return (
-        head
-        + f'<div class="figures {kind}" style="--n: {len(shown)}">{"".join(_figure(one, title) for one in shown)}</div>'
-    )
+    head = f'<div class="figures-title">{escape(title)}</div>' if title else ""
+    head += f'<div class="figures-note">{escape(note)}</div>' if note else ""
+    columns = len(row) if len(row) <= ONE_ROW else -(-len(row) // 2)
+    each = "".join(_figure(one, title) for one in row)
+    return f'{head}<div class="figures {kind}" style="--n: {columns}">{each}</div>'
 
 
 def _figure(one: Figure, title: str) -> str:
@@ -91,7 +91,3 @@ def shown_change(change_3HW: Tensor) -> tuple[Image.Image, float, float]:
     rms = float(change_3HW.float().square().mean().sqrt())
     gain = 0.5 / (3 * rms) if rms > 1e-6 else 0.0
     return shown(change_3HW * gain + 0.5), gain, 255 * rms
-
-
-def as_array(picture: Image.Image) -> np.ndarray:
-    return np.asarray(picture.convert("RGB"))

@@ -301,7 +301,7 @@ def test_a_failing_push_is_told(
         raise OSError("401 Client Error: no write access")
 
     monkeypatch.setattr(hub, "upload_folder", refuse)
-    assert export_to(tmp_path / "x", run, "--push", "me/student", verified=True) == 1
+    assert export_to(tmp_path / "x", run, "--push", "me/student") == 1
     assert "--push: the upload to me/student failed (401 Client Error: no write access)" in complaint(capsys)
     assert names(tmp_path / "x") == NAMES
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)

@@ -7,6 +7,7 @@ from typing import Any
 
 import gradio as gr
 
+from refocus_ext.counting import counted
 from refocus_ext.web.choices import checked_label, class_word, command_line, sample_options
 from refocus_ext.web.desk import Desk
 from refocus_ext.web.focusing import Focusing, focus
@@ -40,7 +41,7 @@ def build(desk: Desk) -> Any:
 
         def seen(image: Focusing) -> None:
             done, scales = len(image.prefixes), len(image.sides)
-            tell({status: f"Scale {done} of {scales}: {image.tokens} tokens.", picture: image.html()})
+            tell({status: f"Scale {done} of {scales}: {counted(image.tokens, 'token')}.", picture: image.html()})
 
         focus(student, label, options, seen)
         same = command_line(
