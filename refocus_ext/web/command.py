@@ -14,6 +14,7 @@ from refocus_ext.errors import UsageError, named
 from refocus_ext.web.models import Models
 from refocus_ext.web.options import WebOptions
 from refocus_ext.web.students import find_students, find_tokenizer
+from refocus_ext.web.work import Worker
 
 HOST, LAST_PORT = "127.0.0.1", 65535
 
@@ -25,8 +26,10 @@ def main(options: WebOptions) -> int:
     from refocus_ext.web.page import build
     from refocus_ext.web.serving import serve
 
-    exports = None if options.share else Path(options.exports)
-    return serve(lambda: build(models, exports), options.port, share=options.share, browser=options.open)
+    exports, worker = None if options.share else Path(options.exports), Worker()
+    return serve(
+        lambda: build(models, worker, exports), options.port, worker.close, share=options.share, browser=options.open
+    )
 
 
 def check_options(options: WebOptions) -> Models:

@@ -25,8 +25,8 @@ class Desk:
         student: the menu of students; None on a page without any.
     """
 
-    def __init__(self, models: Models) -> None:
-        self.models, self.worker = models, Worker()
+    def __init__(self, models: Models, worker: Worker) -> None:
+        self.models, self.worker = models, worker
         self.student: Any = None
 
     def on(

@@ -11,19 +11,20 @@ from refocus_ext.web.choices import classes_of
 from refocus_ext.web.desk import Desk
 from refocus_ext.web.models import Models
 from refocus_ext.web.tabs import compare, edit, export, picture, sample
+from refocus_ext.web.work import Worker
 
 TITLE = "ReFocus-VAR"
 HEAD = "# ReFocus-VAR\nImages that come into focus: a vanilla VAR draws from blurred to sharp."
 KEPT_FILES = 24 * 3600  # seconds for which an upload is kept
 
 
-def build(models: Models, exports: Path | None) -> gr.Blocks:
+def build(models: Models, worker: Worker, exports: Path | None) -> gr.Blocks:
     """The page, not yet served.
 
     Args:
         exports: the folder for exports; None leaves that tab out.
     """
-    desk = Desk(models)
+    desk = Desk(models, worker)
     with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=(3600, KEPT_FILES)) as page:
         gr.Markdown(HEAD)
         if not models.students:

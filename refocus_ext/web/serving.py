@@ -28,15 +28,18 @@ footer { display: none !important; }
 )
 
 
-def serve(build: Callable[[], Any], port: int, *, share: bool = False, browser: bool = False) -> int:
-    """Serves the page that `build` makes until Ctrl-C or SIGTERM; returns the exit code."""
+def serve(
+    build: Callable[[], Any], port: int, stop: Callable[[], None], *, share: bool = False, browser: bool = False
+) -> int:
+    """Serves the page that `build` makes until Ctrl-C or SIGTERM, then calls `stop`; returns the exit code."""
     ended = Event()
     with _ended_by_signals(ended), served(build, port, share=share, browser=browser) as (address, public):
         print(f"the page: {address}  (Ctrl-C ends it)", flush=True)
         if share:
             print(f"public, for everyone who has the link: {public}", flush=True)
         ended.wait()
-    print()
+        print("\nending ...", flush=True)
+        stop()
     return 0
 
 
@@ -53,7 +56,12 @@ def served(
         prepare_environment(folder)
         import gradio as gr
 
+        from starlette.middleware import Middleware
+        from starlette.middleware.trustedhost import TrustedHostMiddleware
+
         page = build()
+        # A site whose name is made to lead to 127.0.0.1 is refused: its name is not ours. A public link has another one.
+        ours = [] if share else [Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])]
         page.queue(max_size=WAITING, default_concurrency_limit=1, api_open=False)
         try:
             _, address, public = page.launch(
@@ -62,7 +70,7 @@ def served(
                 allowed_paths=[], max_file_size=MOST_BYTES, state_session_capacity=SESSIONS,
                 enable_monitoring=False, ssr_mode=False, pwa=False, mcp_server=False, run_history=False, footer_links=[],
                 theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
-                css=PAGE_STYLE,
+                css=PAGE_STYLE, app_kwargs={"middleware": ours},
             )  # fmt: skip
         except OSError as error:
             raise RunFailed(f"the page could not be served on port {port} ({error}).") from error
@@ -86,6 +94,7 @@ def prepare_environment(folder: str) -> None:
     for name in [name for name in os.environ if name.startswith("GRADIO_")]:
         del os.environ[name]
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": folder, "HF_HUB_DISABLE_TELEMETRY": "1"}
+    os.environ["OTEL_SDK_DISABLED"] = "true"
     for name in ("NO_PROXY", "no_proxy"):  # gradio asks its own server whether it is up
         os.environ[name] = ",".join(word for word in (os.environ.get(name), HOST, "localhost") if word)
 

@@ -21,7 +21,7 @@ class Worker:
     """Runs work in its own thread: torch keeps a pool of threads for every thread that calls it."""
 
     def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(1, "work")
+        self._pool, self._closed = ThreadPoolExecutor(1, "work"), Event()
 
     def steps(self, work: Callable[[Tell[T]], None]) -> Iterator[T]:
         """Runs `work(tell)` and yields what it tells while it runs; raises what it raises.
@@ -32,7 +32,7 @@ class Worker:
         gone = Event()
 
         def tell(value: T) -> None:
-            if gone.is_set():
+            if gone.is_set() or self._closed.is_set():
                 raise NobodyListens
             told.put(value)
 
@@ -53,5 +53,6 @@ class Worker:
             wait([job])
 
     def close(self) -> None:
-        """Ends the thread after what it is doing."""
+        """Ends the work at what it tells next, and takes no more."""
+        self._closed.set()
         self._pool.shutdown(wait=False, cancel_futures=True)

@@ -16,6 +16,7 @@ from pages import NAMES, free_port, write_pictures, write_students
 
 from refocus_ext.errors import UsageError
 from refocus_ext.web.models import Models
+from refocus_ext.web.work import Worker
 
 gradio = pytest.importorskip("gradio", reason="gradio is not installed: `bash run.sh web` adds it")
 
@@ -31,9 +32,11 @@ class Client:
         self.address = address
         self.config = json.loads(self.get("/config")[1])
 
-    def get(self, path: str) -> tuple[int, bytes]:
+    def get(self, path: str, **headers: str) -> tuple[int, bytes]:
         try:
-            with urllib.request.urlopen(self.address + path, timeout=60) as reply:
+            with urllib.request.urlopen(
+                urllib.request.Request(self.address + path, headers=headers), timeout=60
+            ) as reply:
                 return reply.status, reply.read()
         except urllib.error.HTTPError as error:
             return error.code, error.read()
@@ -60,7 +63,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     from refocus_ext.web.serving import served
 
     folder = tmp_path_factory.mktemp("page")
-    with served(lambda: build(models(folder), folder / "exports"), free_port()) as (address, public):
+    with served(lambda: build(models(folder), Worker(), folder / "exports"), free_port()) as (address, public):
         assert public is None and address.startswith("http://127.0.0.1:")
         yield Client(address)
 
@@ -80,6 +83,13 @@ def test_a_file_that_was_not_uploaded_is_no_picture(client: Client, tmp_path: Pa
     forged = {"path": str(picture), "meta": {"_type": "gradio.FileData"}}
     answer = client.click("picture-take", NAMES[0], forged, "disk", 1)
     assert '"success":false' in answer and "PSNR" not in answer
+
+
+def test_a_site_cannot_give_itself_this_machines_address(client: Client) -> None:
+    """A browser sends the name in its address bar as Host, even if that name now leads to 127.0.0.1."""
+    assert client.get("/config", Host="evil.example")[0] == 400
+    port = client.address.rpartition(":")[2]
+    assert client.get("/config", Host=f"localhost:{port}")[0] == 200
 
 
 def test_a_value_outside_the_menu_is_refused(client: Client) -> None:
@@ -111,13 +121,15 @@ def test_a_shared_page_does_not_export(tmp_path: Path) -> None:
         return {block.elem_id for block in page.blocks.values() if block.elem_id}
 
     found = models(tmp_path)
-    assert "export-start" in ids(build(found, tmp_path)) and "export-start" not in ids(build(found, None))
+    assert "export-start" in ids(build(found, Worker(), tmp_path)) and "export-start" not in ids(
+        build(found, Worker(), None)
+    )
 
 
 def test_with_a_tokenizer_alone_there_are_pictures_alone(tmp_path: Path) -> None:
     from refocus_ext.web.page import build
 
-    page = build(Models({}, {"vae.pth": tmp_path / "vae.pth"}, torch.device("cpu")), tmp_path)
+    page = build(Models({}, {"vae.pth": tmp_path / "vae.pth"}, torch.device("cpu")), Worker(), tmp_path)
     ids = {block.elem_id for block in page.blocks.values() if block.elem_id}
     assert "picture-take" in ids and "sample-draw" not in ids and "student" not in ids
 
@@ -125,7 +137,7 @@ def test_with_a_tokenizer_alone_there_are_pictures_alone(tmp_path: Path) -> None
 def test_what_fails_is_said_in_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from refocus_ext.web.desk import Desk
 
-    desk = Desk(models(tmp_path))
+    desk = Desk(models(tmp_path), Worker())
 
     def fails(error: Exception) -> Iterator[Any]:
         def work(tell: Any) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from refocus_ext.web.work import Worker
+from refocus_ext.web.work import NobodyListens, Worker
 
 
 @pytest.fixture
@@ -82,3 +82,22 @@ def test_work_without_a_listener_ends_before_other_work(worker: Worker) -> None:
     threading.Timer(0.05, closed.set).start()
     told.close()  # type: ignore[attr-defined]
     assert not steps and list(worker.steps(tell_once)) == [7]
+
+
+def test_a_closed_worker_ends_its_work_and_takes_no_more() -> None:
+    worker, closed = Worker(), threading.Event()
+
+    def work(tell: Callable[[int], None]) -> None:
+        tell(0)
+        assert closed.wait(10)
+        while True:
+            tell(1)
+
+    told = worker.steps(work)
+    assert next(told) == 0
+    worker.close()
+    closed.set()
+    with pytest.raises(NobodyListens):
+        next(told)
+    with pytest.raises(RuntimeError):
+        next(worker.steps(tell_once))
