@@ -17,7 +17,7 @@ from refocus_ext.images.picture import image_bytes
 STYLE = """
 .figures { --least: max(88px, min(150px, calc((100% - 10px * (var(--n) - 1)) / var(--n) - 1px)));
     display: grid; gap: 10px; grid-template-columns: repeat(auto-fill, minmax(var(--least), 1fr)); }
-.figures.large { grid-template-columns: repeat(auto-fill, minmax(min(100%, 230px), 1fr)); }
+.figures.large { grid-template-columns: repeat(2, minmax(0, 320px)); }
 .figures.one { grid-template-columns: minmax(0, 360px); justify-content: center; }
 .figures figure, .figures img { margin: 0 !important; }
 .figures a { display: block; padding: 0 !important; }
@@ -57,7 +57,7 @@ def figures(row: Sequence[Figure], title: str = "", note: str = "", kind: str = 
 
     Args:
         note: a sentence below the title, on what one sees.
-        kind: "" for small pictures, "smooth" if they are drawings, "large", or "one" for a single one.
+        kind: "" for small pictures, "smooth" if they are drawings, "large" for two in a row, or "one" for a single one.
     """
     head = f'<div class="figures-title">{escape(title)}</div>' if title else ""
     head += f'<div class="figures-note">{escape(note)}</div>' if note else ""

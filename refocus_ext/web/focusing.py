@@ -45,15 +45,15 @@ class Focusing:
         changed = []
         for change, (name, _) in zip(self.changes, each, strict=True):
             picture, gain, rms = shown_change(change)
-            changed.append(Figure(picture, name, f"drawn x {gain:.1f}, RMS {rms:.1f}"))
+            changed.append(Figure(picture, name, f"x {gain:.1f}, RMS {rms:.1f}"))
         return (
             figures([Figure(drawn[-1].picture, now)], kind="one")
             + figures(drawn, "Prefixes", "The image decoded from the tokens up to each scale.")
             + figures(
                 changed,
                 "What each scale changed",
-                "The difference to the picture before it (of the first one to mid-grey), amplified as said below it; grey is no "
-                "change. RMS on the scale of 0 to 255.",
+                "The difference to the picture before it (of the first one to mid-grey), times the factor below it; grey is no "
+                "change. RMS: its size on the scale of 0 to 255.",
             )
         )
 

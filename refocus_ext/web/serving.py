@@ -54,35 +54,41 @@ def served(
     """
     with tempfile.TemporaryDirectory(prefix="refocus-web-") as folder:
         prepare_environment(folder)
-        import gradio as gr
-
-        from starlette.middleware import Middleware
-        from starlette.middleware.trustedhost import TrustedHostMiddleware
-
         page = build()
-        # A site whose name is made to lead to 127.0.0.1 is refused: its name is not ours. A public link has another one.
-        ours = [] if share else [Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])]
         page.queue(max_size=WAITING, default_concurrency_limit=1, api_open=False)
         try:
-            _, address, public = page.launch(
-                server_name=HOST, server_port=port, share=share, inbrowser=browser,
-                prevent_thread_lock=True, quiet=True, show_error=False,
-                allowed_paths=[], max_file_size=MOST_BYTES, state_session_capacity=SESSIONS,
-                enable_monitoring=False, ssr_mode=False, pwa=False, mcp_server=False, run_history=False, footer_links=[],
-                theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
-                css=PAGE_STYLE, app_kwargs={"middleware": ours},
-            )  # fmt: skip
+            _, address, public = page.launch(server_port=port, share=share, inbrowser=browser, **settings(share))
         except OSError as error:
             raise RunFailed(f"the page could not be served on port {port} ({error}).") from error
         try:
             if share and not public:
-                raise RunFailed(
-                    "no public link could be made: it needs a connection to gradio's servers; without --share the page is "
-                    "for this machine."
-                )
+                raise RunFailed("no public link could be made: gradio's servers cannot be reached; omit it.")
             yield address.rstrip("/"), public
         finally:
             page.close(verbose=False)
+
+
+def settings(share: bool) -> dict[str, Any]:
+    """gradio's arguments of `launch`: closed wherever it can be."""
+    import gradio as gr
+    from starlette.middleware import Middleware
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+    # A site whose name is made to lead to 127.0.0.1 is refused: its name is not ours. A public link has another one.
+    ours = [] if share else [Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])]
+    return {
+        "server_name": HOST,
+        "app_kwargs": {"middleware": ours},
+        "prevent_thread_lock": True,
+        "quiet": True,
+        "show_error": False,
+        "allowed_paths": [],
+        "max_file_size": MOST_BYTES,
+        "state_session_capacity": SESSIONS,
+        "theme": gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+        "css": PAGE_STYLE,
+        "footer_links": [],
+    } | dict.fromkeys(("enable_monitoring", "ssr_mode", "pwa", "mcp_server", "run_history"), False)
 
 
 def prepare_environment(folder: str) -> None:
