@@ -104,6 +104,16 @@ class Client:
     def upload(self, field: str, path: Path) -> None:
         self.page.set_input_files(f"{field} input[type=file]", str(path))
 
+    def tap(self, place: str, x: float, y: float) -> None:
+        """At fractions of the width and height of a picture, when it is there."""
+        self.page.wait_for_function(
+            "place => { const i = document.querySelector(place); return i && i.complete && i.naturalWidth > 0 }",
+            arg=f"{place} img",
+        )
+        picture = self.page.locator(f"{place} img")
+        size = picture.bounding_box()
+        picture.click(position={"x": x * size["width"], "y": y * size["height"]})
+
     def pictures(self, place: str) -> list[np.ndarray]:
         """The pictures shown in a place, (H,W,3) uint8."""
         urls = self.page.eval_on_selector_all(f"{place} .figures img", "images => images.map(image => image.src)")
@@ -163,13 +173,11 @@ def test_a_box_is_repainted(client: Client, tmp_path: Path) -> None:
     client.tab("Edit")
     client.upload("#edit-file", picture)
     client.wait("#edit-status", "The central square at the student's 64 pixels.")
-    view = client.page.locator("#edit-view img")
-    size = view.bounding_box()
-    for x, y, told in ((0.1, 0.9, "Now the opposite corner."), (0.6, 0.6, "")):
-        view.click(position={"x": x * size["width"], "y": y * size["height"]})
-        if told:
-            client.wait("#edit-status", told)
-    client.page.wait_for_function("document.querySelector('#edit-box input, #edit-box textarea').value == '0,32,48,64'")
+    client.tap("#edit-view", 0.1, 0.9)
+    client.wait("#edit-status", "Now the opposite corner.")
+    client.tap("#edit-view", 0.6, 0.6)
+    client.wait("#edit-status", "The box is 0,32,48,64.")
+    assert client.page.input_value("#edit-box input, #edit-box textarea") == "0,32,48,64"
     client.choose("#edit-class", "tench")
     client.page.click("#edit-paint")
     client.wait("#edit-status", "The kept tokens are unchanged")

@@ -59,13 +59,14 @@ def build(desk: Desk) -> Any:
         tell({status: f"The central square at the student's {size} pixels."})
 
     def tap(found: Image.Image | None, first: Any, event: gr.SelectData) -> Values:
-        if found is None:
+        if found is None or None in event.index:  # a picture that is not there yet has no coordinates
             return {}
         cell = cell_at(event.index[0], event.index[1], enlarged_side(found), found.width)
         if first is None:
             return {corner: cell, view: draw_box(found, None, cell), status: "Now the opposite corner."}
         text = box_of(first, cell)
-        return {corner: None, box: text, view: draw_box(found, parse_box(text, found.width)[0]), status: ""}
+        drawn = draw_box(found, parse_box(text, found.width)[0])
+        return {corner: None, box: text, view: drawn, status: f"The box is {text}."}
 
     def typed(found: Image.Image | None, text: str) -> Values:
         if found is None:
