@@ -80,6 +80,18 @@ make_environment() {
     if missing="$(lacks "$here/.venv/bin/python" "$need")"; then fail "after installing, .venv still lacks $missing."; fi
 }
 
+# What one command needs beside the others, when it is first asked for: into .venv, never into a Python of the user's.
+add_extra() {
+    local extra="$1" python="$2" missing requirements
+    missing="$(lacks "$python" "$extra")" || return 0
+    requirements="$("$python" "$environment" --requirements "$extra")"
+    if [ "$python" != "$here/.venv/bin/python" ]; then
+        fail "$extra needs $missing, which $python lacks; \`$python -m pip install '$requirements'\` adds it."
+    fi
+    echo "refocus: installing $requirements, which $extra needs, into $here/.venv (once)"
+    install "$requirements" || fail "installing $requirements failed (above: why). The other commands do not need it."
+}
+
 make_venv() {
     [ -x "$here/.venv/bin/python" ] || "$1" -m venv "$here/.venv" ||
         fail "could not make .venv; on Debian or Ubuntu install python3-venv, or name an interpreter in REFOCUS_PYTHON."
@@ -161,6 +173,7 @@ fi
 need=run
 if [ "$command_name" = test ]; then need=test; fi
 python="$(ready_python "$need" "$base")"
+if [ "$command_name" = web ]; then add_extra web "$python" >&2; fi
 populate_submodule
 if [ "$command_name" = test ]; then
     shift

@@ -106,6 +106,11 @@ COMMANDS = {
         "refocus_ext.evidence.letters.options:LegibilityOptions",
         "refocus_ext.evidence.letters.command",
     ),
+    "web": Command(
+        "a page in the browser: sample, take pictures apart, repaint, compare, export",
+        "refocus_ext.web.options:WebOptions",
+        "refocus_ext.web.command",
+    ),
     "ablate": Command(
         "the rows of the paper's Table 2 at any size",
         "refocus_ext.evidence.ablation.options:AblateOptions",

@@ -48,9 +48,11 @@ def _torch_pair() -> str | None:
 
 def requirements(need: str) -> list[str]:
     """The requirements of `need`: "command-line" to read options, "run" for the commands, "test" for the suite as well,
-    "completion" for the Tab key."""
+    "completion" for the Tab key, "web" for what the page needs beside "run"."""
     everything = _requirements("dependencies")
     reader = [requirement for requirement in everything if requirement.startswith("typed-argparse")]
+    if need == "web":
+        return _requirements(need)
     if need in ("command-line", "completion"):
         return reader + ([] if need == "command-line" else _requirements(need))
     return everything + ([] if need == "run" else _requirements(need))

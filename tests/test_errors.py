@@ -12,7 +12,7 @@ import pytest
 from refocus_ext.errors import RunFailed, UsageError, named
 
 PACKAGE = Path(__file__).resolve().parents[1] / "refocus_ext"
-ROOMS = ("evidence", "export", "images", "optics", "sampling", "storage", "tokens", "vanilla_var")
+ROOMS = ("evidence", "export", "images", "optics", "sampling", "storage", "tokens", "vanilla_var", "web")
 
 
 @pytest.mark.parametrize("kind", [UsageError, RunFailed])

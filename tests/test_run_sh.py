@@ -96,6 +96,49 @@ printf '%s\\n' "${COMPREPLY[@]}"
     assert complete("bash another.sh tokenizer --bl") == []
 
 
+@pytest.fixture
+def page_needs_more(tmp_path: Path) -> Path:
+    """A copy of the project whose page needs a package that does not exist; its .venv is this interpreter."""
+    root = tmp_path / "project"
+    shutil.copytree(ROOT / "refocus_ext", root / "refocus_ext", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "patches", root / "patches", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "run.sh", root)
+    lines = (ROOT / "pyproject.toml").read_text().splitlines(keepends=True)
+    lines = ['web = ["refocus-no-such-package>=1,<2"]\n' if line.startswith("web = ") else line for line in lines]
+    (root / "pyproject.toml").write_text("".join(lines))
+    python = root / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+    return root
+
+
+def ask_for_the_page(root: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    mine = {name: value for name, value in os.environ.items() if not name.startswith("REFOCUS_")}
+    return subprocess.run(
+        ["bash", str(root / "run.sh"), "web"], capture_output=True, text=True, cwd=root,
+        env=mine | {"PIP_NO_INDEX": "1", "REFOCUS_UPSTREAM": "stand-in"} | environment,
+    )  # fmt: skip
+
+
+def test_what_the_page_needs_is_installed_when_it_is_first_asked_for(page_needs_more: Path) -> None:
+    result = ask_for_the_page(page_needs_more)
+    assert result.returncode == 1 and not result.stdout
+    lines = result.stderr.splitlines()
+    assert lines[0] == (
+        f"refocus: installing refocus-no-such-package>=1,<2, which web needs, into {page_needs_more}/.venv (once)"
+    )
+    assert lines[-1].startswith("refocus: installing refocus-no-such-package>=1,<2 failed (above: why).")
+
+
+def test_nothing_is_installed_into_a_python_of_the_users(page_needs_more: Path) -> None:
+    result = ask_for_the_page(page_needs_more, REFOCUS_PYTHON=sys.executable)
+    assert result.returncode == 1 and result.stderr == (
+        f"refocus: web needs refocus-no-such-package, which {sys.executable} lacks; "
+        f"`{sys.executable} -m pip install 'refocus-no-such-package>=1,<2'` adds it.\n"
+    )
+
+
 # ------------------------------------------------------------------------------------------------ a new machine
 
 

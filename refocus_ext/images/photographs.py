@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 from torch import Tensor
 
@@ -49,8 +50,18 @@ def load_square(path: str, size: int) -> Tensor:
         raise UsageError(f"there is no image {path}; give the path of a photograph.")
     try:
         with open(path, "rb") as file:
-            return to_tensor(load_resized(file, size, square=True))
-    except BrokenImage as error:
-        raise UsageError(f"{shown(str(path))} {error}; give another one.") from None
+            return read_square(file, size, path)
     except OSError as error:
         raise UsageError(f"{shown(str(path))} cannot be read ({error.strerror}); give another one.") from None
+
+
+def read_square(file: BinaryIO, size: int, name: str) -> Tensor:
+    """As `load_square`, of an open file that is called `name` in messages.
+
+    Raises:
+        UsageError: it is not a readable image.
+    """
+    try:
+        return to_tensor(load_resized(file, size, square=True))
+    except BrokenImage as error:
+        raise UsageError(f"{shown(name)} {error}; give another one.") from None

@@ -23,6 +23,7 @@ from refocus_ext.sampling.jobs import (
 from refocus_ext.sampling.options import SampleOptions
 from refocus_ext.sampling.sample_set import PngParts, npz_parts, write_npz_set, write_png_set
 from refocus_ext.sampling.student import load_student
+from refocus_ext.sampling.student_files import distill_runs
 
 JOBS = ("npz", "folder", "steps_strip", "compare", "edit")
 
@@ -114,12 +115,12 @@ def newest_run(say: Callable[[str], None] = lambda line: None) -> str:
     Raises:
         UsageError: there is none.
     """
-    found = sorted(Path("runs").glob("distill-*/config.json"), key=lambda file: (file.stat().st_mtime, str(file)))
+    found = distill_runs()
     if not found:
         raise UsageError(
             "this folder has no runs/distill-*; train a student with `bash run.sh distill`, or give --student RUN, or a "
             "folder with upstream's var_d16.pth and vae_ch160v4096z32.pth."
         )
     if len(found) > 1:
-        say(f"--student {found[-1].parent}, the newest of {len(found)} runs; give --student to choose another")
-    return str(found[-1].parent)
+        say(f"--student {found[-1]}, the newest of {len(found)} runs; give --student to choose another")
+    return str(found[-1])

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from patches.sampling import Watch
 from refocus_ext.errors import UsageError
 from refocus_ext.sampling.sampler import Guidance, KeptTokens, sample_images, to_unit
 from refocus_ext.sampling.student import STRIDE, Student
@@ -96,6 +97,7 @@ def edit(
     labels: Sequence[int],
     seed: int = 0,
     guidance: Guidance | None = None,
+    watch: Watch | None = None,
 ) -> Edit:
     """Repaints the cells of an image that are not kept, once for each label.
 
@@ -107,6 +109,7 @@ def edit(
     x_13HW, kept_nn = x_13HW.to(student.device), kept_nn.to(student.device)
     idx_S = student.tokens(x_13HW)
     decoded = to_unit(student.vae.idxBl_to_img(idx_S, same_shape=True, last_one=True)[0])
-    edited = sample_images(student, labels, seed=seed, guidance=guidance, exchange=KeptTokens(student, idx_S, kept_nn))
+    keep = KeptTokens(student, idx_S, kept_nn)
+    edited = sample_images(student, labels, seed=seed, guidance=guidance, watch=watch, exchange=keep)
     kept_HW = kept_nn.repeat_interleave(STRIDE, 0).repeat_interleave(STRIDE, 1)
     return Edit(to_unit(x_13HW[0]), decoded, edited, kept_HW)

@@ -177,11 +177,8 @@ def strip(student: Student, options: SampleOptions) -> int:
 def compare(sources: Sequence[str], options: SampleOptions, world: World) -> int:
     """Two students, one row each, from the same seeds and classes."""
     students = [open_student(options, source, world, "--compare") for source in sources]
-    counts = [student.num_classes for student in students]
-    if counts[0] != counts[1]:
-        raise UsageError(
-            f"--compare: the students have {counts[0]} and {counts[1]} classes; choose two with the same classes."
-        )
+    with named("--compare"):
+        check_same_classes(*students)
     labels = picture_labels(students[0], options, 8)
     images = []
     for student in students:
@@ -190,6 +187,14 @@ def compare(sources: Sequence[str], options: SampleOptions, world: World) -> int
     names = [Path(source).name for source in sources]
     title = describe_guidance(guidance_of(students[0], options), options)
     return save(options.out or "compare.png", draw_comparison(students, names, images, labels, title))
+
+
+def check_same_classes(one: Student, other: Student) -> None:
+    """Raises UsageError unless both students have equally many classes."""
+    if one.num_classes != other.num_classes:
+        raise UsageError(
+            f"the students have {one.num_classes} and {other.num_classes} classes; choose two with the same classes."
+        )
 
 
 def edit_image(student: Student, options: SampleOptions) -> int:

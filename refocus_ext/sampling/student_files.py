@@ -30,6 +30,12 @@ class Files:
 # ------------------------------------------------------------------------------------------------ finding the files
 
 
+def distill_runs(folder: Path = Path("runs")) -> list[Path]:
+    """The runs of `distill` in a folder, oldest first."""
+    configs = folder.glob("distill-*/config.json")
+    return [file.parent for file in sorted(configs, key=lambda file: (file.stat().st_mtime, str(file)))]
+
+
 def find_files(source: Path, vae: Path | None = None) -> Files:
     """The files a student is made of; see `load_student`.
 

@@ -23,9 +23,8 @@ from patches import load_upstream, submodule_present
 from patches.upstream import SUBMODULE
 from refocus_ext.commands import main
 from refocus_ext.errors import UsageError
-from refocus_ext.export import command as export_command
 from refocus_ext.export import folder as folder_module
-from refocus_ext.export import verify
+from refocus_ext.export import verify, writing
 from refocus_ext.export.builder_arguments import NOTEBOOK, vae_file_name
 from refocus_ext.sampling.student import load_student
 from refocus_ext.storage.upstream_weights import vae_state_dict, var_state_dict
@@ -159,8 +158,8 @@ def test_other_bytes_fail_and_are_not_uploaded(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hub: FakeHub
 ) -> None:
     verdict = verify.Verdict({"images": "a", "decoded": "b"}, {"images": "c", "decoded": "b"}, [0, 4])
-    monkeypatch.setattr(export_command, "prove", lambda *_: (verdict, ""))
-    assert export_to(tmp_path / "x", run, "--push", "me/student") == 1
+    monkeypatch.setattr(writing, "prove", lambda *_: (verdict, ""))
+    assert export_to(tmp_path / "x", run, "--push", "me/student", verified=True) == 1
     assert "Not verified: upstream alone made different bytes" in (tmp_path / "x" / "README.md").read_text()
     assert not (tmp_path / "x" / "verified.json").exists() and hub.calls == []
 
@@ -168,7 +167,7 @@ def test_other_bytes_fail_and_are_not_uploaded(
 def test_without_the_submodule_it_exports_and_says_so(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(export_command, "submodule_present", lambda: False)
+    monkeypatch.setattr(writing, "submodule_present", lambda: False)
     assert export_to(tmp_path / "x", run, verified=True) == 0
     assert "not verified: the submodule var_upstream was missing" in capsys.readouterr().out
     assert "Not verified: the submodule" in (tmp_path / "x" / "README.md").read_text()
