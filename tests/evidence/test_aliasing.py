@@ -1,4 +1,4 @@
-"""The alias benchmark: filters against PyTorch and brute force, DESIGN's table, shifts of toys, spectra of samples."""
+"""The alias benchmark: filters against PyTorch and brute force, the table of docs/measured.md, shifts of toys, spectra of samples."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def zone_plate() -> SetReport:
 
 
 def test_the_table_of_the_design(zone_plate: SetReport) -> None:
-    # DESIGN.md, section 2: alias | passband, dB.
+    # docs/measured.md: alias | passband, dB.
     table = {
         "disk": ((-35.8, -12.6), (-36.9, -13.5), (-27.3, -9.2)),
         "gaussian": ((-53.8, -10.7), (-81.2, -12.8), (-40.0, -8.5)),

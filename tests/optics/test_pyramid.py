@@ -277,7 +277,7 @@ def alias_energy(x: torch.Tensor, s: int) -> float:
 
 
 def test_aliasing_of_a_zone_plate() -> None:
-    # DESIGN.md, section 2: the disk aliases 14 to 21 dB less than a box average of s x s pixels.
+    # docs/measured.md: the disk aliases 14 to 21 dB less than a box average of s x s pixels.
     r = torch.arange(256, dtype=torch.float64) - 128
     zone = torch.cos(math.pi * (r[:, None] ** 2 + r[None, :] ** 2) / 256)[None, None]
     table = {8: (-35.8, -21.8), 4: (-36.9, -15.8), 2: (-27.3, -9.6)}

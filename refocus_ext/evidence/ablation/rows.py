@@ -71,6 +71,9 @@ TABLE: dict[str, Row] = {
     "shared-512": Row("512 codes of the shared codebook", Stage1("shared-512", ("--alias-codebook", "shared-part"))),
     "own-8192": Row("own alias codebook of 8192 codes", Stage1("own-8192", ("--alias-codes", "8192"))),
     "whole-values": Row("values of eq. 10 as printed", DISK, ("--alias-values", "whole")),
+    "as-printed": Row(
+        "values of eq. 10 as printed, at the student's rate", DISK, ("--alias-values", "whole", "--teacher-lr", "1")
+    ),
     "printed-distance": Row("features of eq. 13 as printed", DISK, ("--feature-distance", "printed")),
     # Another teacher, and controls that take away what it could pass on of the image's aliases.
     "constant-aliases": Row("constant alias tokens", DISK, ("--teacher-aliases", "constant")),

@@ -10,7 +10,8 @@ from PIL import ImageFont
 
 from refocus_ext.errors import UsageError
 
-# All fonts of matplotlib that have the Latin letters upright and alike in shape, by family. Those in UNSEEN are never trained on.
+# All fonts of matplotlib that have the Latin letters upright and alike in shape, by family. Tokenizers and students never
+# train on those in UNSEEN; the classifiers that read letters do.
 SEEN = (
     "DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-BoldOblique", "DejaVuSans-Oblique",
     "DejaVuSansMono", "DejaVuSansMono-Bold", "DejaVuSansMono-BoldOblique", "DejaVuSansMono-Oblique",
