@@ -234,3 +234,42 @@ def test_checkpointed_blocks_give_the_same_bits(upstream: Upstream) -> None:
             state_dicts.append(list(objective.var.state_dict()))
         grads.append([p.grad for p in objective.var.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True)) and state_dicts[0] == state_dicts[1]
+
+
+@pytest.mark.parametrize("kind", ["on", "copies", "separate", "ema"])
+def test_the_whole_of_eq_13(upstream: Upstream, kind: str) -> None:
+    """CE + lambda_feat sum_l |LN(h) - LN(h_teacher)|^2 + lambda_logit KL(teacher || student), written out from the two passes, and the
+    teacher's own cross-entropy, which the paper does not print."""
+    objective, embed = build(upstream, kind, DistillWeights(feat=0.7, logit=0.3)), Embedding()
+    objective.eval()
+    objective.var.cond_drop_rate = 0.0
+    if objective.teacher and objective.teacher.own_var is not None:
+        objective.teacher.own_var.cond_drop_rate = 0.0
+    data = tokens(5, seed=2)
+    with torch.no_grad():
+        for parameter in objective.parameters():  # an untouched teacher is its student, and both terms are 0
+            parameter.add_(
+                0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel()))
+            )
+        x_BLC, alias_K = embed.structure(data.structure_NL), embed.alias(data.alias_NT)
+        loss, terms = objective(data.label_N, x_BLC, data.structure_NL, alias_K)
+        tape, taught = objective.passes(data.label_N, x_BLC, alias_K)
+        assert taught is not None and tape.hidden_BLC is not None
+        student = objective.student_head(tape)(tape.hidden_BLC, slice(None)).double()
+        teacher = taught.head(taught.features[-1], slice(None)).double()
+        p, q, target = student.log_softmax(-1), teacher.log_softmax(-1), data.structure_NL[..., None]
+        kl = (q.exp() * (q - p)).sum(-1).mean()
+        pairs = list(zip([block.out_BLC for block in tape.blocks], taught.features, strict=True))
+        feat = sum((standard(a) - standard(b)).square().mean() for a, b in pairs)
+        ce, ce_teacher = (-log.gather(-1, target).mean() for log in (p, q))
+    expected = ce + 0.7 * feat + 0.3 * kl + ce_teacher
+    assert float(kl) > 1e-4 and float(feat) > 1e-4
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-4, atol=0)
+    torch.testing.assert_close(terms["kl"].double(), kl, rtol=1e-3, atol=0)
+
+
+def standard(h_BLC: Tensor) -> Tensor:
+    """Mean 0 and mean square 1 over channels."""
+    h = h_BLC.double()
+    h = h - h.mean(-1, keepdim=True)
+    return h / (h.square().mean(-1, keepdim=True) + 1e-6).sqrt()
