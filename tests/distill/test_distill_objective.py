@@ -238,8 +238,8 @@ def test_checkpointed_blocks_give_the_same_bits(upstream: Upstream) -> None:
 
 @pytest.mark.parametrize("kind", ["on", "copies", "separate", "ema"])
 def test_the_whole_of_eq_13(upstream: Upstream, kind: str) -> None:
-    """CE + lambda_feat sum_l |LN(h) - LN(h_teacher)|^2 + lambda_logit KL(teacher || student), written out from the two passes, and the
-    teacher's own cross-entropy, which the paper does not print."""
+    """CE + lambda_feat sum_l |LN(h) - LN(h_teacher)|^2 + lambda_logit KL(teacher || student), written out from the two passes,
+    and the teacher's own cross-entropy, which the paper does not print."""
     objective, embed = build(upstream, kind, DistillWeights(feat=0.7, logit=0.3)), Embedding()
     objective.eval()
     objective.var.cond_drop_rate = 0.0

@@ -1,4 +1,4 @@
-"""The alias benchmark: filters against PyTorch and brute force, the table of docs/measured.md, shifts of toys, spectra of samples."""
+"""The alias benchmark: filters against PyTorch and brute force, the table of docs/measured.md, toy shifts, spectra."""
 
 from __future__ import annotations
 
