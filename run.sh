@@ -197,8 +197,12 @@ if [ "$processes_worth" = several ]; then processes="${NPROC:-$(gpus)}"; fi
 if [ "$processes" -lt 1 ]; then processes=1; fi
 if [ "$processes" -gt 1 ] || [ "${NNODES:-1}" -gt 1 ]; then
     if [ "${NNODES:-1}" -gt 1 ]; then
-        where=(--nnodes "$NNODES" --node-rank "${NODE_RANK:?NNODES needs NODE_RANK}"
-            --master-addr "${MASTER_ADDR:?NNODES needs MASTER_ADDR}" --master-port "${MASTER_PORT:-29500}")
+        for variable in NODE_RANK MASTER_ADDR; do
+            [ -n "${!variable:-}" ] && continue
+            echo "refocus: NNODES=$NNODES needs $variable too: this node's number from 0 (NODE_RANK), the first node's address (MASTER_ADDR)." >&2
+            exit 2
+        done
+        where=(--nnodes "$NNODES" --node-rank "$NODE_RANK" --master-addr "$MASTER_ADDR" --master-port "${MASTER_PORT:-29500}")
     else
         where=()
     fi

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import shlex
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,7 +56,7 @@ from refocus_ext.tokens.cache import summary as cache_summary
 from refocus_ext.tokens.held_out import divided, share_of
 from refocus_ext.tokens.index import FILE, precision_of
 from refocus_ext.tokens.tokenize import pick_precision, prepare
-from refocus_ext.tokens.trained_tokenizer import Tokenizer
+from refocus_ext.tokens.trained_tokenizer import Tokenizer, require_trained
 
 
 class Prepared(NamedTuple):
@@ -133,7 +134,7 @@ def within_memory(
         upstream, options, networks, prepared.geometry, prepared.tokenizer, size, device, world.size, free
     )
     options = options.replace(accumulate=budget.choose(options.accumulate))
-    world.say(budget.line(options.accumulate))
+    world.say(budget.line(options.accumulate, device))
     if options.dry_run and world.main:
         print_cost(size, options)
         print_activations(options, cost, networks.attention)
@@ -151,6 +152,9 @@ def prepare_run(upstream: Upstream, options: DistillOptions, device: torch.devic
     with named("--tokenizer"), offering(ASSUMED_BY, WrongAssumption):
         assumed = Assumed(options.patch_nums, options.blur or None, options.focus_states, options.rho_max)
         tokenizer = open_tokenizer(Path(options.tokenizer), device, assumed)
+        with offering("--unfinished takes it as it is"):
+            if not options.unfinished:
+                require_trained(tokenizer)
     with named("--val-share"):
         share = share_of(tokenizer, options.val_share)
     with named("--data"):
@@ -222,7 +226,10 @@ def _run(options: DistillOptions, world: World) -> int:
         plan = RunPlan.of(options, schedule_of(Path(options.out)), gone)
         training = DistillTraining(plan, recipe, world, run, tokenizer, networks, data, val)
         training.memory.checkpointing = not options.grad_checkpoint
-        return training.fit(interruption)
+        code = training.fit(interruption)
+    if code == 0:
+        world.say(f"\nnext: bash run.sh sample --student {shlex.quote(options.out)}")
+    return code
 
 
 def recipe_of(options: DistillOptions, held_out: bool) -> DistillRecipe:

@@ -53,6 +53,7 @@ class DistillOptions(Options):
         metavar="DIR",
     )
     val_share: float | None = shared.val_share(DATA)
+    unfinished: bool = shared.unfinished(DATA)
     small_images: str = shared.small_images_as_run(DATA)
     crops: int = DATA(
         None,

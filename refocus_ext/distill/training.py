@@ -230,8 +230,8 @@ class DistillTraining(Training):
             print(f"\n{self._recognized().line()}")
         if recipe.demo:
             print(
-                f"\nThis is a demo: {steps} steps on {len(self.data)} photographs, which the student learns by heart. Its samples "
-                "show that the parts work together, not what the method can do."
+                f"\nThis is a demo: {steps} steps on {len(self.data)} photographs. Its samples show that the parts "
+                "work together, not what the method can do."
             )
 
     def _recognized(self) -> Recognized:

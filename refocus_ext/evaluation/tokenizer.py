@@ -20,7 +20,6 @@ from tqdm import tqdm
 
 from patches import load_upstream
 from refocus_ext.counting import counted
-from refocus_ext.engine.checkpoints import checkpoints_of
 from refocus_ext.engine.devices import pick_device
 from refocus_ext.errors import UsageError, named, offering
 from refocus_ext.evaluation.frechet import FeatureStatistics, frechet_distance
@@ -39,7 +38,7 @@ from refocus_ext.images.sources.parts import numbered_as
 from refocus_ext.tokenizer.alias.explained_variance import ExplainedVariance
 from refocus_ext.tokenizer.prefixes import decode_prefix
 from refocus_ext.tokens.bare_tokenizer import ASSUMED_BY, Assumed, WrongAssumption, open_tokenizer
-from refocus_ext.tokens.trained_tokenizer import Tokenizer
+from refocus_ext.tokens.trained_tokenizer import Tokenizer, training_left
 from refocus_ext.vector_quantization import codebook_use
 
 PAPERS_IMAGES = 50_000  # number of images (ImageNet val) on which papers report rFID
@@ -56,8 +55,8 @@ def main(options: EvalOptions) -> int:
         tokenizer = open_tokenizer(Path(options.tokenizer), device, assumed)
     for note in tokenizer.notes:
         print(f"note: {tokenizer.path}: {note}")
-    if unfinished := training_left(tokenizer):
-        print(f"note: {unfinished}")
+    if left := training_left(tokenizer):
+        print(f"note: {left}")
     with named("--data"):
         images, source = val_images(tokenizer, options.data)
     tools = open_instruments(
@@ -75,20 +74,6 @@ def main(options: EvalOptions) -> int:
         with named("--json"):
             write_json(Path(options.json), tokenizer, source, report)
     return 0
-
-
-def training_left(tokenizer: Tokenizer) -> str:
-    """A sentence if the newest checkpoint shows that training was interrupted; otherwise ''."""
-    if tokenizer.bare:
-        return ""
-    newest = checkpoints_of(tokenizer.path).newest_step()
-    steps = tokenizer.trained_with.steps
-    if newest is None or steps is None or newest >= steps:
-        return ""
-    return (
-        f"training of {tokenizer.path} is not finished: these are its weights after {newest} of {steps} steps; rerun "
-        "its command to resume."
-    )
 
 
 def val_images(tokenizer: Tokenizer, data: str) -> tuple[ImageSource, str]:

@@ -21,6 +21,7 @@ from refocus_ext.options.fields import Option, Options
 from refocus_ext.options.presets import Stage, preset, presets_of
 
 Typed = Mapping[str, object]
+PROCESSES = ("--gpus", "--nproc", "--n-gpus", "--num-gpus", "--nproc-per-node", "--nproc_per_node", "--devices")
 WIDTH = 110  # of help, columns
 # What a value is not that its parser refuses without saying why, by the parser's name.
 NOT_A = {"int": "a whole number", "float": "a number", "int_list": "a list of whole numbers such as 1,2,3"}
@@ -131,6 +132,8 @@ class _CommandParser(argparse.ArgumentParser):
         word = words[0].split("=")[0]
         if why := why_not(word):
             self.error(f"there is no option '{word}' here: {why}.")
+        if word in PROCESSES and "--device" in known:
+            self.error(f"there is no option '{word}'; the number of processes is a variable: NPROC=8 bash run.sh ...")
         close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
         hint = f"; did you mean {close[0]}?" if close else "."
         if word.startswith("-"):

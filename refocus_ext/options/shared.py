@@ -81,6 +81,11 @@ def small_images_as_run(under: Heading) -> str:
     return under("", text, choices=("auto", "refuse", "upsample"), told=True)
 
 
+def unfinished(under: Heading) -> bool:
+    text = "take a tokenizer whose training was interrupted as it is now; its tokens are worth nothing if it goes on"
+    return under(False, text, identity=False)
+
+
 def crop_scale(under: Heading) -> float:
     return under(1.125, "the shorter side is resized to this many crops before the random crop", positive(float))
 

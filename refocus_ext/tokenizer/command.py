@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import shlex
 from pathlib import Path
 from typing import NamedTuple
 
@@ -116,7 +117,7 @@ def within_memory(prepared: Prepared, frozen: FrozenNetworks, world: World, free
         options, prepared.vae, prepared.geometry, frozen.lpips, device, world.size, free, frozen.backbone
     )
     options = options.replace(accumulate=budget.choose(options.accumulate))
-    world.say(budget.line(options.accumulate))
+    world.say(budget.line(options.accumulate, world.device))
     if options.dry_run and world.main:
         print_cost(options, cost)
     budget.require(options.accumulate, device, SMALLER)
@@ -209,7 +210,11 @@ def _run(options: TokenizerOptions, world: World) -> int:
             run, options.steps, crops, training.averages, batch, options.val_images, held_out
         )
     with Interruption() as interruption:
-        return training.fit(interruption)
+        code = training.fit(interruption)
+    if code == 0:
+        out, teacher = shlex.quote(options.out), "" if options.alias == "on" else " --teacher off"
+        world.say(f"\nnext: bash run.sh distill --tokenizer {out}{teacher}\n  or: bash run.sh eval --tokenizer {out}")
+    return code
 
 
 def recipe_of(options: TokenizerOptions) -> TokenizerRecipe:

@@ -22,7 +22,7 @@ from refocus_ext.tokens.index import size_text
 from refocus_ext.tokens.options import TokensOptions
 from refocus_ext.tokens.shards import Layout
 from refocus_ext.tokens.tokenize import pick_precision
-from refocus_ext.tokens.trained_tokenizer import Tokenizer
+from refocus_ext.tokens.trained_tokenizer import Tokenizer, require_trained
 
 
 def main(options: TokensOptions) -> int:
@@ -49,6 +49,9 @@ def prepare(options: TokensOptions, device: torch.device, precision: str) -> tup
     """
     with named("--tokenizer"), offering(ASSUMED_BY, WrongAssumption):
         tokenizer = open_tokenizer(Path(options.tokenizer), device, assumed_by(options))
+        with offering("--unfinished takes it as it is"):
+            if not options.unfinished:
+                require_trained(tokenizer)
     with named("--val-share"):
         share = share_of(tokenizer, options.val_share)
     with named("--data"):

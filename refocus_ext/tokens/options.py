@@ -37,6 +37,7 @@ class TokensOptions(Options):
         metavar="DIR",
     )
     val_share: float | None = shared.val_share(WHAT)
+    unfinished: bool = shared.unfinished(WHAT)
     small_images: str = shared.small_images_as_run(WHAT)
 
     crops: int = VIEWS(4, "random crops of an image, which training uses in turn", positive(int))

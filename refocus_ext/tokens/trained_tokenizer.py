@@ -11,6 +11,7 @@ import torch
 
 from patches import Focus, load_upstream
 from patches.protocols import FocusedVQVAE
+from refocus_ext.engine.checkpoints import checkpoints_of
 from refocus_ext.errors import UsageError
 from refocus_ext.optics.pyramid import FocusPyramid
 from refocus_ext.storage.atomic import copy_file, save_tensors, sha256
@@ -71,7 +72,7 @@ def load_tokenizer(run: Path, device: torch.device | str = "cpu") -> Tokenizer:
     """The tokenizer in a run folder of `bash run.sh tokenizer`.
 
     Raises:
-        UsageError: the run does not exist, is not finished, or its weights do not match its configuration.
+        UsageError: the run does not exist, has no weights yet, or its weights do not match its configuration.
     """
     config = read_config(run)
     weights = run / "vae.pth"
@@ -85,6 +86,30 @@ def load_tokenizer(run: Path, device: torch.device | str = "cpu") -> Tokenizer:
     Focus(pyramid).apply(vae)
     vae.requires_grad_(False).eval()
     return Tokenizer(vae, _load_alias(run, config, vae, device), pyramid, config, trained_with, run)
+
+
+def training_left(tokenizer: Tokenizer) -> str:
+    """A sentence if the newest checkpoint shows that training was interrupted; otherwise ''."""
+    if tokenizer.bare:
+        return ""
+    newest = checkpoints_of(tokenizer.path).newest_step()
+    steps = tokenizer.trained_with.steps
+    if newest is None or steps is None or newest >= steps:
+        return ""
+    return (
+        f"training of {tokenizer.path} is not finished: these are its weights after {newest} of {steps} steps; rerun "
+        "its command to resume."
+    )
+
+
+def require_trained(tokenizer: Tokenizer) -> None:
+    """What is made from its tokens is worth nothing once its training goes on.
+
+    Raises:
+        UsageError: its training was interrupted.
+    """
+    if left := training_left(tokenizer):
+        raise UsageError(left)
 
 
 def _load_alias(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from runs import TRAINED_WITH, run_main
+from runs import TINY, TRAINED_WITH, run_main
 
 from refocus_ext.errors import UsageError
 from refocus_ext.images.sources.folder import image_folder
@@ -56,3 +57,34 @@ def test_a_missing_tokenizer_is_named_by_its_option(tmp_path: Path, capsys: pyte
     assert run_main("tokens", "--tokenizer", str(tmp_path / "nowhere"), "--device", "cpu") == 2
     error = capsys.readouterr().err
     assert error.startswith(f"refocus: --tokenizer: {tmp_path / 'nowhere'} does not exist") and error.count("\n") == 1
+
+
+def test_an_unfinished_tokenizer_is_refused_unless_it_is_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its tokens would be worth nothing once its training goes on; `distill` refuses it in the same words."""
+    run = tmp_path / "run"
+    assert run_main("tokenizer", *TINY, "--out", str(run)) == 0
+    config = json.loads((run / "config.json").read_text())
+    config["options"]["steps"] = 60  # as an interrupted run of more steps
+    (run / "config.json").write_text(json.dumps(config))
+    distill = (
+        "distill",
+        "--depth",
+        "2",
+        "--crops",
+        "1",
+        "--batch-size",
+        "4",
+        "--steps",
+        "1",
+        "--out",
+        str(tmp_path / "d"),
+    )
+    for words in (("tokens", "--crops", "1"), distill):
+        capsys.readouterr()
+        assert run_main(*words, "--tokenizer", str(run)) == 2
+        said = capsys.readouterr().err
+        assert "6 of 60 steps" in said and "--unfinished takes it as it is" in said
+    assert not (run / "tokens").exists() and not (tmp_path / "d").exists()
+    assert run_main("tokens", "--crops", "1", "--tokenizer", str(run), "--unfinished") == 0

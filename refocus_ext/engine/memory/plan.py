@@ -107,7 +107,7 @@ class Budget:
         least = self.recomputed.of(self.share, max(1, self.share))
         return f"give {' or '.join(ways)}" if ways else f"{smaller}: one image needs {size_in_words(least)}"
 
-    def line(self, accumulate: int) -> str:
+    def line(self, accumulate: int, device: torch.device) -> str:
         """A line of the plan."""
         micro, need = max(1, self.share // accumulate), self.need
         line = (
@@ -115,7 +115,9 @@ class Budget:
             f"image{'s' * (micro > 1)} at once (--accumulate {accumulate}), {size_in_words(need.fixed + need.gradients)} of "
             "them for weights, gradients and optimizer"
         )
-        return f"{line}; {size_in_words(self.free)} are free" if self.free is not None else line
+        if self.free is not None:
+            line += f"; {size_in_words(self.free)} are free"
+        return line if device.type == "cuda" else f"{line} (counted for this {device.type.upper()}; a GPU keeps more)"
 
 
 def free_memory(world: World) -> int | None:
