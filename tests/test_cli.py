@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import FAST, write_images
+from runs import run_main
 
 from refocus_ext.commands import COMMANDS, OF_RUN_SH
-from runs import run_main
 
 ROOT = Path(__file__).resolve().parent.parent
 

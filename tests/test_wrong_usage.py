@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from students import write_run
-
 from runs import run_main
+from students import write_run
 
 RUN = "runs/distill-d2"
 # What is typed, and words that the sentence must have: the value, and what to do.

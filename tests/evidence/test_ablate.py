@@ -14,6 +14,7 @@ import scipy.stats
 import torch
 from conftest import write_images
 from inceptions import load_colours
+from runs import parsed
 
 from refocus_ext.commands import main
 from refocus_ext.evaluation.frechet import FeatureStatistics, frechet_distance
@@ -26,7 +27,6 @@ from refocus_ext.evidence.ablation.report import difference_lines
 from refocus_ext.evidence.ablation.rows import PAPER
 from refocus_ext.sampling.alternating import alternating_samples
 from refocus_ext.sampling.student import load_student
-from runs import parsed
 
 TOKENIZER = (
     "--image-size 32 --patch-nums 1,2 --focus-states 2 --rho-max 3 --codebook-size 64 --latent-channels 8 --batch-size 4 "

@@ -10,12 +10,12 @@ import pytest
 import torch
 from conftest import write_images
 from PIL import Image
+from runs import parsed, run_main
 
 from refocus_ext.evidence.aliasing.pyramid_figure import GAP, HEAD, LEFT, SIDE, _beside_passband, draw, look
 from refocus_ext.images.picture import to_image
 from refocus_ext.optics.charts import chart
 from refocus_ext.optics.pyramid import FocusPyramid
-from runs import parsed, run_main
 
 SMALL = ("--image-size", "64", "--focus-states", "3", "--rho-max", "6")
 

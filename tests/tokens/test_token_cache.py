@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import small_vae, write_images
+from runs import TINY, TRAINED_WITH, run_main
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -44,7 +45,6 @@ from refocus_ext.tokens.cache import CacheSource, TokenCache, build_cache, open_
 from refocus_ext.tokens.shards import layout_of
 from refocus_ext.tokens.tokenize import pick_precision, prepare, split_maps, tokenize, tokenize_images
 from refocus_ext.tokens.trained_tokenizer import Tokenizer, load_tokenizer
-from runs import TINY, TRAINED_WITH, run_main
 
 ROOT = Path(__file__).resolve().parents[2]
 ALONE = World(0, 1, torch.device("cpu"))
