@@ -95,7 +95,7 @@ def test_the_gap_comes_from_the_images_own_alias_tokens(upstream: Upstream, kind
     assert report.gap() > 0.5 and report.gap() > 10 * report.gap_error
     assert report.gap("other") < 0.1 and report.gap("constant") < 0.1, "no capacity of its own helps"
     assert report.gap_S()[0] == pytest.approx(0, abs=0.05), "the first scale sees no alias"
-    assert len(report.lines(PATCH_NUMS)) == 7 and "beyond both controls" in report.verdict()
+    assert len(report.lines(PATCH_NUMS)) == 8 and "beyond both controls" in report.verdict()
     assert "no measurable gain" in validate(build(upstream, kind), held_out, embed, ALONE, batch=8).verdict()  # type: ignore[arg-type]
 
 

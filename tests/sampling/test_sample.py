@@ -378,7 +378,7 @@ def test_edit_writes_pictures(here: Path, capsys: pytest.CaptureFixture[str]) ->
         (["--compare", "a", "b", "--student", "c"], "omit --student"),
         (["--classes", "tosater"], "did you mean toaster?"),
         (["--top-p", "1.5"], "1.5 is not between 0 and 1"),
-        (["--compare", "a"], "expected 2 arguments"),
+        (["--compare", "a"], "--compare needs 2 values"),
         (["--student", "nothing"], "--student: nothing does not exist"),
     ],
 )

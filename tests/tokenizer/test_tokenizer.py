@@ -345,7 +345,9 @@ def test_a_loader_process_that_fails_is_one_sentence(
         ("--accumulate", "2"),
         ("--ema", "0.9", "--alias-codebook", "shared"),
         ("--precision", "bf16"),
-        ("--precision", "fp16"),
+        pytest.param(
+            ("--precision", "fp16"), marks=pytest.mark.slow
+        ),  # tests/rehearsal/test_mixed_precision.py has a faster one
         ("--blur", "none"),
         ("--blur", "sharp", "--alias-codebook", "shared-part", "--alias-codes", "16"),
         ("--views", "decimated", "--consistency", "0.5"),
