@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -48,4 +49,4 @@ def value_of(source: str, names: dict[str, Any]) -> object:
 def test_the_tour_is_committed_with_its_pictures_and_no_paths_of_a_machine() -> None:
     text = TOUR.read_text()
     assert len(text) < 1_000_000 and text.count('"image/png"') == 6
-    assert "/home/" not in text and "/tmp/" not in text and "/work/" not in text
+    assert not re.search(r"/(home|root|tmp|mnt|opt|Users|work)/", text)
