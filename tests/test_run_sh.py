@@ -76,6 +76,13 @@ def test_several_processes_refuse_with_one_sentence(options: list[str], tmp_path
     assert not (tmp_path / "run").exists()
 
 
+def test_a_node_needs_its_number_and_the_first_ones_address() -> None:
+    given = {"REFOCUS_PYTHON": sys.executable, "REFOCUS_UPSTREAM": "stand-in", "NNODES": "4"}
+    for missing, rest in (("NODE_RANK", {}), ("MASTER_ADDR", {"NODE_RANK": "0"})):
+        result = shell("tokenizer", "--dry-run", **given, **rest)
+        assert result.returncode == 2 and result.stderr.startswith(f"refocus: NNODES=4 needs {missing} too")
+
+
 def test_tab_completes_commands_options_and_choices() -> None:
     script = """
 eval "$(bash run.sh completion)"

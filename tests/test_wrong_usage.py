@@ -17,6 +17,7 @@ RUN = "runs/distill-d2"
 TABLE: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("tokeniser", ("'tokeniser'", "did you mean 'tokenizer'?")),
     ("tokenizer --step 5", ("'--step'", "did you mean --steps?")),
+    ("tokenizer --gpus 8", ("'--gpus'", "NPROC=8")),
     ("tokenizer --steps", ("--steps needs a value",)),
     ("tokenizer --steps 0", ("--steps: 0 is not greater than 0",)),
     ("tokenizer --steps many", ("--steps: 'many' is not a whole number",)),
