@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -24,6 +25,7 @@ from refocus_ext.evidence.ablation import command as ablate_command
 from refocus_ext.evidence.ablation import differences, measure
 from refocus_ext.evidence.ablation.measure import thumbnails
 from refocus_ext.evidence.ablation.report import difference_lines
+from refocus_ext.evidence.ablation.results import Results
 from refocus_ext.evidence.ablation.rows import PAPER
 from refocus_ext.sampling.alternating import alternating_samples
 from refocus_ext.sampling.student import load_student
@@ -71,7 +73,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_rows_are_trained_measured_and_reported(run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, launched = run("--seeds", "0,1")
     assert code == 0
-    assert [words[0] for words in launched] == ["tokenizer", "tokenizer", "distill", "distill"] * 2
+    assert [words[0] for words in launched] == ["tokenizer", "distill", "tokenizer", "distill"] * 2
     out = capsys.readouterr().out
     assert "FID and IS are not measured" in out and "| ReFocus-VAR (full) |" in out
     report = (tmp_path / "ablate" / "report.md").read_text()
@@ -97,6 +99,32 @@ def test_rows_are_trained_measured_and_reported(run: Any, tmp_path: Path, capsys
     assert json.loads((tmp_path / "a.json").read_text()) == result
     assert run("--depth", "3")[0] == 2
     assert "rows must be compared under one budget" in capsys.readouterr().err
+
+
+def test_results_of_other_machines_are_reported_and_not_trained_again(
+    run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each seed in a folder of its own; the report of both needs their results.json alone."""
+    files = []
+    for seed in (0, 1):
+        assert run("--rows", "baseline", "--seeds", str(seed), "--out", str(tmp_path / f"out{seed}"))[0] == 0
+        files.append(tmp_path / f"out{seed}" / "results.json")
+    apart = [json.loads(file.read_text())["rows"]["baseline"] for file in files]
+    shutil.rmtree(tmp_path / "out0" / "baseline-seed0")
+    capsys.readouterr()
+    both = ["--rows", "baseline", "--known", ",".join(map(str, files)), "--out", str(tmp_path / "both")]
+    code, launched = run(*both, "--seeds", "0,1")
+    assert code == 0 and not launched
+    assert json.loads((tmp_path / "a.json").read_text())["runs"]["baseline"] == [apart[0]["0"], apart[1]["1"]]
+    report = (tmp_path / "both" / "report.md").read_text()
+    assert "samples.png" not in report + capsys.readouterr().out and "convergence.png" in report
+    assert [words[0] for words in run(*both, "--seeds", "0,1,2")[1]] == ["tokenizer", "distill"]
+    kept = json.loads((tmp_path / "both" / "results.json").read_text())["rows"]["baseline"]
+    assert list(kept) == ["0", "1", "2"] and kept["0"] == apart[0]["0"]
+    assert run(*both, "--images", "4")[0] == 2
+    assert "has rows with images = 6, this call has 4; rows must be compared under one" in capsys.readouterr().err
+    assert run("--known", str(tmp_path / "a.json"))[0] == 2
+    assert "a.json is no results.json of `ablate`" in capsys.readouterr().err
 
 
 def test_an_interrupted_command_ends_the_ablation(run: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -188,8 +216,9 @@ def test_tokenizers_warm_up_as_in_the_measured_tables(
     steps: int, expected: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    plan = ablate_command.commands(parsed("ablate", "--demo", "--tokenizer-steps", str(steps)))
-    options = parsed(*plan[0])
+    ablation = parsed("ablate", "--demo", "--tokenizer-steps", str(steps))
+    plan = ablate_command.commands(ablation, Results(ablation, ()))
+    options = parsed(*plan[0].words)
     assert (options.warm_autoencoder, options.warmup) == expected
 
 

@@ -10,6 +10,7 @@ from runs import parsed
 from refocus_ext.evidence.ablation import command, differences, rows
 from refocus_ext.evidence.ablation.options import AblateOptions, row_list
 from refocus_ext.evidence.ablation.report import table_lines
+from refocus_ext.evidence.ablation.results import Results
 from refocus_ext.evidence.ablation.rows import PAPER, ROWS, TABLE, Row, Stage1
 from refocus_ext.options.presets import preset
 
@@ -66,8 +67,8 @@ def test_a_teacher_is_trained_before_the_row_that_takes_it() -> None:
 
 def test_an_alias_tokenizer_alone_is_trained_after_the_structure_it_stands_beside() -> None:
     values: dict[str, Any] = dict(preset("demo", "ablate"))
-    plan = command.commands(AblateOptions(preset="demo", rows=("ema-stride-4",), out="o", **values))
-    disk, stride_4, student = plan
+    options = AblateOptions(preset="demo", rows=("ema-stride-4",), out="o", **values)
+    disk, stride_4, student = (step.words for step in command.commands(options, Results(options, ())))
     assert disk[disk.index("--out") + 1] == "o/tokenizer-disk-seed0" and "--only" not in disk
     assert stride_4[stride_4.index("--init") + 1] == "o/tokenizer-disk-seed0/vae.pth" and "--only" in stride_4
     assert student[student.index("--tokenizer") + 1] == "o/tokenizer-stride-4-seed0"
@@ -93,9 +94,12 @@ def test_a_new_row_is_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(rows.TABLE, "sinc", new)
     values: dict[str, Any] = dict(preset("demo", "ablate"))
     options = AblateOptions(preset="demo", rows=("sinc", "full"), **values)
-    tokenizers, students = (
-        [words for words in command.commands(options) if words[0] == name] for name in ("tokenizer", "distill")
-    )
+    plan = [step.words for step in command.commands(options, Results(options, ()))]
+    assert [words[0] for words in plan] == [
+        "tokenizer",
+        "distill",
+    ] * 2  # a row is measured before the next one is begun
+    tokenizers, students = plan[::2], plan[1::2]
     assert [("--blur" in words) for words in tokenizers] == [True, False] and len(students) == 2
     assert students[0][students[0].index("--tokenizer") + 1].endswith("tokenizer-sinc-seed0")
     point = {"step": 1, "thumbnail_fd": 2.0}

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from refocus_ext.engine.devices import pick_device
@@ -19,6 +20,7 @@ from refocus_ext.evidence.ablation.differences import summarise
 from refocus_ext.evidence.ablation.measure import Measure, inception_if_there, measure_run, reader_if_letters
 from refocus_ext.evidence.ablation.options import AblateOptions
 from refocus_ext.evidence.ablation.report import write_report
+from refocus_ext.evidence.ablation.results import Results, budget_of
 from refocus_ext.evidence.ablation.rows import BY_NAME, TABLE, Stage1
 from refocus_ext.options.presets import preset
 from refocus_ext.storage.atomic import save_json
@@ -35,84 +37,88 @@ def main(options: AblateOptions) -> int:
         raise UsageError(f"--demo means --preset demo; omit it to use --preset {options.preset}.")
     with named("--json"):
         json_file = results_file(options.json) if options.json else None
-    plan = commands(options)
+    known = Results(options, options.known)
+    plan = commands(options, known)
     if options.dry_run:
-        for words in plan:
-            print("bash run.sh " + shlex.join(words))
+        for step in plan:
+            print("bash run.sh " + shlex.join(step.words))
         return 0
     device = pick_device(options.device)
     bind(options)
-    for number, words in enumerate(plan, start=1):
-        print(f"\n[{number}/{len(plan)}] bash run.sh {shlex.join(words)}", flush=True)
-        if code := launch(words):
+    inception = inception_if_there(options.inception_weights, device)
+    reader = reader_if_letters(options.data, device)
+    for number, step in enumerate(plan, start=1):
+        print(f"\n[{number}/{len(plan)}] bash run.sh {shlex.join(step.words)}", flush=True)
+        if code := launch(step.words):
             if code >= 128:  # 128 + a signal: interrupted and saved
                 print("stopped; rerun the same command to resume")
                 return code
-            raise RunFailed(f"`bash run.sh {shlex.join(words)}` ended with exit code {code}; its output is above.")
-    print("\nmeasuring", flush=True)
-    inception = inception_if_there(options.inception_weights, device)
-    measure = Measure(
-        inception,
-        options.data,
-        options.images,
-        options.batch_size,
-        device,
-        val_share(options),
-        reader_if_letters(options.data, device),
-    )
-    results = {
-        name: [measure_run(measure, folder(options, name, seed)) for seed in options.seeds] for name in options.rows
-    }
+            raise RunFailed(f"`bash run.sh {shlex.join(step.words)}` ended with exit code {code}; its output is above.")
+        if step.row:
+            share = val_share(options, step)
+            measure = Measure(inception, options.data, options.images, options.batch_size, device, share, reader)
+            known.add(step.row, step.seed, measure_run(measure, folder(options, step.row, step.seed)))
+    results = known.of(options.rows, options.seeds)
     summary = {name: summarise(name, results) for name in results}
-    write_report(options, TABLE, summary, results, [folder(options, name, options.seeds[0]) for name in options.rows])
+    runs = {TABLE[name].title: folder(options, name, options.seeds[0]) for name in options.rows}
+    write_report(options, TABLE, summary, results, {title: run for title, run in runs.items() if run.is_dir()})
     if json_file:
         with named("--json"):
             write_numbers(json_file, {"rows": summary, "runs": results, "seeds": list(options.seeds)})
     return 0
 
 
-def val_share(options: AblateOptions) -> float:
-    """The share of the images that the tokenizers' runs held out."""
-    first = tokenizer_folder(options, TABLE[options.rows[0]].tokenizer, options.seeds[0])
-    return StageOne.read(read_config(first)["options"]).val_share
+@dataclass(frozen=True)
+class Step:
+    """A command of the plan; with `row` it trains a student that is measured afterwards."""
+
+    words: list[str]
+    seed: int
+    row: str = ""
 
 
-def commands(options: AblateOptions) -> list[list[str]]:
-    """Every tokenizer once, then every row's student; each has its own folder and can resume."""
+def val_share(options: AblateOptions, step: Step) -> float:
+    """The share of the images that the tokenizer of a student held out."""
+    run = tokenizer_folder(options, TABLE[step.row].tokenizer, step.seed)
+    return StageOne.read(read_config(run)["options"]).val_share
+
+
+def commands(options: AblateOptions, known: Results) -> list[Step]:
+    """The students whose numbers are not known, each after its tokenizer; every run has its own folder and can resume."""
     shared = ["--preset", options.preset] + (["--data", options.data] if options.data else [])
-    rows = trained(options.rows)
-    plan: list[list[str]] = []
+    every = max(1, options.distill_steps // options.points)
+    watched = ["--save-every", str(every), "--picture-every", str(every), "--keep", str(options.points + 1)]
+    plan: list[Step] = []
     for seed in options.seeds:
-        seeded = [*shared, "--seed", str(seed)]
-        for stage1 in tokenizers(rows):
-            out = str(tokenizer_folder(options, stage1, seed))
-            words = ["tokenizer", *seeded, *stage1.options, "--steps", str(options.tokenizer_steps), "--out", out]
-            if stage1.structure:
-                vae = tokenizer_folder(options, BY_NAME[stage1.structure], seed) / "vae.pth"
-                words += ["--only", "alias", "--init", str(vae)]
-            plan.append([*words, *warm_up(options), *shlex.split(options.tokenizer_options)])
-        every = max(1, options.distill_steps // options.points)
-        watched = ["--save-every", str(every), "--picture-every", str(every), "--keep", str(options.points + 1)]
-        for name in rows:
+        seeded, made = [*shared, "--seed", str(seed)], set[Stage1]()
+        for name in trained([row for row in options.rows if not known.has(row, seed)]):
             row = TABLE[name]
+            for stage1 in (BY_NAME[row.tokenizer.tokens], row.tokenizer):
+                if stage1 not in made:
+                    plan.append(Step(tokenizer_words(options, stage1, seed, seeded), seed))
+                    made.add(stage1)
             words = ["distill", *seeded, "--tokenizer", str(tokenizer_folder(options, row.tokenizer, seed))]
             words += ["--depth", str(options.depth), "--steps", str(options.distill_steps), *row.teacher, *watched]
             if row.source:
                 words += ["--teacher-from", str(folder(options, row.source, seed))]
             words += ["--out", str(folder(options, name, seed)), *shlex.split(options.distill_options)]
-            plan.append(words)
+            plan.append(Step(words, seed, name if name in options.rows else ""))
     return plan
+
+
+def tokenizer_words(options: AblateOptions, stage1: Stage1, seed: int, seeded: Sequence[str]) -> list[str]:
+    """The command that trains a tokenizer."""
+    out = str(tokenizer_folder(options, stage1, seed))
+    words = ["tokenizer", *seeded, *stage1.options, "--steps", str(options.tokenizer_steps), "--out", out]
+    if stage1.structure:
+        vae = tokenizer_folder(options, BY_NAME[stage1.structure], seed) / "vae.pth"
+        words += ["--only", "alias", "--init", str(vae)]
+    return [*words, *warm_up(options), *shlex.split(options.tokenizer_options)]
 
 
 def trained(names: Sequence[str]) -> list[str]:
     """The rows to train: those of `names`, each after the row whose teacher it takes."""
     return list(dict.fromkeys(name for wanted in names for name in (TABLE[wanted].source, wanted) if name))
-
-
-def tokenizers(names: Sequence[str]) -> list[Stage1]:
-    """Their tokenizers, each after the one whose structure tokens it has."""
-    wanted = [TABLE[name].tokenizer for name in names]
-    return list(dict.fromkeys(one for stage1 in wanted for one in (BY_NAME[stage1.tokens], stage1)))
 
 
 def warm_up(options: AblateOptions) -> list[str]:
@@ -135,21 +141,11 @@ def tokenizer_folder(options: AblateOptions, stage1: Stage1, seed: int) -> Path:
 
 def bind(options: AblateOptions) -> None:
     """Raises UsageError if --out holds an ablation with another budget."""
-    names = (
-        "preset",
-        "data",
-        "depth",
-        "tokenizer_steps",
-        "distill_steps",
-        "tokenizer_options",
-        "distill_options",
-        "points",
-    )
-    ours = {name: getattr(options, name) for name in names}
+    ours = budget_of(options)
     file = Path(options.out) / "ablate.json"
     if file.is_file():
         theirs = json.loads(file.read_text())
-        if changed := [name for name in names if theirs.get(name) != ours[name]]:
+        if changed := [name for name in ours if theirs.get(name) != ours[name]]:
             raise UsageError(
                 f"--out {options.out} holds an ablation with {changed[0]} = {theirs.get(changed[0])}, this one has "
                 f"{ours[changed[0]]}; rows must be compared under one budget; choose another --out."

@@ -24,6 +24,11 @@ def row_list(text: str) -> tuple[str, ...]:
     return names
 
 
+def file_list(text: str) -> tuple[str, ...]:
+    """'a.json,b.json' -> ('a.json', 'b.json')."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
 class AblateOptions(Options):
     """
     Trains the rows of Table 2 (plain VAR, the full method, and the full method without one of its parts) under one
@@ -66,6 +71,13 @@ class AblateOptions(Options):
     device: str = MEASURE("auto", "of the measurements: cpu, cuda or cuda:N", identity=False)
 
     out: str = RESULTS("runs/ablate", "folder of all runs and of report.md", metavar="DIR", identity=False)
+    known: tuple[str, ...] = RESULTS(
+        (),
+        "results.json of other calls with the same budget: what they measured is reported and not trained again",
+        file_list,
+        metavar="FILE,..",
+        identity=False,
+    )
     json: str = shared.json_file(RESULTS)
     dry_run: bool = shared.dry_run(RESULTS, "print the commands that would run and exit")
 

@@ -45,7 +45,7 @@ def write_report(
     table: Mapping[str, Any],
     summary: Mapping[str, dict[str, Any]],
     results: Mapping[str, Sequence[dict[str, Any]]],
-    runs: Sequence[Path],
+    runs: Mapping[str, Path],
 ) -> Path:
     """Writes report.md, convergence.png and samples.png into --out and prints the table; returns the report's path."""
     out = Path(options.out)
@@ -57,7 +57,8 @@ def write_report(
         lines += ["", "Differences, seed by seed, with 95% confidence intervals:", "", *differences]
     print("\n" + "\n".join(lines))
     draw_convergence(out / "convergence.png", table, results, drawn)
-    draw_samples(out / "samples.png", [table[name].title for name in options.rows], runs)
+    if runs:
+        draw_samples(out / "samples.png", runs)
     text = [
         "# Ablation: the rows of Table 2",
         "",
@@ -72,13 +73,14 @@ def write_report(
         "",
         f"![convergence](convergence.png)\n\n*{NAMES[drawn]} against steps (figure 5).*",
         "",
-        "![samples](samples.png)\n\n*Every row from the same seeds and classes.*",
-        "",
     ]
+    if runs:
+        text += ["![samples](samples.png)\n\n*Every row from the same seeds and classes.*", ""]
     report = out / "report.md"
     with written_beside(report) as beside:
         beside.write_text("\n".join(text))
-    print(f"\n{report}, convergence.png and samples.png are in {out}")
+    drawings = "convergence.png and samples.png" if runs else "and convergence.png"
+    print(f"\n{report}, {drawings} are in {out}")
     return report
 
 
@@ -194,13 +196,13 @@ def draw_convergence(
     pyplot.close(figure)
 
 
-def draw_samples(path: Path, titles: Sequence[str], runs: Sequence[Path]) -> None:
-    """One line of samples per row."""
+def draw_samples(path: Path, runs: Mapping[str, Path]) -> None:
+    """One line of samples per row, by its title."""
     rows, headers = [], [""]
-    for run in runs:
+    for run in runs.values():
         student = load_student(run)
         classes = len(student.classes) or student.num_classes
         labels = (spread(range(classes), COLUMNS) * COLUMNS)[:COLUMNS]
         headers = [shorten(student.class_name(label), SIDE) for label in labels]
         rows.append(list(sample_images(student, labels, seed=0, guidance=FOR_FID) * 2 - 1))
-    save_png(path, grid(rows, headers, names=list(titles), side=SIDE))
+    save_png(path, grid(rows, headers, names=list(runs), side=SIDE))

@@ -1,0 +1,95 @@
+"""results.json of an ablation: what was measured of every row and seed, with the budget they were trained under. Files of several
+machines, or of runs that are deleted, make one report."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from refocus_ext.errors import UsageError
+from refocus_ext.evidence.ablation.options import AblateOptions
+from refocus_ext.storage.atomic import save_json
+
+FILE = "results.json"
+BUDGET = (
+    "preset",
+    "data",
+    "depth",
+    "tokenizer_steps",
+    "distill_steps",
+    "tokenizer_options",
+    "distill_options",
+    "points",
+)
+Numbers = dict[str, Any]
+
+
+def budget_of(options: AblateOptions) -> Numbers:
+    """The options that all rows of one comparison share."""
+    return {name: getattr(options, name) for name in BUDGET}
+
+
+class Results:
+    """The numbers of each row by seed, of this call and of files of earlier ones; written after every row.
+
+    Args:
+        known: files that other calls wrote, here or on other machines.
+
+    Raises:
+        UsageError: a file is none of `ablate`, or its rows have another budget or number of images.
+    """
+
+    def __init__(self, options: AblateOptions, known: Sequence[str]) -> None:
+        self.file = Path(options.out) / FILE
+        self.head: Numbers = {"budget": budget_of(options), "images": options.images}
+        self.rows: dict[str, dict[int, Numbers]] = {}
+        self.known: set[tuple[str, int]] = set()
+        for name in known:
+            self.known |= self._take(self._read(Path(name)))
+        if self.file.is_file():  # of an earlier call with other rows: kept, and measured again where asked for
+            with contextlib.suppress(UsageError):
+                self._take(self._read(self.file))
+
+    def has(self, row: str, seed: int) -> bool:
+        """Whether a file of an earlier call has it."""
+        return (row, seed) in self.known
+
+    def add(self, row: str, seed: int, numbers: Numbers) -> None:
+        """Adds one run and writes the file."""
+        self.rows.setdefault(row, {})[seed] = numbers
+        save_json(self.file, {**self.head, "rows": self.rows})
+
+    def of(self, rows: Sequence[str], seeds: Sequence[int]) -> dict[str, list[Numbers]]:
+        """Every row's runs in the order of the seeds."""
+        return {row: [self.rows[row][seed] for seed in seeds] for row in rows}
+
+    def _take(self, rows: Mapping[str, Mapping[str, Numbers]]) -> set[tuple[str, int]]:
+        taken = {(row, int(seed)): numbers for row, seeds in rows.items() for seed, numbers in seeds.items()}
+        for (row, seed), numbers in taken.items():
+            self.rows.setdefault(row, {}).setdefault(seed, numbers)
+        return set(taken)
+
+    def _read(self, file: Path) -> Mapping[str, Mapping[str, Numbers]]:
+        try:
+            found = json.loads(file.read_text())
+            rows: Mapping[str, Mapping[str, Numbers]] = found["rows"]
+            theirs = {**found["budget"], "images": found["images"]}
+        except OSError as error:
+            raise UsageError(f"--known {file} cannot be read ({error.strerror}); give a results.json.") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise UsageError(f"--known {file} is no results.json of `ablate`.") from error
+        for name, ours, other in self._differences(theirs):
+            raise UsageError(
+                f"--known {file} has rows with {name} = {other}, this call has {ours}; rows must be compared under one budget."
+            )
+        return rows
+
+    def _differences(self, theirs: Numbers) -> Iterator[tuple[str, Any, Any]]:
+        """Data may lie elsewhere on another machine: the last part of its path counts."""
+        for name, ours in {**self.head["budget"], "images": self.head["images"]}.items():
+            other = theirs.get(name)
+            if (Path(ours).name != Path(str(other)).name) if name == "data" else (ours != other):
+                yield name, ours, other
