@@ -53,7 +53,8 @@ def launch(words: Sequence[str], processes: int, nodes: int, node: int, address:
 def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> int:
     code, failed_at, told = 0, 0.0, False
     while running := [process for process in processes if process.poll() is None]:
-        code = code or _first_failure(processes)
+        if not code and (code := _first_failure(processes)):
+            _say_killed(processes)
         now = time.monotonic()
         failed_at = failed_at or (now if code else 0.0)
         if code and now - failed_at > PATIENCE + GRACE:
@@ -65,6 +66,15 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> int:
                 process.terminate()
         time.sleep(TICK)
     return code or _first_failure(processes)
+
+
+def _say_killed(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """A process that was killed could not say so itself."""
+    for local, process in enumerate(processes):
+        if process.returncode == -signal.SIGKILL:
+            print(
+                f"refocus: process {local} of this machine was killed (too little memory?)", file=sys.stderr, flush=True
+            )
 
 
 def _first_failure(processes: Sequence[subprocess.Popen[bytes]]) -> int:

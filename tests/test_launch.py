@@ -69,6 +69,32 @@ def test_a_signal_reaches_every_process_and_its_code_comes_back(number: signal.S
     assert process.wait(30) == 128 + number
 
 
+def test_a_killed_process_is_told_by_the_launcher(tmp_path: Path) -> None:
+    """And the exit code says how it ended."""
+    dies = "import os, signal, time; os.environ['RANK'] == '1' and os.kill(os.getpid(), signal.SIGKILL); time.sleep(1)"
+    process = started("--processes", "2", "--", "-c", dies)
+    assert process.wait(30) == 128 + signal.SIGKILL and process.stderr
+    assert process.stderr.read() == "refocus: process 1 of this machine was killed (too little memory?)\n"
+
+
+def test_the_processes_left_behind_say_what_happened(tmp_path: Path) -> None:
+    """A sentence, and no traceback."""
+    words = [*TINY, "--steps", "100000", "--out", str(tmp_path / "run")]
+    process = started("--processes", "2", "--", "-m", "refocus_ext", *words)
+    until(lambda: (tmp_path / "run" / "running.json").is_file())
+    (victim,) = (pid for pid in _children(process.pid) if b"RANK=1\0" in Path(f"/proc/{pid}/environ").read_bytes())
+    os.kill(victim, signal.SIGKILL)
+    assert process.wait(60) == 128 + signal.SIGKILL and process.stderr
+    said = process.stderr.read()
+    assert "process 1 of this machine was killed" in said and "Traceback" not in said
+    assert "refocus: another process of this run ended or could not be reached (rank 0: " in said
+    assert "rerun the same command to resume" in said
+
+
+def _children(parent: int) -> list[int]:
+    return [int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
+
+
 def test_one_failure_ends_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "PATIENCE", 0.3)
     monkeypatch.setattr(launch, "GRACE", 0.3)

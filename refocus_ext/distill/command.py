@@ -25,6 +25,7 @@ from refocus_ext.distill.plan import (
     rate_note,
     require_memory,
     sizes,
+    step_flops,
     teacher_geometry,
     why_preset,
 )
@@ -35,9 +36,10 @@ from refocus_ext.distill.teacher.kinds import FROZEN
 from refocus_ext.distill.teacher.source import TeacherSource
 from refocus_ext.distill.teacher_options import check_shown, teacher_settings, teacher_source
 from refocus_ext.distill.training import DistillTraining
-from refocus_ext.engine.checks import check_classes, check_init, check_share
+from refocus_ext.engine.checks import check_classes, check_gpu_memory, check_init, check_share
 from refocus_ext.engine.devices import autocast_dtype, kind_of, precision_name
 from refocus_ext.engine.distributed import World, join_world, planned, preflight_device
+from refocus_ext.engine.dry_run import print_whole_run
 from refocus_ext.engine.interruption import Interruption
 from refocus_ext.engine.memory.plan import free_memory
 from refocus_ext.engine.run_folder import RunFolder, check_run_folder, require_space, schedule_of
@@ -55,6 +57,7 @@ from refocus_ext.tokens.cache import CacheSource, build_cache, check_cache, defa
 from refocus_ext.tokens.cache import summary as cache_summary
 from refocus_ext.tokens.held_out import divided, share_of
 from refocus_ext.tokens.index import FILE, precision_of
+from refocus_ext.tokens.planned_tokenizer import planned_tokenizer
 from refocus_ext.tokens.tokenize import pick_precision, prepare
 from refocus_ext.tokens.trained_tokenizer import Tokenizer, require_trained
 
@@ -82,6 +85,8 @@ def main(options: DistillOptions) -> int:
 
 def preflight(options: DistillOptions, processes: int) -> None:
     """Raises the UsageErrors that `main` would raise in each of `processes` processes; uses no GPU and writes nothing."""
+    if options.dry_run:  # one process plans, and refuses the same
+        return
     options = complete(options)
     device = preflight_device(options.device)
     upstream, world = load_upstream(), World(0, processes, device)
@@ -105,11 +110,16 @@ def check(options: DistillOptions, prepared: Prepared, world: World) -> None:
                 cache_source(options, prepared.tokenizer, prepared.train, precision),
                 world.device,
             )
-    out, fresh, size = Path(options.out), options.resume == "never", prepared.size
+    out, fresh = Path(options.out), options.resume == "never"
     if not fresh:
         check_classes(out, prepared.train.classes)
     check_run_folder(out, run_identity(options, prepared, world), fresh=fresh, extend=options.extend)
-    require_space(out, (options.keep + 1) * size.checkpoint + 2 * size.weights, fresh=fresh)
+    require_space(out, disk_of(options, prepared.size), fresh=fresh)
+
+
+def disk_of(options: DistillOptions, size: Sizes) -> int:
+    """Bytes of the checkpoints and weights of a run."""
+    return (options.keep + 1) * size.checkpoint + 2 * size.weights
 
 
 def within_memory(
@@ -138,6 +148,7 @@ def within_memory(
     if options.dry_run and world.main:
         print_cost(size, options)
         print_activations(options, cost, networks.attention)
+        print_whole_run(options, world, flops=step_flops(size, options), disk=disk_of(options, size))
     budget.require(options.accumulate, device, SMALLER)
     return options
 
@@ -150,8 +161,7 @@ def prepare_run(upstream: Upstream, options: DistillOptions, device: torch.devic
     """
     check_options(options)
     with named("--tokenizer"), offering(ASSUMED_BY, WrongAssumption):
-        assumed = Assumed(options.patch_nums, options.blur or None, options.focus_states, options.rho_max)
-        tokenizer = open_tokenizer(Path(options.tokenizer), device, assumed)
+        tokenizer = tokenizer_of(options, device)
         with offering("--unfinished takes it as it is"):
             if not options.unfinished:
                 require_trained(tokenizer)
@@ -181,6 +191,16 @@ def prepare_run(upstream: Upstream, options: DistillOptions, device: torch.devic
     return Prepared(tokenizer, train, val, classes, geometry, size, start, notes, gone, source)
 
 
+def tokenizer_of(options: DistillOptions, device: torch.device) -> Tokenizer:
+    """That of the run or file; where a plan comes before the run of stage 1, an untrained one."""
+    run = Path(options.tokenizer)
+    if options.dry_run and not run.exists():
+        print(f"note: {run} is not there yet: this plans with the tokenizer that preset {options.preset} trains")
+        return planned_tokenizer(run, options.preset, options.data, options.val_share or 0.0)
+    assumed = Assumed(options.patch_nums, options.blur or None, options.focus_states, options.rho_max)
+    return open_tokenizer(run, device, assumed)
+
+
 def starting_weights(options: DistillOptions, tokenizer: Tokenizer, classes: int, of_data: int) -> Start | None:
     """What the options say about the weights to start from.
 
@@ -197,10 +217,11 @@ def starting_weights(options: DistillOptions, tokenizer: Tokenizer, classes: int
 
 
 def _run(options: DistillOptions, world: World) -> int:
-    joined, world = world, planned(world) if options.dry_run else world
+    check_gpu_memory(options)
+    joined, world = world, planned(world, options.gpu_memory) if options.dry_run else world
     upstream = load_upstream()
     world.say(upstream.describe())
-    prepared = prepare_run(upstream, options, world.device)
+    prepared = prepare_run(upstream, options, joined.device)
     tokenizer, train, val, classes, geometry, size, start, notes, gone, source = prepared
     prepare(tokenizer)
     world.say(why_preset(options, tokenizer))
@@ -208,7 +229,7 @@ def _run(options: DistillOptions, world: World) -> int:
         world.say(f"note: {note}")
     if world.main:
         print_plan(options, tokenizer, geometry, train, classes, size, world.device, start)
-    options = within_memory(upstream, options, prepared, world, free_memory(joined))
+    options = within_memory(upstream, options, prepared, world, free_memory(joined, options.gpu_memory))
     check(options, prepared, world)
     if options.dry_run:
         return 0

@@ -209,6 +209,7 @@ class DistillOptions(Options):
     )
     samples: int = RUN(None, "images drawn at every validation, 0: none", non_negative(int), identity=False)
     dry_run: bool = shared.dry_run(RUN)
+    gpu_memory: float = shared.gpu_memory(RUN)
 
     @classmethod
     def choose_preset(cls, typed: Mapping[str, object]) -> str:

@@ -272,6 +272,11 @@ def print_plan(
 
 def print_cost(size: Sizes, options: DistillOptions) -> None:
     """Prints the FLOPs of a step, for --dry-run."""
-    kind = teacher_class(options.teacher)
-    flops = kind.step_flops(size.cost) if kind else size.cost.var_flops
+    flops = step_flops(size, options)
     print(f"one step: {flops / 1e9:.1f} GFLOP per image ({size.cost.var_flops / 1e9:.1f} in a vanilla step)")
+
+
+def step_flops(size: Sizes, options: DistillOptions) -> float:
+    """FLOPs of a step, per image."""
+    kind = teacher_class(options.teacher)
+    return kind.step_flops(size.cost) if kind else size.cost.var_flops

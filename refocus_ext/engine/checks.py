@@ -42,6 +42,12 @@ def check_run_options(options: Any, images: ImageSource) -> None:
         )
 
 
+def check_gpu_memory(options: Any) -> None:
+    """Raises UsageError where a size of GPUs is given to a run that is not only planned."""
+    if options.gpu_memory and not options.dry_run:
+        raise UsageError(f"--gpu-memory {options.gpu_memory:g} is for plans only; add --dry-run, or omit it.")
+
+
 def check_share(options: Any, images: ImageSource, processes: int) -> None:
     """Raises UsageError if the batch cannot be divided among the processes; otherwise their loaders would fail later."""
     batch, accumulate = options.batch_size, options.accumulate or 1  # auto chooses a number that divides

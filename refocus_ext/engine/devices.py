@@ -109,6 +109,8 @@ class Cuda(DeviceKind):
 
     def half(self, device: torch.device) -> torch.dtype:
         """bf16 where the GPU computes in it, otherwise fp16, whose small range needs a loss scaler."""
+        if not self.available():  # the plan of a run elsewhere
+            return torch.bfloat16
         return torch.bfloat16 if torch.cuda.get_device_capability(device) >= BF16_SINCE else torch.float16
 
     def require(self, processes: int) -> None:
@@ -193,9 +195,15 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError):
-        raise UsageError(f"--device {name} is not available; use cpu, or omit --device.") from None
+        raise UsageError(f"--device {name} is not available; use cpu, or omit --device{_elsewhere(name)}.") from None
     kind_of(device)
     return device
+
+
+def _elsewhere(name: str) -> str:
+    return (
+        ". `tokenizer` and `distill` plan for a GPU elsewhere with --dry-run --gpu-memory GIB" if "cuda" in name else ""
+    )
 
 
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -93,12 +94,15 @@ class World:
             return nn.parallel.DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False)
 
 
-def planned(world: World) -> World:
-    """For --dry-run, which run.sh starts in one process: the world of as many processes as the run would have.
+def planned(world: World, gpu_memory: float = 0) -> World:
+    """For --dry-run, which run.sh starts in one process: the world of as many processes as the run would have, on GPUs that may
+    be elsewhere if `gpu_memory` (GiB) says how large they are.
 
-    It must not communicate.
+    It must not communicate, nor use its device.
     """
-    return replace(world, size=int(os.environ.get("REFOCUS_PROCESSES") or world.size)) if world.size == 1 else world
+    device = torch.device("cuda") if gpu_memory else world.device
+    size = int(os.environ.get("REFOCUS_PROCESSES") or world.size) if world.size == 1 else world.size
+    return replace(world, size=size, device=device)
 
 
 def preflight_device(name: str) -> torch.device:
@@ -112,12 +116,30 @@ def preflight_device(name: str) -> torch.device:
     return device
 
 
+LOST = ("Connection closed by peer", "Connection reset by peer", "gloo", "NCCL", "ProcessGroup", "Broken pipe")
+
+
+def is_lost_process(error: BaseException) -> bool:
+    """Whether a collective failed because another process is gone; the backends have words of their own for it."""
+    return isinstance(error, dist.DistError) or any(word in str(error) for word in LOST)
+
+
+def _in_short(error: BaseException) -> str:
+    """Without the place in the backend's source, and its first sentence alone.
+
+    >>> _in_short(RuntimeError("[/a/gloo/pair.cc:5] Read error [::1]:9: Connection reset by peer. This is typically caused by"))
+    'Read error [::1]:9: Connection reset by peer'
+    """
+    lines = re.sub(r"^\[[^\]]*\.(cc|cpp|h):\d+\] ", "", str(error).strip()).splitlines() or [type(error).__name__]
+    return lines[0].partition(". ")[0].rstrip(".")
+
+
 @contextmanager
 def join_world(device: str = "auto") -> Iterator[World]:
     """Joins the process group that torchrun describes (nccl on CUDA, gloo on CPUs); without torchrun it is a single process.
 
     Raises:
-        RunFailed: the group did not form; no process continues alone.
+        RunFailed: the group did not form, or a process of it was lost; no process continues alone.
         UsageError: the device is not available.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
@@ -134,5 +156,12 @@ def join_world(device: str = "auto") -> Iterator[World]:
         raise RunFailed(f"the process group did not start on rank {os.environ.get('RANK')}: {error}") from error
     try:
         yield World(dist.get_rank(), dist.get_world_size(), chosen)
+    except RuntimeError as error:
+        if not is_lost_process(error):
+            raise
+        raise RunFailed(
+            f"another process of this run ended or could not be reached (rank {os.environ.get('RANK')}: {_in_short(error)}). "
+            "What it printed before says why; the last checkpoint is intact: rerun the same command to resume."
+        ) from None
     finally:
         dist.destroy_process_group()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
@@ -48,7 +49,8 @@ class Interruption:
         now = time.monotonic()
         if self.signal is None:
             self.signal, self._at = number, now
-            print(f"\ninterrupted: {self.promise} (repeat to stop immediately)", file=sys.stderr, flush=True)
+            if os.environ.get("LOCAL_RANK", "0") == "0":  # the launcher passes it to every process of a machine
+                print(f"\ninterrupted: {self.promise} (repeat to stop immediately)", file=sys.stderr, flush=True)
         elif number not in WARNINGS and now - self._at > ECHO:
             signal.signal(number, self._before[number])
             signal.raise_signal(number)

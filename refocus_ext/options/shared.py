@@ -139,5 +139,10 @@ def dry_run(under: Heading, text: str = "print the plan and exit") -> bool:
     return under(False, text, identity=False)
 
 
+def gpu_memory(under: Heading) -> float:
+    text = "with --dry-run: plan for CUDA GPUs with so much memory free, whether or not this machine has one"
+    return under(0.0, text, non_negative(float), unit="GiB", identity=False)
+
+
 def json_file(under: Heading, text: str = "also write the numbers to this file, as JSON") -> str:
     return under("", text, metavar="FILE", identity=False)

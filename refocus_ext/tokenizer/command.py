@@ -13,9 +13,10 @@ from torch import nn
 
 from patches import Upstream, load_upstream
 from patches.protocols import FocusedVQVAE, as_module
-from refocus_ext.engine.checks import check_classes, check_init, check_share
+from refocus_ext.engine.checks import check_classes, check_gpu_memory, check_init, check_share
 from refocus_ext.engine.devices import autocast_dtype, kind_of, precision_name
 from refocus_ext.engine.distributed import World, join_world, planned, preflight_device
+from refocus_ext.engine.dry_run import print_whole_run
 from refocus_ext.engine.interruption import Interruption
 from refocus_ext.engine.memory.plan import free_memory
 from refocus_ext.engine.run_folder import RunFolder, check_run_folder, require_space, schedule_of
@@ -79,6 +80,8 @@ def main(options: TokenizerOptions) -> int:
 
 def preflight(options: TokenizerOptions, processes: int) -> None:
     """Raises the UsageErrors that `main` would raise in each of `processes` processes; uses no GPU and writes nothing."""
+    if options.dry_run:  # one process plans, and refuses the same
+        return
     device = preflight_device(options.device)
     cpu = torch.device("cpu")
     prepared = prepare(load_upstream(), options, cpu)
@@ -96,7 +99,12 @@ def check(prepared: Prepared, world: World) -> None:
     if not fresh:
         check_classes(out, prepared.train.classes)
     check_run_folder(out, identity_of(prepared, world), fresh=fresh, extend=options.extend)
-    require_space(out, 3 * 3 * state_bytes(as_module(prepared.vae)), fresh=fresh)
+    require_space(out, disk_of(prepared), fresh=fresh)
+
+
+def disk_of(prepared: Prepared) -> int:
+    """Bytes of the checkpoints and weights of a run."""
+    return 3 * 3 * state_bytes(as_module(prepared.vae))
 
 
 def within_memory(prepared: Prepared, frozen: FrozenNetworks, world: World, free: int | None) -> Prepared:
@@ -120,6 +128,7 @@ def within_memory(prepared: Prepared, frozen: FrozenNetworks, world: World, free
     world.say(budget.line(options.accumulate, world.device))
     if options.dry_run and world.main:
         print_cost(options, cost)
+        print_whole_run(options, world, flops=cost.flops, disk=disk_of(prepared))
     budget.require(options.accumulate, device, SMALLER)
     return prepared._replace(options=options)
 
@@ -173,21 +182,22 @@ def prepare(upstream: Upstream, options: TokenizerOptions, device: torch.device)
 
 
 def _run(options: TokenizerOptions, world: World) -> int:
-    free = free_memory(world)  # before the model takes its part
-    world = planned(world) if options.dry_run else world
+    check_gpu_memory(options)
+    free, device = free_memory(world, options.gpu_memory), world.device  # before the model takes its part
+    world = planned(world, options.gpu_memory) if options.dry_run else world
     upstream = load_upstream()
     world.say(upstream.describe())
     world.say(why_preset(options))
-    prepared = prepare(upstream, options, world.device)
+    prepared = prepare(upstream, options, device)
     for note in prepared.notes:
         world.say(f"note: {note}")
     if world.main:
         print_plan(prepared.options, prepared.pyramid, prepared.vae, prepared.geometry, prepared.train, world.device)
     load = counted_networks if options.dry_run else frozen_networks
-    frozen = load(prepared.options, world.device)
+    frozen = load(prepared.options, device)
     prepared = within_memory(prepared, frozen, world, free)
     if options.dry_run:
-        frozen_networks(prepared.options, world.device)  # refuses what the run would refuse
+        frozen_networks(prepared.options, device)  # refuses what the run would refuse
     options, _, train, val, geometry, vae, _, gone = prepared
     check(prepared, world)
     if options.dry_run:

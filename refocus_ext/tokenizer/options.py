@@ -210,6 +210,7 @@ class TokenizerOptions(Options):
         256, "validate on at most this many images, evenly spread over the data", positive(int), identity=False
     )
     dry_run: bool = shared.dry_run(RUN)
+    gpu_memory: float = shared.gpu_memory(RUN)
 
     @classmethod
     def begun(cls, typed: Mapping[str, object], stage: Stage) -> dict[str, object]:

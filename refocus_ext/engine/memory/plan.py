@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -120,9 +121,14 @@ class Budget:
         return line if device.type == "cuda" else f"{line} (counted for this {device.type.upper()}; a GPU keeps more)"
 
 
-def free_memory(world: World) -> int | None:
-    """Free bytes of the device of this process, or of the fullest device of all processes; None if they are not known."""
-    free = [value for value in world.gather(kind_of(world.device).free_memory(world.device)) if value is not None]
+def free_memory(world: World, gpu_memory: float = 0) -> int | None:
+    """Free bytes of the device of this process, or of the fullest device of all processes; None if they are not known. Of the plan
+    for a GPU elsewhere its `gpu_memory` (GiB). Processes of a machine share its memory where they have no devices of their own."""
+    if gpu_memory:
+        return round(gpu_memory * 2**30)
+    kind = kind_of(world.device)
+    sharing = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("NPROC") or 1) if kind.swaps else 1
+    free = [value // sharing for value in world.gather(kind.free_memory(world.device)) if value is not None]
     return min(free, default=None)
 
 
