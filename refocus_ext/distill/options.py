@@ -12,7 +12,7 @@ from refocus_ext.optics.names import BLURS
 from refocus_ext.options import shared
 from refocus_ext.options.fields import Heading, Options
 from refocus_ext.options.kinds import non_negative, positive, share
-from refocus_ext.options.presets import Stage, default_tokenizer_run, preset_for, preset_names
+from refocus_ext.options.presets import DEEPER, Stage, default_tokenizer_run, preset_for, preset_names
 from refocus_ext.tokenizer.options import TokenizerOptions
 
 DATA = Heading("what to train on")
@@ -160,7 +160,11 @@ class DistillOptions(Options):
     steps: int = TRAIN(None, "optimizer steps in all", positive(int))
     batch_size: int = shared.batch_size(TRAIN)
     accumulate: int = shared.accumulate(TRAIN)
-    lr: float = TRAIN(None, "peak learning rate (VAR: 1e-4 at a batch of 256)", positive(float))
+    lr: float = TRAIN(
+        None,
+        "peak learning rate (VAR: 1e-4 at a batch of 256); preset demo has 1.2e-3 and 80 steps above d12",
+        positive(float),
+    )
     seed: int = TRAIN(0, "seed of weights, data order, crops and dropped labels")
 
     precision: str = SPEED(
@@ -237,11 +241,14 @@ class DistillOptions(Options):
         return preset_for(given) if theirs == "demo" and not their_data and given else theirs
 
     @classmethod
-    def implied(cls, typed: Mapping[str, object], stage: Stage) -> dict[str, object]:
+    def implied(cls, typed: Mapping[str, object], name: str, stage: Stage) -> dict[str, object]:
         """The weights of a teacher that is an average: self-distillation is by outputs. Of drawn pictures, the tokenizer that
-        `tokenizer` writes without --out."""
+        `tokenizer` writes without --out. Of deep students, what the preset has for them."""
         weights = {"lambda_feat": 0.0, "lambda_logit": 1.0} if typed.get("teacher") == EMA else {}
-        return {"tokenizer": default_tokenizer_run(str(typed.get("data") or "")), **weights}
+        blocks, deeper = DEEPER.get(name, (0, {}))
+        depth = typed.get("depth", stage["depth"])
+        of_depth = deeper if blocks and isinstance(depth, int) and depth > blocks else {}
+        return {"tokenizer": default_tokenizer_run(str(typed.get("data") or "")), **of_depth, **weights}
 
     @classmethod
     def why_not(cls, flag: str) -> str:

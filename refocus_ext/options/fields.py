@@ -185,8 +185,8 @@ class Options(TypedArgs):
         return ""
 
     @classmethod
-    def implied(cls, typed: Mapping[str, object], stage: Stage) -> dict[str, object]:
-        """Values in place of the preset's that follow from what is typed."""
+    def implied(cls, typed: Mapping[str, object], name: str, stage: Stage) -> dict[str, object]:
+        """Values in place of those of the preset `name` that follow from what is typed."""
         return {}
 
     def several_processes(self) -> bool:

@@ -95,7 +95,7 @@ def filled(cls: type[Options], typed: Typed) -> dict[str, object]:
         name = str(typed.get("preset") or cls.choose_preset(typed))
         stage = preset(name, cls.stage)
         followers = {**_followers(cls, typed, stage), **cls.begun(typed, stage)}
-        values |= {"preset": name, **stage, **cls.implied(typed, stage), **followers}
+        values |= {"preset": name, **stage, **cls.implied(typed, name, stage), **followers}
     return values | dict(typed)
 
 

@@ -51,8 +51,8 @@ PRESETS: dict[str, Mapping[str, Stage]] = {
             save_every=100, picture_every=100, clip=1.0, gan_floor=0.1, codebook_images=64,
         ),
         "distill": dict(
-            depth=8, num_classes=0, crops=4, steps=80, batch_size=8, lr=6e-4, workers=0, save_every=0, keep=1,
-            picture_every=40, log_every=10, val_images=64, samples=16,
+            depth=8, num_classes=0, crops=4, steps=300, batch_size=8, lr=2.4e-3, workers=0, save_every=0, keep=1,
+            picture_every=100, log_every=10, val_images=64, samples=16,
         ),
         "ablate": dict(depth=4, tokenizer_steps=300, distill_steps=400, images=304),
     },
@@ -77,6 +77,9 @@ PRESETS: dict[str, Mapping[str, Stage]] = {
 }
 # fmt: on
 
+
+# Other values of `distill` for students of more than so many blocks: the demo's d20 is to end within minutes on two CPU cores.
+DEEPER: dict[str, tuple[int, Stage]] = {"demo": (12, dict(steps=80, lr=1.2e-3))}
 
 # The preset that fits drawn pictures (images/sources/letters.py), by the word of --data that names them.
 DRAWN = {"letters": "letters", "letters-fine": "letters", "words": "letters", "long-words": "letters-128"}

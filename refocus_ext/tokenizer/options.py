@@ -231,13 +231,13 @@ class TokenizerOptions(Options):
             return {}
 
     @classmethod
-    def implied(cls, typed: Mapping[str, object], stage: Stage) -> dict[str, object]:
+    def implied(cls, typed: Mapping[str, object], name: str, stage: Stage) -> dict[str, object]:
         """With --only alias the geometry is that of the file of weights, not the preset's: the image size follows the token maps
         that are typed, and there are no more focus states than it allows. Drawn pictures have a run folder of their own."""
         out: dict[str, object] = {"out": default_tokenizer_run(str(typed.get("data") or ""))}
         if not typed.get("only"):
             return out
-        values = {name: typed.get(name, stage[name]) for name in ("image_size", "patch_nums", "focus_states")}
+        values = {key: typed.get(key, stage[key]) for key in ("image_size", "patch_nums", "focus_states")}
         size, maps, states = values["image_size"], values["patch_nums"], values["focus_states"]
         assert isinstance(size, int) and isinstance(maps, tuple) and isinstance(states, int)
         if "patch_nums" in typed and "image_size" not in typed:

@@ -108,11 +108,11 @@ def test_rewound_repeats_random_numbers_and_then_goes_on() -> None:
     assert torch.equal(following, torch.rand(3))
 
 
-def test_a_cpu_with_bf16_instructions_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cpu_with_a_unit_for_bf16_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where fp32 was not chosen, and only there."""
     cpu = torch.device("cpu")
-    monkeypatch.setattr(devices, "cpu_flags", lambda: {"avx2", "avx512_bf16"})
+    monkeypatch.setattr(devices, "cpu_flags", lambda: {"avx2", "amx_bf16"})
     assert "--precision bf16" in (devices.bf16_note("auto", cpu) or "")
     assert devices.bf16_note("fp32", cpu) is None and devices.bf16_note("auto", torch.device("cuda")) is None
-    monkeypatch.setattr(devices, "cpu_flags", lambda: {"avx2"})
+    monkeypatch.setattr(devices, "cpu_flags", lambda: {"avx2", "avx512_bf16"})
     assert devices.bf16_note("auto", cpu) is None

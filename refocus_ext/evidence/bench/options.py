@@ -45,5 +45,7 @@ class BenchOptions(Options):
     minutes: float = REPORT(
         9.0, "cases are measured in order of importance; those that no longer fit are named", positive(float)
     )
-    out: str = REPORT("performance.md", "the page", metavar="FILE")
+    out: str = REPORT(
+        "", "the page; without it performance.md, of a rehearsal runs/performance-rehearsal.md", metavar="FILE"
+    )
     tiny: bool = REPORT(False, "rehearse it at tiny sizes on a GPU too")

@@ -31,11 +31,11 @@ TOO_LATE, NOT_HERE, STOPPED = "needs about {needs:.0f} s and {left:.0f} s were l
 
 def main(options: BenchOptions, upstream: Upstream, device: torch.device) -> int:
     """Runs the command; returns its exit code: 0, or 128 + a signal's number where it was interrupted."""
+    plan = REHEARSAL if options.tiny or device.type == "cpu" else PAPER
     with named("--out"):
-        out = results_file(options.out)
+        out = results_file(options.out or ("performance.md" if plan.meant else "runs/performance-rehearsal.md"))
     with named("--json"):
         json_file = results_file(options.json) if options.json else None
-    plan = REHEARSAL if options.tiny or device.type == "cpu" else PAPER
     if not plan.meant:
         print("a rehearsal at tiny sizes: its numbers mean nothing")
     with Interruption("writing what is measured so far") as interruption:
