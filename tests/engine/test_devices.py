@@ -68,8 +68,11 @@ def test_the_cpu_needs_no_care() -> None:
 def test_auto_is_bf16_where_the_gpu_has_it(
     capability: tuple[int, int], dtype: torch.dtype, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     gpu = torch.device("cuda:1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert autocast_dtype("auto", gpu) == torch.bfloat16, "the plan of a run elsewhere"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     assert autocast_dtype("auto", gpu) == dtype and precision_in_words("auto", gpu) == words
     assert precision_in_words("fp16", gpu) == "fp16 with a loss scaler" and precision_in_words("fp32", gpu) == "fp32"
     assert precision_name(dtype) == words.split()[0]
