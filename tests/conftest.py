@@ -7,6 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
+# One thread here and in the commands that tests start: the tensors are small, and the suite's processes fill the cores. A busy
+# second core would stall every parallel region.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import numpy as np
 import pytest
 import torch
@@ -59,7 +63,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
-    torch.set_num_threads(1)  # the tensors here are small, and a busy second core would stall every parallel region
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(params=["submodule", "stand-in"])

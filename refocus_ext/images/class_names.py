@@ -102,7 +102,7 @@ def label_of(word: str, names: Sequence[str], num_classes: int) -> int:
     if word.isascii() and word.isdigit():
         if int(word) < num_classes:
             return int(word)
-        raise UsageError(f"class {word} is out of range; the student's classes are 0 to {num_classes - 1}.")
+        raise UsageError(f"class {word} is out of range; the classes are numbered 0 to {num_classes - 1}.")
     if not names:
         raise UsageError(
             f"class '{word}' is not a number, and this student's classes have no names; give numbers from 0 to "

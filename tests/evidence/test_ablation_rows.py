@@ -11,7 +11,7 @@ from refocus_ext.evidence.ablation import command, differences, rows
 from refocus_ext.evidence.ablation.options import AblateOptions, row_list
 from refocus_ext.evidence.ablation.report import table_lines
 from refocus_ext.evidence.ablation.results import Results
-from refocus_ext.evidence.ablation.rows import PAPER, ROWS, TABLE, Row, Stage1
+from refocus_ext.evidence.ablation.rows import GROUPS, PAPER, ROWS, TABLE, Row, Stage1
 from refocus_ext.options.presets import preset
 
 
@@ -19,6 +19,14 @@ def test_one_name_stands_for_one_tokenizer() -> None:
     """Its run's folder is called by that name."""
     assert len({row.tokenizer for row in TABLE.values()}) == len({row.tokenizer.name for row in TABLE.values()})
     assert tuple(TABLE) == ROWS and row_list(",".join(ROWS)) == ROWS
+
+
+def test_a_group_stands_for_its_rows() -> None:
+    assert row_list("paper") == PAPER and row_list("sinc,paper,full") == ("sinc", *PAPER)
+    teachers = row_list("teachers")
+    assert {TABLE[name].tokenizer.tokens for name in teachers} == {"disk"}
+    assert all(set(TABLE[name].controls) <= set(teachers) for name in teachers), "each with its controls"
+    assert not set(GROUPS) & set(ROWS)
 
 
 def test_the_papers_rows_are_whole() -> None:

@@ -207,7 +207,7 @@ def test_classes_by_number_and_name(run: Path) -> None:
     assert [student.class_name(label) for label in (1, 4, 5)] == ["Golden Retriever", "class 4", "no class"]
     for words, message in (
         ("goldn retriever", "did you mean Golden Retriever?"),
-        ("5", "the student's classes are 0 to 4"),
+        ("5", "the classes are numbered 0 to 4"),
         ("xyzzy", "the names are 'tench', 'Golden Retriever', 'toaster'."),
         (" , ", "no classes are given"),
     ):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 
-from refocus_ext.evidence.ablation.rows import PAPER, ROWS
+from refocus_ext.evidence.ablation.rows import GROUPS, PAPER, ROWS
 from refocus_ext.options import shared
 from refocus_ext.options.fields import Heading, Options
 from refocus_ext.options.kinds import int_list, positive
@@ -17,11 +17,11 @@ RESULTS = Heading("results")
 
 
 def row_list(text: str) -> tuple[str, ...]:
-    """'baseline,full' -> ('baseline', 'full')."""
-    names = tuple(part.strip() for part in text.split(","))
-    if unknown := [name for name in names if name not in ROWS]:
+    """'baseline,full' -> ('baseline', 'full'); a group stands for its rows, and a row that is named twice counts once."""
+    names = [part.strip() for part in text.split(",")]
+    if unknown := [name for name in names if name not in (*ROWS, *GROUPS)]:
         raise argparse.ArgumentTypeError(f"there is no row '{unknown[0]}'; rows are {', '.join(ROWS)}")
-    return names
+    return tuple(dict.fromkeys(row for name in names for row in GROUPS.get(name, (name,))))
 
 
 def file_list(text: str) -> tuple[str, ...]:
@@ -45,7 +45,7 @@ class AblateOptions(Options):
     )
     rows: tuple[str, ...] = WHAT(
         PAPER,
-        f"which rows, of {', '.join(ROWS)}; without it those of the paper",
+        f"which rows, of {', '.join(ROWS)}; paper stands for the first {len(PAPER)}, teachers for those that differ in the teacher",
         row_list,
         metavar="NAME,..",
         identity=False,

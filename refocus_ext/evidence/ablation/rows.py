@@ -126,4 +126,14 @@ TABLE: dict[str, Row] = {
 }
 ROWS = tuple(TABLE)
 PAPER = tuple(name for name, row in TABLE.items() if row.fid is not None)
+# Names that stand for several rows.
+GROUPS = {
+    "paper": PAPER,
+    # On the same structure tokens: no teacher, every kind of teacher, and their controls.
+    "teachers": (
+        "no-teacher", "full", "constant-aliases", "logits-only", "logits-only-constant", "features-only", "features-only-constant",
+        "ema", "ema-other", "ema-constant", "ema-no-aliases", "ema-privileged", "ema-stride-4", "copies", "copies-constant",
+        "frozen", "frozen-privileged", "frozen-constant",
+    ),
+}  # fmt: skip
 BY_NAME: dict[str, Stage1] = {row.tokenizer.name: row.tokenizer for row in TABLE.values()}
