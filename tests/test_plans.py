@@ -73,7 +73,7 @@ def test_stage_2_is_planned_before_stage_1(
     )
     assert run_main(*words) == 0
     out = capsys.readouterr().out
-    assert "runs/tokenizer is not there yet: this plans with the tokenizer that preset demo trains" in out
+    assert "tokenizer: runs/tokenizer: not there yet; planned as preset demo trains it" in out
     assert f"{preset('demo', 'tokenizer')['codebook_size']} codes" in out and "alias gates in the last 2 blocks" in out
     assert "processes: 4, with 2 images of a step each" in out
     assert [path.name for path in tmp_path.iterdir()] == ["data"]

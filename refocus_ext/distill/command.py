@@ -85,7 +85,7 @@ def main(options: DistillOptions) -> int:
 
 def preflight(options: DistillOptions, processes: int) -> None:
     """Raises the UsageErrors that `main` would raise in each of `processes` processes; uses no GPU and writes nothing."""
-    if options.dry_run:  # one process plans, and refuses the same
+    if options.gpu_memory:  # a plan for GPUs elsewhere, which one process makes
         return
     options = complete(options)
     device = preflight_device(options.device)
@@ -195,7 +195,6 @@ def tokenizer_of(options: DistillOptions, device: torch.device) -> Tokenizer:
     """That of the run or file; where a plan comes before the run of stage 1, an untrained one."""
     run = Path(options.tokenizer)
     if options.dry_run and not run.exists():
-        print(f"note: {run} is not there yet: this plans with the tokenizer that preset {options.preset} trains")
         return planned_tokenizer(run, options.preset, options.data, options.val_share or 0.0)
     assumed = Assumed(options.patch_nums, options.blur or None, options.focus_states, options.rho_max)
     return open_tokenizer(run, device, assumed)

@@ -80,7 +80,7 @@ def main(options: TokenizerOptions) -> int:
 
 def preflight(options: TokenizerOptions, processes: int) -> None:
     """Raises the UsageErrors that `main` would raise in each of `processes` processes; uses no GPU and writes nothing."""
-    if options.dry_run:  # one process plans, and refuses the same
+    if options.gpu_memory:  # a plan for GPUs elsewhere, which one process makes
         return
     device = preflight_device(options.device)
     cpu = torch.device("cpu")

@@ -33,4 +33,5 @@ def planned_tokenizer(run: Path, named: str, data: str, val_share: float) -> Tok
     alias = build_alias(geometry, vae, "cpu").requires_grad_(False).eval() if geometry else None
     vae.requires_grad_(False).eval()
     config = {"weights": {"vae.pth": NOT_YET, "alias.pth": NOT_YET}}
-    return Tokenizer(vae, alias, pyramid, config, StageOne.read(options.to_dict()), run)
+    note = f"not there yet; planned as preset {named} trains it"
+    return Tokenizer(vae, alias, pyramid, config, StageOne.read(options.to_dict()), run, notes=(note,))
