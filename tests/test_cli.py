@@ -143,7 +143,7 @@ def test_another_configuration_in_out_is_refused(
 def test_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_main("tokenizer", "--dry-run", "--out", str(tmp_path / "run")) == 0
     out = capsys.readouterr().out
-    assert "focus states (disk): 1: 6 px" in out and "upstream: " in out
+    assert "focus states (disk): 1: radius 6 px, maps 1;" in out and "upstream: " in out
     assert not (tmp_path / "run").exists()
 
 

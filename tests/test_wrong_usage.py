@@ -28,7 +28,7 @@ TABLE: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("tokenizer photos", ("'photos'", "did you mean --data photos?")),
     ("tokenizer --data nowhere", ("nowhere is not a folder", "give a folder")),
     ("tokenizer --data empty", ("empty", "train/CLASS/")),
-    ("tokenizer --data photos", ("photos has no val/", "--val-share 0.05")),
+    ("tokenizer --data photos", ("photos has no val/", "--val-share 0.1 --preset demo, which suits a few pictures")),
     ("tokenizer --data photos --val-share 2", ("--val-share: 2", "less than 1")),
     ("tokenizer --data photos --val-share 0.3", ("--batch-size 256", "choose at most 2", "--preset demo")),
     ("tokenizer --data letter", ("letter", "did you mean letters")),

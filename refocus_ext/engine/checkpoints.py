@@ -38,6 +38,12 @@ class CheckpointStore(Protocol):
         ...
 
 
+def unfinished(run: Path, steps: int | None) -> str:
+    """'25 of 300 steps' if the newest checkpoint of a run of so many shows that it was interrupted; otherwise ''."""
+    newest = checkpoints_of(run).newest_step()
+    return f"{newest} of {steps} steps" if newest is not None and steps is not None and newest < steps else ""
+
+
 def checkpoints_of(run: Path, keep: int = 2) -> CheckpointStore:
     """The checkpoint store of a run folder.
 

@@ -83,6 +83,9 @@ def choose_class_names(given: Path | None, beside: Path, num_classes: int) -> tu
     return names
 
 
+ALL_SHOWN = 30  # a list of at most so many names is told whole
+
+
 def label_of(word: str, names: Sequence[str], num_classes: int) -> int:
     """The label of a number, of a name (case-insensitive), or of 'none', which means no class.
 
@@ -117,8 +120,9 @@ def _suggestion(word: str, names: Sequence[str]) -> str:
     close = close or [name for key, name in lower.items() if word.lower() in key][:3]
     if close:
         return f"; did you mean {' or '.join(close)}?"
-    quoted = ", ".join(f"'{name}'" for name in names[:5])
-    return f"; the names are {quoted}{', ...' if len(names) > 5 else ''}."
+    shown = names if len(names) <= ALL_SHOWN else names[:5]
+    quoted = ", ".join(f"'{name}'" for name in shown)
+    return f"; the names are {quoted}{', ...' if len(names) > len(shown) else ''}."
 
 
 def labels_of(words: str, names: Sequence[str], num_classes: int) -> list[int]:

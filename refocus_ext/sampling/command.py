@@ -23,7 +23,7 @@ from refocus_ext.sampling.jobs import (
 from refocus_ext.sampling.options import SampleOptions
 from refocus_ext.sampling.sample_set import PngParts, npz_parts, write_npz_set, write_png_set
 from refocus_ext.sampling.student import load_student
-from refocus_ext.sampling.student_files import distill_runs
+from refocus_ext.sampling.student_files import distill_runs, is_unfinished
 
 JOBS = ("npz", "folder", "steps_strip", "compare", "edit")
 
@@ -110,7 +110,7 @@ def run(options: SampleOptions, job: str, world: World) -> int:
 
 
 def newest_run(say: Callable[[str], None] = lambda line: None) -> str:
-    """The newest distill run under runs/; prints its name if there are several.
+    """The newest distill run under runs/ that is finished, or if none is the newest; prints its name if there are several.
 
     Raises:
         UsageError: there is none.
@@ -121,6 +121,9 @@ def newest_run(say: Callable[[str], None] = lambda line: None) -> str:
             "this folder has no runs/distill-*; train a student with `bash run.sh distill`, or give --student RUN, or a "
             "folder with upstream's var_d16.pth and vae_ch160v4096z32.pth."
         )
+    finished = [run for run in found if not is_unfinished(run)]
+    chosen = (finished or found)[-1]
     if len(found) > 1:
-        say(f"--student {found[-1]}, the newest of {len(found)} runs; give --student to choose another")
-    return str(found[-1])
+        newest = "the newest finished one" if 0 < len(finished) < len(found) else "the newest"
+        say(f"--student {chosen}, {newest} of {len(found)} runs; give --student to choose another")
+    return str(chosen)

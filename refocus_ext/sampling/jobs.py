@@ -40,7 +40,7 @@ def open_student(options: SampleOptions, source: str, world: World, option: str 
         for note in student.notes:
             print(f"note: {note}")
         codes = student.geometry.vocab_size
-        if options.top_k > codes:
+        if options.top_k > codes and options.given("top_k"):
             print(f"note: --top-k {options.top_k} is lowered to {codes}, the number of codes, which keeps all of them")
     return student
 

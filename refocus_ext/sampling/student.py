@@ -18,7 +18,7 @@ from refocus_ext.counting import counted
 from refocus_ext.errors import UsageError
 from refocus_ext.images.class_names import choose_class_names, labels_of, name_of
 from refocus_ext.optics.pyramid import FocusPyramid
-from refocus_ext.sampling.student_files import Files, _check_sums, find_files
+from refocus_ext.sampling.student_files import Files, _check_sums, find_files, training_left
 from refocus_ext.storage.upstream_weights import (
     VARGeometry,
     read_vae,
@@ -143,6 +143,8 @@ def load_student(
     )
     load_strictly(var, var_state, f"{files.var} is not an upstream VAR ({{reason}}).")
     notes = tuple(f"{read.path}: {note}" for read in (var_read, vae_read) for note in read.notes)
+    if done := training_left(files.var.parent, files.config):
+        notes += (f"its training is not finished: these are its weights after {done}",)
     return Student(var.requires_grad_(False).eval(), vae_net, shape, classes, pyramid, files, notes)
 
 

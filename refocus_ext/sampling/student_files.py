@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from refocus_ext.engine.checkpoints import unfinished
 from refocus_ext.errors import UsageError
 from refocus_ext.storage.atomic import sha256
 from refocus_ext.storage.reading import VAR, VQVAE, find_network, refuse_folder
@@ -34,6 +35,21 @@ def distill_runs(folder: Path = Path("runs")) -> list[Path]:
     """The runs of `distill` in a folder, oldest first."""
     configs = folder.glob("distill-*/config.json")
     return [file.parent for file in sorted(configs, key=lambda file: (file.stat().st_mtime, str(file)))]
+
+
+def training_left(run: Path, config: Mapping[str, Any]) -> str:
+    """'25 of 300 steps' if the training of a distill run was interrupted; otherwise ''."""
+    steps = config.get("options", {}).get("steps") if config.get("command") == "distill" else None
+    return unfinished(run, steps) if isinstance(steps, int) else ""
+
+
+def is_unfinished(run: Path) -> bool:
+    """Whether a run has no weights yet, or its training was interrupted. What cannot be read is for `find_files` to tell."""
+    try:
+        config = _read_config(run)
+    except UsageError:
+        return False
+    return not (run / config["student"]["file"]).is_file() or bool(training_left(run, config))
 
 
 def find_files(source: Path, vae: Path | None = None) -> Files:

@@ -22,12 +22,12 @@ from refocus_ext.engine.memory.plan import free_memory
 from refocus_ext.engine.run_folder import RunFolder, check_run_folder, require_space, schedule_of
 from refocus_ext.engine.same_run import RunIdentity, file_meaning
 from refocus_ext.engine.training import RunPlan
-from refocus_ext.errors import named, offering
+from refocus_ext.errors import UsageError, named, offering
 from refocus_ext.images.checks import SmallImage, check_images
 from refocus_ext.images.crops import Crops
 from refocus_ext.images.sources.folder import NoValidation
 from refocus_ext.images.sources.interface import ImageSource
-from refocus_ext.images.sources.kinds import find_images
+from refocus_ext.images.sources.kinds import find_images, find_split
 from refocus_ext.optics.pyramid import FocusPyramid
 from refocus_ext.options.kinds import AUTO
 from refocus_ext.seeds import Stream, stream_seed
@@ -162,8 +162,8 @@ def prepare(upstream: Upstream, options: TokenizerOptions, device: torch.device)
     if options.only:
         options = only_alias(options)
     pyramid = make_pyramid(options)
-    with named("--data"), offering("--val-share 0.05", NoValidation):
-        train, val = find_images(options.data, options.val_share)
+    with named("--data"):
+        train, val = images_of(options)
     check_plan(options, pyramid, train)
     gone = check_init(options, Path(options.out), "VQVAE weights such as vae_ch160v4096z32.pth")
     with named("--data"), offering("--small-images upsample", SmallImage):
@@ -179,6 +179,20 @@ def prepare(upstream: Upstream, options: TokenizerOptions, device: torch.device)
     torch.manual_seed(stream_seed(options.seed, Stream.WEIGHTS))
     vae = build_vae(upstream, options, pyramid, device)
     return Prepared(options, pyramid, train, val, geometry, vae, [note for note in notes if note], gone)
+
+
+def images_of(options: TokenizerOptions) -> tuple[ImageSource, ImageSource]:
+    """Training and validation images.
+
+    Raises:
+        UsageError: there are none; where only validation lacks some, with the options that help.
+    """
+    try:
+        return find_images(options.data, options.val_share)
+    except NoValidation as error:
+        few = len(find_split(options.data, "train")) < options.batch_size
+        ways = "--val-share 0.1 --preset demo, which suits a few pictures" if few else "--val-share 0.05"
+        raise UsageError(f"{str(error).removesuffix('.')} ({ways}).") from None
 
 
 def _run(options: TokenizerOptions, world: World) -> int:

@@ -174,9 +174,9 @@ def print_plan(
 ) -> None:
     """Prints the plan in a few lines."""
     parameters = sum(p.numel() for p in vae.parameters())
-    states = ", ".join(
-        f"{k + 1}: {radius:g} px -> maps {_maps(options, pyramid, k)}" for k, radius in enumerate(pyramid.radii)
-    )
+    radii = (f" radius {radius:g} px," if pyramid.refocuses else "" for radius in pyramid.radii)
+    states = "; ".join(f"{k + 1}:{radius} maps {_maps(options, pyramid, k)}" for k, radius in enumerate(radii))
+    kind = pyramid.blur if pyramid.refocuses else f"blur {pyramid.blur}: every map follows the sharp picture"
     print(f"images: {len(images)} in {classes_in_words(images)}, crops of {options.image_size} px")
     print(
         f"tokenizer: {parameters / 1e6:.1f}M parameters, {options.codebook_size} codes of {options.latent_channels}, "
@@ -188,7 +188,7 @@ def print_plan(
             print(f"  {note}")
     if options.only:
         print("  its weights stay as they are; only the alias tokenizer is trained, and the VQVAE's losses are off")
-    print(f"focus states ({pyramid.blur}): {states}")
+    print(f"focus states ({kind}): {states}")
     usual = preset(options.preset, "tokenizer")["focus_states"]
     if options.only and pyramid.states == most_states(options.image_size) and usual != pyramid.states:
         print(

@@ -11,7 +11,7 @@ import torch
 
 from patches import Focus, load_upstream
 from patches.protocols import FocusedVQVAE
-from refocus_ext.engine.checkpoints import checkpoints_of
+from refocus_ext.engine.checkpoints import unfinished
 from refocus_ext.errors import UsageError
 from refocus_ext.optics.pyramid import FocusPyramid
 from refocus_ext.storage.atomic import copy_file, save_tensors, sha256
@@ -92,14 +92,10 @@ def training_left(tokenizer: Tokenizer) -> str:
     """A sentence if the newest checkpoint shows that training was interrupted; otherwise ''."""
     if tokenizer.bare:
         return ""
-    newest = checkpoints_of(tokenizer.path).newest_step()
-    steps = tokenizer.trained_with.steps
-    if newest is None or steps is None or newest >= steps:
+    done = unfinished(tokenizer.path, tokenizer.trained_with.steps)
+    if not done:
         return ""
-    return (
-        f"training of {tokenizer.path} is not finished: these are its weights after {newest} of {steps} steps; rerun "
-        "its command to resume."
-    )
+    return f"training of {tokenizer.path} is not finished: these are its weights after {done}; rerun its command to resume."
 
 
 def require_trained(tokenizer: Tokenizer) -> None:

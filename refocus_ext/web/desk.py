@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import html
+import re
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
-
-import gradio as gr
 
 from refocus_ext.errors import RunFailed, UsageError
 from refocus_ext.web.models import Models
@@ -50,11 +50,7 @@ class Desk:
             )
 
     def run(self, work: Work, status: Any, *values: Any) -> Iterator[Values]:
-        """What the work tells.
-
-        Raises:
-            gr.Error: it failed; the page shows the sentence.
-        """
+        """What the work tells; where it failed, a sentence. (gradio's own error would cover it with a badge.)"""
 
         def told(tell: Tell[Values]) -> None:
             work(tell, *values)
@@ -62,13 +58,15 @@ class Desk:
         try:
             yield from self.worker.steps(told)
         except (UsageError, RunFailed) as error:
-            yield {status: str(error)}
-            raise gr.Error(str(error), duration=None, print_exception=False) from error
+            yield {status: in_red(re.sub(r"^--[a-z-]+: ", "", str(error)))}
         except Exception as error:
             traceback.print_exc()
-            sentence = f"{FAULT} ({type(error).__name__})."
-            yield {status: sentence}
-            raise gr.Error(sentence, duration=None, print_exception=False) from error
+            yield {status: in_red(f"{FAULT} ({type(error).__name__}).")}
+
+
+def in_red(sentence: str) -> str:
+    """As Markdown."""
+    return f'<span class="failed" role="alert">{html.escape(sentence)}</span>'
 
 
 def at_once(trigger: Any, show: Callable[..., Values], inputs: Sequence[Any], outputs: Sequence[Any]) -> None:

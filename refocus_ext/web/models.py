@@ -16,6 +16,7 @@ from refocus_ext.sampling.student import Student, load_student
 from refocus_ext.tokens.bare_tokenizer import open_tokenizer
 from refocus_ext.tokens.trained_tokenizer import Tokenizer
 
+DEMO = "the demo photographs"
 KEPT = 2  # loaded models: as many as a comparison needs
 RHO_MAX, RHO_SIZE = 12.0, 256  # the paper's largest radius, at its image size
 
@@ -39,11 +40,7 @@ class Coder:
     def trained_on(self) -> str:
         """The data of its run, as far as it is recorded: the last part of its path."""
         options = self.model.config.get("options") or {}
-        return (
-            Path(options["data"]).name or "the demo photographs"
-            if "data" in options
-            else "data that its files do not name"
-        )
+        return Path(options["data"]).name or DEMO if "data" in options else "data that its files do not name"
 
     @property
     def trained_with(self) -> str:

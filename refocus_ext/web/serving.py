@@ -22,6 +22,7 @@ PAGE_STYLE = (
     + """
 .gradio-container { max-width: 1180px !important; margin: 0 auto !important; }
 .status p { font-size: var(--text-sm); overflow-wrap: anywhere; }
+.failed { color: var(--error-text-color, #b91c1c); }
 .mono textarea { font-family: var(--font-mono); font-size: var(--text-xs); }
 footer { display: none !important; }
 """

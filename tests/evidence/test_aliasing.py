@@ -374,8 +374,16 @@ def test_two_tokenizers_side_by_side(
     assert first == second and {(r.state, r.shift) for r in first} == {
         (state, shift) for state in (1, 2) for shift in shifts.SHIFTS
     }
-    assert "no notable difference" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "no notable difference" in printed and "zone-plate" in printed
     assert (tmp_path / "out" / "shifts.png").is_file()
+    (twin / "checkpoints").rename(tmp_path / "gone")
+    (twin / "checkpoints").mkdir()
+    (twin / "checkpoints" / "step-00000001-0123456789abcdef.pt").touch()
+    assert run_main("aliasing", *SMALL, "--tokenizer", str(twin), "--images", "2", *out) == 0
+    printed = capsys.readouterr().out
+    assert "zone-plate" not in printed, "of the tokenizers alone, where no photographs are given"
+    assert "twin is not finished: these are its weights after 1 of" in printed
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,8 @@ def main(options: AliasingOptions) -> int:
     out.mkdir(parents=True, exist_ok=True)
     page = Page(out)
     numbers: dict[str, Any] = {"pyramid": pyramid.to_dict()}
-    numbers |= optics(page, pyramid, photographs)
+    if photographs or not (subjects or sets):
+        numbers |= optics(page, pyramid, photographs)
     if subjects:
         numbers["tokenizers"] = tokenizers(page, subjects, options)
     if sets:

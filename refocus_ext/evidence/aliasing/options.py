@@ -38,7 +38,8 @@ class AliasingOptions(Options):
     """
     Measures on test charts what defocus, Gaussian, sinc, box and bicubic filters let alias and what they cost in detail
     (seconds on one CPU core). --data adds photographs, --tokenizer how trained tokenizers respond to shifts of less than
-    a latent cell, --samples how the energy spectrum of generated images follows that of --reference. Nothing is random.
+    a latent cell, --samples how the energy spectrum of generated images follows that of --reference (with these
+    and without --data the filters are left out). Nothing is random.
     """
 
     data: tuple[str, ...] = OPTICS(

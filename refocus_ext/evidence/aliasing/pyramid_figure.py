@@ -148,7 +148,8 @@ def draw(pyramid: FocusPyramid, x_1CHH: Tensor, states: Sequence[StateViews], na
 def _column(state: StateViews, s: int) -> list[tuple[Tensor, str]]:
     """The four views as drawn, each with the caption of its spectrum."""
     gain = 1 / (3 * state.A_rms) if state.A_rms > ROUNDING else 0.0
-    shares = f"{100 * state.A_in_band:.0f}% blur, {100 * state.A_alias:.0f}% alias; drawn x {gain:.1f}"
+    overlap = ", which overlap" if state.A_in_band + state.A_alias > 1.02 else ""
+    shares = f"{100 * state.A_in_band:.0f}% blur, {100 * state.A_alias:.0f}% alias{overlap}; drawn x {gain:.1f}"
     clean = "nothing folds"
     return [
         (state.D, _beside_passband(state.alias_D_dB) if s > 1 else clean),

@@ -24,6 +24,7 @@ from patches.protocols import FocusedVQVAE
 from refocus_ext.errors import UsageError
 from refocus_ext.tokenizer.prefixes import decode_prefix
 from refocus_ext.tokens.bare_tokenizer import Assumed, open_tokenizer
+from refocus_ext.tokens.trained_tokenizer import training_left
 
 SHIFTS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # pixels, both right and down; VAR's stride is 16
 MARGIN = 8  # pixels around the image that the largest shift moves in
@@ -139,6 +140,8 @@ def open_subject(word: str, device: torch.device | str, assumed: Assumed | None 
     tokenizer = open_tokenizer(path, device, assumed)
     for note in tokenizer.notes:
         print(f"note: {tokenizer.path}: {note}")
+    if left := training_left(tokenizer):
+        print(f"note: {left}")
     return vae_subject(word, tokenizer.vae)
 
 

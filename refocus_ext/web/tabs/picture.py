@@ -12,7 +12,7 @@ from refocus_ext.errors import UsageError
 from refocus_ext.evidence.aliasing.pyramid_figure import draw, look
 from refocus_ext.optics.names import BLURS
 from refocus_ext.web.desk import Desk
-from refocus_ext.web.models import Coder
+from refocus_ext.web.models import DEMO, Coder
 from refocus_ext.web.taken_apart import Coded, code, decoded_html, in_words, tokens_html, with_blur
 from refocus_ext.web.uploads import read_upload
 
@@ -122,6 +122,10 @@ def _summary(coder: Coder, plain: Coded, coded: Coded | None) -> str:
     if coder.recorded is None:
         trained = (
             "The files record no focus pyramid: the tokenizer is taken for plain VAR's, and the pyramid for the paper's"
+        )
+    if coder.trained_on == DEMO:
+        trained += (
+            ": it has seen 19 pictures and draws yours out of them. `tokenizer --data FOLDER` trains one on yours"
         )
     last = f"all tokens: PSNR {plain.psnr()[-1]:.1f} dB sharp" + (f", {coded.psnr()[-1]:.1f} dB focus" if coded else "")
     other = coded is not None and coded.pyramid.blur != coder.trained_with
