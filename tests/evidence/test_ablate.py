@@ -116,6 +116,8 @@ def test_results_of_other_machines_are_reported_and_not_trained_again(
     code, launched = run(*both, "--seeds", "0,1")
     assert code == 0 and not launched
     assert json.loads((tmp_path / "a.json").read_text())["runs"]["baseline"] == [apart[0]["0"], apart[1]["1"]]
+    merged = json.loads((tmp_path / "both" / "results.json").read_text())
+    assert merged["rows"]["baseline"] == {"0": apart[0]["0"], "1": apart[1]["1"]}
     report = (tmp_path / "both" / "report.md").read_text()
     assert "samples.png" not in report + capsys.readouterr().out and "convergence.png" in report
     assert [words[0] for words in run(*both, "--seeds", "0,1,2")[1]] == ["tokenizer", "distill"]

@@ -114,3 +114,12 @@ def test_a_new_row_is_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:
     results: dict[str, Any] = {"sinc": [{"points": [point], "ce_student": 3.0}]}
     line = table_lines({"sinc": differences.summarise("sinc", results)}, ["thumbnail_fd"])[-1]
     assert line == "| windowed sinc | 2.000 | 3.000 (sinc) | - | - | - |"  # the paper has no such row
+
+
+def test_a_teacher_without_alias_tokens_has_a_gap_and_no_control() -> None:
+    results: dict[str, Any] = {
+        name: [{"points": [{"step": 1, "thumbnail_fd": 2.0}], "ce_student": 3.0, "gap_teacher": 0.25} | control]
+        for name, control in (("ema", {"gap_other": -0.5}), ("ema-no-aliases", {}))
+    }
+    lines = table_lines({name: differences.summarise(name, results) for name in results}, ["thumbnail_fd"])
+    assert [line.split(" | ")[3] for line in lines[2:]] == ["0.2500 (-0.5000)", "0.2500"]

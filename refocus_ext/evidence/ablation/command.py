@@ -58,6 +58,7 @@ def main(options: AblateOptions) -> int:
             share = val_share(options, step)
             measure = Measure(inception, options.data, options.images, options.batch_size, device, share, reader)
             known.add(step.row, step.seed, measure_run(measure, folder(options, step.row, step.seed)))
+    known.write()
     results = known.of(options.rows, options.seeds)
     summary = {name: summarise(name, results) for name in results}
     runs = {TABLE[name].title: folder(options, name, options.seeds[0]) for name in options.rows}

@@ -79,8 +79,8 @@ def write_report(
     report = out / "report.md"
     with written_beside(report) as beside:
         beside.write_text("\n".join(text))
-    drawings = "convergence.png and samples.png" if runs else "and convergence.png"
-    print(f"\n{report}, {drawings} are in {out}")
+    *first, last = ["report.md", "convergence.png", *(["samples.png"] if runs else [])]
+    print(f"\n{', '.join(first)} and {last} are in {out}")
     return report
 
 
@@ -96,11 +96,9 @@ def table_lines(summary: Mapping[str, dict[str, Any]], distances: Sequence[str])
     for row in summary.values():
         cells = [_cell(row, name, "{:.3f}") for name in distances]
         cells.append(f"{_cell(row, 'ce_student', '{:.3f}')} ({row['tokenizer']})")
-        gap = (
-            f"{_cell(row, 'gap_teacher', '{:.4f}')} ({_cell(row, 'gap_other', '{:.4f}')})"
-            if "gap_teacher" in row["mean"]
-            else "-"
-        )
+        gap = _cell(row, "gap_teacher", "{:.4f}") if "gap_teacher" in row["mean"] else "-"
+        if "gap_other" in row["mean"]:  # a teacher without alias tokens has no such control
+            gap += f" ({_cell(row, 'gap_other', '{:.4f}')})"
         lines.append(
             f"| {row['title']} | " + " | ".join([*cells, gap, *(_paper(row, name) for name in ("fid", "is"))]) + " |"
         )

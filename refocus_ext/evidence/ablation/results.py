@@ -60,6 +60,9 @@ class Results:
     def add(self, row: str, seed: int, numbers: Numbers) -> None:
         """Adds one run and writes the file."""
         self.rows.setdefault(row, {})[seed] = numbers
+        self.write()
+
+    def write(self) -> None:
         save_json(self.file, {**self.head, "rows": self.rows})
 
     def of(self, rows: Sequence[str], seeds: Sequence[int]) -> dict[str, list[Numbers]]:
@@ -81,7 +84,8 @@ class Results:
             raise UsageError(f"--known {file} cannot be read ({error.strerror}); give a results.json.") from error
         except (ValueError, KeyError, TypeError) as error:
             raise UsageError(f"--known {file} is no results.json of `ablate`.") from error
-        for name, ours, other in self._differences(theirs):
+        if different := next(self._differences(theirs), None):
+            name, ours, other = different
             raise UsageError(
                 f"--known {file} has rows with {name} = {other}, this call has {ours}; rows must be compared under one budget."
             )
