@@ -37,7 +37,8 @@ def main(options: AblateOptions) -> int:
         raise UsageError(f"--demo means --preset demo; omit it to use --preset {options.preset}.")
     with named("--json"):
         json_file = results_file(options.json) if options.json else None
-    known = Results(options, options.known)
+    with named("--known"):
+        known = Results(options, options.known)
     plan = commands(options, known)
     if options.dry_run:
         for step in plan:

@@ -81,13 +81,13 @@ class Results:
             rows: Mapping[str, Mapping[str, Numbers]] = found["rows"]
             theirs = {**found["budget"], "images": found["images"]}
         except OSError as error:
-            raise UsageError(f"--known {file} cannot be read ({error.strerror}); give a results.json.") from error
+            raise UsageError(f"{file} cannot be read ({error.strerror}); give a results.json.") from error
         except (ValueError, KeyError, TypeError) as error:
-            raise UsageError(f"--known {file} is no results.json of `ablate`.") from error
+            raise UsageError(f"{file} is no results.json of `ablate`.") from error
         if different := next(self._differences(theirs), None):
             name, ours, other = different
             raise UsageError(
-                f"--known {file} has rows with {name} = {other}, this call has {ours}; rows must be compared under one budget."
+                f"{file} has rows with {name} = {other}, this call has {ours}; rows must be compared under one budget."
             )
         return rows
 
