@@ -46,13 +46,13 @@ PRESETS: dict[str, Mapping[str, Stage]] = {
     "demo": {
         "tokenizer": dict(
             image_size=64, patch_nums=(1, 2, 3, 4), codebook_size=512, ch=32, focus_states=3, rho_max=6.0,
-            l1=1.0, lpips=0.0, gan=0.0, steps=500, warm_autoencoder=200, batch_size=8, lr=6e-4, alias_lr=1e-3,
+            l1=1.0, lpips=0.0, gan=0.0, steps=600, warm_autoencoder=200, batch_size=8, lr=6e-4, alias_lr=1e-3,
             lr_end=0.05, warmup=20, beta1=0.9, beta2=0.99, weight_decay=0.0, ema=0.0, revive=25, workers=0,
             save_every=100, picture_every=100, clip=1.0, gan_floor=0.1, codebook_images=64,
         ),
         "distill": dict(
-            depth=8, num_classes=0, crops=4, steps=300, batch_size=8, lr=2.4e-3, workers=0, save_every=0, keep=1,
-            picture_every=100, log_every=10, val_images=64, samples=16,
+            depth=8, num_classes=0, crops=4, steps=240, batch_size=8, lr=2.4e-3, workers=0, save_every=0, keep=1,
+            picture_every=80, log_every=10, val_images=64, samples=16,
         ),
         "ablate": dict(depth=4, tokenizer_steps=300, distill_steps=400, images=304),
     },

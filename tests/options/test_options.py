@@ -21,7 +21,10 @@ from refocus_ext.tokenizer.options import TokenizerOptions
 # Options and identity of command lines, as the argparse of revision 04adc42 wrote them into config.json.
 BEFORE = json.loads((Path(__file__).parent / "before_typed_argparse.json").read_text())
 
-SINCE: dict[str, dict[str, object]] = {"distill": {"steps": 300, "lr": 2.4e-3, "picture_every": 100}}
+SINCE: dict[str, dict[str, object]] = {
+    "tokenizer": {"steps": 600},
+    "distill": {"steps": 240, "lr": 2.4e-3, "picture_every": 80},
+}
 
 
 @pytest.fixture(autouse=True)
@@ -80,7 +83,7 @@ def test_what_is_typed_wins_over_the_preset_and_the_preset_over_the_default() ->
 def test_deep_students_of_the_demo_have_a_recipe_of_their_own() -> None:
     """What is typed wins over it, and other presets have none."""
     both = lambda *words: (parsed("distill", *words).steps, parsed("distill", *words).lr)  # noqa: E731
-    assert both() == both("--depth", "12") == (300, 2.4e-3)
+    assert both() == both("--depth", "12") == (240, 2.4e-3)
     assert both("--depth", "13") == both("--depth", "20") == (80, 1.2e-3)
     assert both("--depth", "20", "--steps", "7") == (7, 1.2e-3)
     assert both("--preset", "letters", "--depth", "20") == both("--preset", "letters")
@@ -198,11 +201,11 @@ def test_stages_are_named_in_one_place() -> None:
     ("words", "expected"),
     [
         ("", (200, 20)),
-        ("--steps 500", (200, 20)),
-        ("--steps 30", (12, 1)),
-        ("--steps 5000", (2000, 200)),
+        ("--steps 600", (200, 20)),
+        ("--steps 30", (10, 1)),
+        ("--steps 6000", (2000, 200)),
         ("--steps 30 --warm-autoencoder 3", (3, 1)),
-        ("--steps 30 --warmup 7", (12, 7)),
+        ("--steps 30 --warmup 7", (10, 7)),
         ("--preset paper --steps 1000", (10, 10)),
     ],
 )
@@ -224,12 +227,12 @@ def test_help_says_what_follows_the_steps(capsys: pytest.CaptureFixture[str]) ->
 
 def test_a_run_of_an_earlier_version_resumes(tmp_path: Path) -> None:
     """Its warm-up was the preset's own, whatever the steps."""
-    words = ["tokenizer", "--steps", "1000", "--out", str(tmp_path / "run")]
-    write_config(tmp_path / "run", steps=1000, warm_autoencoder=200, warmup=20)
+    words = ["tokenizer", "--steps", "1200", "--out", str(tmp_path / "run")]
+    write_config(tmp_path / "run", steps=1200, warm_autoencoder=200, warmup=20)
     assert (parsed(*words).warm_autoencoder, parsed(*words).warmup) == (200, 20)
     assert parsed(*words, "--resume", "never").warm_autoencoder == 400
     assert parsed(*words, "--warm-autoencoder", "5").warm_autoencoder == 5
-    assert parsed("tokenizer", "--steps", "2000", *words[3:]).warm_autoencoder == 800, "of other steps: another run"
+    assert parsed("tokenizer", "--steps", "2400", *words[3:]).warm_autoencoder == 800, "of other steps: another run"
     (tmp_path / "run" / "config.json").write_text("{")
     assert parsed(*words).warm_autoencoder == 400
 
