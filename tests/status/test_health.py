@@ -17,7 +17,7 @@ from refocus_ext.status.health import damage, warnings
 from refocus_ext.status.run import read_run
 from refocus_ext.storage.atomic import sha256
 
-WORDS = ("tokenizer", "--steps", "500")  # the demo: 200 steps of warm-up, a validation every 100, token maps 1,2,3,4
+WORDS = ("tokenizer", "--steps", "600")  # the demo: 200 steps of warm-up, a validation every 100, token maps 1,2,3,4
 WELL: dict[str, Any] = {"validation": {"psnr_prefix1_F1": 20.0, "perplexity_scale4": 30.0}}
 Usage = namedtuple("Usage", "total used free")
 
@@ -34,7 +34,7 @@ def told(run: Path, **options: Any) -> list[str]:
 def test_a_healthy_run_has_no_warning(tmp_path: Path) -> None:
     assert told(write_folder(tmp_path / "a", *WORDS, steps=310, saved=300, validated=300, **WELL)) == []
     assert told(write_folder(tmp_path / "b", *WORDS)) == []
-    assert told(write_folder(tmp_path / "c", *WORDS, steps=500, saved=500, **WELL)) == []
+    assert told(write_folder(tmp_path / "c", *WORDS, steps=600, saved=600, **WELL)) == []
 
 
 def test_collapsed_scales(tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(1 << 40, 0, 100))
     run = write_folder(tmp_path / "run", *WORDS, steps=100, saved=100)
     assert "the disk is nearly full" in told(run)[0]
-    done = write_folder(tmp_path / "done", *WORDS, steps=500, saved=500, **WELL)
+    done = write_folder(tmp_path / "done", *WORDS, steps=600, saved=600, **WELL)
     assert told(done) == [], "it writes no more"
 
 
