@@ -213,7 +213,7 @@ def test_json_is_looked_at_before_any_row_is_trained(
     assert "is a folder; give the name of a file" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("steps", "expected"), [(300, (200, 20)), (100, (40, 4))])
+@pytest.mark.parametrize(("steps", "expected"), [(300, (200, 20)), (120, (40, 4))])
 def test_tokenizers_warm_up_as_in_the_measured_tables(
     steps: int, expected: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
