@@ -162,7 +162,8 @@ class DistillOptions(Options):
     accumulate: int = shared.accumulate(TRAIN)
     lr: float = TRAIN(
         None,
-        "peak learning rate (VAR: 1e-4 at a batch of 256); preset demo has 1.2e-3 and 80 steps above d12",
+        "peak learning rate (VAR: 1e-4 at a batch of 256)"
+        + "".join(f"; above d{d} {name} has {v['lr']} and {v['steps']} steps" for name, (d, v) in DEEPER.items()),
         positive(float),
     )
     seed: int = TRAIN(0, "seed of weights, data order, crops and dropped labels")

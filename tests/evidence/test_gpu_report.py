@@ -56,6 +56,13 @@ def test_every_case_is_rehearsed_on_a_cpu(
     assert "its numbers mean nothing" in capsys.readouterr().out
 
 
+def test_a_rehearsals_page_lies_where_runs_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """performance.md, in the folder of the project, is for a GPU's."""
+    monkeypatch.chdir(tmp_path)
+    assert run_main("bench", "--gpu-report", "--device", "cpu", "--minutes", "0.0001") == 0
+    assert [path.name for path in tmp_path.rglob("*.md")] == ["performance-rehearsal.md"]
+
+
 def test_both_plans_have_the_same_kinds_of_cases_and_every_kind_a_builder() -> None:
     assert {case.kind for case in PAPER.cases} == {case.kind for case in REHEARSAL.cases} == BUILDERS.keys()
     assert len({case.name for case in PAPER.cases}) == len(PAPER.cases)

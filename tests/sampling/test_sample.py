@@ -73,6 +73,8 @@ def test_a_grid_without_options(here: Path, capsys: pytest.CaptureFixture[str], 
     out = capsys.readouterr().out
     assert "upstream: " in out and "student: runs/distill-d2/var_d2.pth" in out
     assert "lowered" not in out, "it is the default"
+    assert main(["sample", "--count", "1", "--top-k", "80", "--out", "one.png"]) == 0
+    assert "--top-k 80 is lowered to 64, the number of codes" in capsys.readouterr().out
     images = image_bytes(sample_images(student, [0, 0, 0, 1, 1, 1, 2, 2]))  # the named classes, evenly
     assert all(np.array_equal(cut_out("samples.png", i), images[i]) for i in range(8))
 
