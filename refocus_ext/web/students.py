@@ -7,17 +7,18 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from refocus_ext.errors import UsageError
-from refocus_ext.sampling.student_files import distill_runs, find_files
+from refocus_ext.sampling.student_files import distill_runs, find_files, is_unfinished
 
 
 def find_students(words: Sequence[str]) -> dict[str, Path]:
-    """The students that `words` name: each one itself, or those in a folder. Without words: finished runs/distill-*, newest first.
+    """The students that `words` name: each one itself, or those in a folder. Without words: runs/distill-* with weights, those
+    whose training has ended first, then the newest first.
 
     Raises:
         UsageError: a word names no student.
     """
     if not words:
-        return by_name(run for run in reversed(distill_runs()) if is_student(run))
+        return by_name(sorted(filter(is_student, reversed(distill_runs())), key=is_unfinished))
     return by_name(path for word in words for path in _named_by(Path(word)))
 
 

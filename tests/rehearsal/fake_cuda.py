@@ -10,6 +10,7 @@ PyTorch's autograd engine asks for a real GPU, so `backward` here walks the grap
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -165,8 +166,18 @@ def _grad(outputs: Any, inputs: Any, grad_outputs: Any = None, **_: Any) -> tupl
     return tuple(found[id(one)][1] if id(one) in found else None for one in wanted)
 
 
+_numbers = itertools.count(2**40)
+
+
 def _walk(roots: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> dict[int, tuple[Tensor, Tensor]]:
-    """Gradients of all leaves, by their ids."""
+    """Gradients of all leaves, by their ids. `torch.utils.checkpoint` computes a block again once for each walk, not for each
+    tensor that it kept."""
+    number = next(_numbers)
+    with mock.patch.object(torch._C, "_current_graph_task_id", lambda: number):
+        return _walked(roots, gradients)
+
+
+def _walked(roots: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> dict[int, tuple[Tensor, Tensor]]:
     pending: dict[Any, dict[int, Tensor]] = defaultdict(dict)
     nodes = []
     for root, gradient in zip(roots, gradients, strict=True):

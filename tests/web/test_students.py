@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
 import pytest
 from pages import write_students
+from run_folders import write_checkpoint
 
 from refocus_ext.errors import UsageError
 from refocus_ext.web.students import find_students, find_tokenizer
@@ -24,6 +26,17 @@ def test_the_finished_runs_are_offered_newest_first(runs: dict[str, Path]) -> No
     assert find_students(()) == {name: Path("runs") / name for name in ("distill-b", "distill-a")}
     next(runs["distill-b"].glob("var_*.pth")).unlink()
     assert list(find_students(())) == ["distill-a"], "an unfinished run is not offered"
+
+
+def test_an_interrupted_run_comes_after_those_that_have_ended(runs: dict[str, Path]) -> None:
+    config = json.loads((runs["distill-b"] / "config.json").read_text())
+    config.setdefault("options", {})["steps"] = 10
+    (runs["distill-b"] / "config.json").write_text(json.dumps(config))
+    write_checkpoint(runs["distill-b"], 10)
+    assert list(find_students(())) == ["distill-b", "distill-a"]
+    next((runs["distill-b"] / "checkpoints").iterdir()).unlink()
+    write_checkpoint(runs["distill-b"], 4)
+    assert list(find_students(())) == ["distill-a", "distill-b"]
 
 
 def test_without_runs_nothing_is_offered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
