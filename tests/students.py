@@ -28,8 +28,10 @@ def lively_var(upstream: Upstream, *, vae: Any = None, **options: Any) -> Any:
     return var.requires_grad_(False).eval()
 
 
-def write_run(folder: Path, *, var: Any = None, pyramid: FocusPyramid | None = None, seed: int = 0) -> Path:
-    """A distill run folder as `bash run.sh distill` leaves it."""
+def write_run(
+    folder: Path, *, var: Any = None, pyramid: FocusPyramid | None = None, seed: int = 0, **options: Any
+) -> Path:
+    """A distill run folder as `bash run.sh distill` with `options` leaves it."""
     upstream = load_upstream()
     folder.mkdir(parents=True)
     var = var or lively_var(upstream, vae=small_vae(upstream, seed).requires_grad_(False).eval())
@@ -39,7 +41,14 @@ def write_run(folder: Path, *, var: Any = None, pyramid: FocusPyramid | None = N
     (folder / "classes.json").write_text(json.dumps(CLASSES))
     student = {"depth": var.depth, "num_classes": var.num_classes, "shared_aln": False, "file": name}
     shape = {"vocab_size": 64, "z_channels": 8, "ch": 32, "patch_nums": list(PATCH_NUMS), "image_size": 64}
-    config = {"command": "distill", "identity": {}, "options": {}, "student": student, "vae": shape, "teacher": None}
+    config = {
+        "command": "distill",
+        "identity": {},
+        "options": options,
+        "student": student,
+        "vae": shape,
+        "teacher": None,
+    }
     pyramid = pyramid or FocusPyramid(image_size=64, states=3, rho_max=6.0)
     weights = {file: sha256(folder / file) for file in (name, "vae.pth")}
     (folder / "config.json").write_text(json.dumps(config | {"pyramid": pyramid.to_dict(), "weights": weights}))

@@ -19,20 +19,20 @@ from refocus_ext.seeds import image_seed
 SIDE = 16  # of a thumbnail, pixels
 EACH = 10  # samples of every photograph
 BATCH = 19
-GUIDANCE = Guidance()  # of `sample`
 
 
 class Recognized(NamedTuple):
-    """Samples whose nearest photograph is the one they were asked to show."""
+    """Samples, drawn at guidance `cfg`, whose nearest photograph is the one they were asked to show."""
 
     right: int
     samples: int
+    cfg: float
 
     def line(self) -> str:
         share = 100 * self.right / self.samples
         return (
             f"{share:.0f}% of {self.samples} samples ({EACH} of each photograph) are nearer to their own photograph than to any "
-            f"other, by {SIDE} x {SIDE} thumbnails (cfg {GUIDANCE.cfg:g})"
+            f"other, by {SIDE} x {SIDE} thumbnails (cfg {self.cfg:g})"
         )
 
 
@@ -42,7 +42,7 @@ def one_of_each(images: ImageSource) -> bool:
 
 
 @torch.no_grad()
-def recognized(var: VAR, images: ImageSource, size: int, seed: int) -> Iterator[Recognized]:
+def recognized(var: VAR, images: ImageSource, size: int, seed: int, guidance: Guidance) -> Iterator[Recognized]:
     """Draws `EACH` samples of every picture and compares; yields the count so far after each batch.
 
     Args:
@@ -52,7 +52,7 @@ def recognized(var: VAR, images: ImageSource, size: int, seed: int) -> Iterator[
     crops = Crops(images, size, random=False)
     shown_ND = thumbnails(torch.stack([crops[index].image for index in range(len(images))]))
     wanted_N = torch.tensor([images.label(index) for index in range(len(images))])
-    guidance = GUIDANCE.for_codes(var.V)
+    guidance = guidance.for_codes(var.V)
     labels = wanted_N.repeat(EACH)
     right, training = 0, var.training
     var.eval()
@@ -64,7 +64,7 @@ def recognized(var: VAR, images: ImageSource, size: int, seed: int) -> Iterator[
                 drawn = sample(var, label_B.to(device_of(var)), Noise(seeds, device_of(var)), guidance)
                 nearest_B = torch.cdist(thumbnails(drawn.cpu() * 2 - 1), shown_ND).argmin(1)
                 right += int((wanted_N[nearest_B] == label_B).sum())
-                yield Recognized(right, first + len(label_B))
+                yield Recognized(right, first + len(label_B), guidance.cfg)
     finally:
         var.train(training)
 

@@ -41,6 +41,7 @@ from refocus_ext.images.class_numbers import numbers_in_use
 from refocus_ext.images.crops import Sample
 from refocus_ext.images.order import spread
 from refocus_ext.images.sources.interface import ImageSource
+from refocus_ext.sampling.sampler import for_pictures
 from refocus_ext.tokens.tokenize import pick_precision, tokenize, tokenize_images
 from refocus_ext.tokens.trained_tokenizer import Tokenizer
 
@@ -236,11 +237,13 @@ class DistillTraining(Training):
 
     def _recognized(self) -> Recognized:
         """With a progress display: a large student takes a minute or two."""
-        images, result = self.data.images, Recognized(0, 1)
+        images, guidance = self.data.images, for_pictures(demo=self.recipe.demo)
+        result = Recognized(0, 1, guidance.cfg)
         progress = Progress(0, -(-EACH * len(images) // BATCH), BATCH, unit="batch")
         with self.autocast():
             size = self.tokenizer.trained_with.image_size
-            for number, result in enumerate(recognized(self.var, images, size, self.plan.seed), start=1):  # noqa: B007
+            drawn = recognized(self.var, images, size, self.plan.seed, guidance)
+            for number, result in enumerate(drawn, start=1):  # noqa: B007
                 progress.update(number, {})
         progress.close()
         return result

@@ -24,7 +24,7 @@ from refocus_ext.sampling.editing import edit, kept_region, parse_box
 from refocus_ext.sampling.options import SampleOptions
 from refocus_ext.sampling.pictures import draw_comparison, draw_edit, draw_grid, draw_strip
 from refocus_ext.sampling.sample_set import Plan
-from refocus_ext.sampling.sampler import FOR_FID, Guidance, Prefixes, sample_images
+from refocus_ext.sampling.sampler import FOR_FID, Guidance, Prefixes, for_pictures, sample_images
 from refocus_ext.sampling.student import Student, load_student
 from refocus_ext.storage.atomic import sha256
 
@@ -71,7 +71,7 @@ def precision(student: Student, options: SampleOptions) -> Iterator[None]:
 
 def guidance_of(student: Student, options: SampleOptions, *, for_set: bool = False) -> Guidance:
     """The guidance of the options; defaults differ between sets for FID and pictures."""
-    default = FOR_FID if for_set else Guidance()
+    default = FOR_FID if for_set else for_pictures(demo=student.is_demo)
     return Guidance(
         cfg=default.cfg if options.cfg is None else options.cfg,
         top_k=options.top_k,
@@ -179,14 +179,14 @@ def compare(sources: Sequence[str], options: SampleOptions, world: World) -> int
     students = [open_student(options, source, world, "--compare") for source in sources]
     with named("--compare"):
         check_same_classes(*students)
-    labels = picture_labels(students[0], options, 8)
+    labels, guidance = picture_labels(students[0], options, 8), guidance_of(students[0], options)
     images = []
     for student in students:
         with ready(student, options):
-            images.append(draw_images(student, options, labels, guidance_of(student, options)))
+            images.append(draw_images(student, options, labels, guidance))
     names = [Path(source).name for source in sources]
-    title = describe_guidance(guidance_of(students[0], options), options)
-    return save(options.out or "compare.png", draw_comparison(students, names, images, labels, title))
+    picture = draw_comparison(students, names, images, labels, describe_guidance(guidance, options))
+    return save(options.out or "compare.png", picture)
 
 
 def check_same_classes(one: Student, other: Student) -> None:

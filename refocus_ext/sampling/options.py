@@ -69,7 +69,8 @@ class SampleOptions(Options):
     seed: int = DRAW(0, "each image's noise depends on this and its number alone", non_negative(int))
     cfg: float | None = DRAW(
         None,
-        "strength of classifier-free guidance at the last scale; default: 4, for --npz and --folder 1.5",
+        "strength of classifier-free guidance at the last scale; default: 4; 1.5 for --npz and --folder, and for students of "
+        "preset demo",
         non_negative(float),
     )
     top_k: int = DRAW(900, "codes kept for each token; 0 keeps all", non_negative(int))

@@ -18,6 +18,11 @@ from refocus_ext.seeds import image_seed
 FOR_FID = Guidance(cfg=1.5, top_p=0.96)  # as VAR's published FID
 
 
+def for_pictures(*, demo: bool) -> Guidance:
+    """The guidance of single pictures: VAR's own; weaker for a demo's student, some of whose samples fall apart at cfg 4."""
+    return Guidance(cfg=1.5) if demo else Guidance()
+
+
 # ------------------------------------------------------------------------------------------------ whole images
 
 

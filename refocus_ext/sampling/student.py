@@ -57,6 +57,11 @@ class Student:
         return self.files.config
 
     @property
+    def is_demo(self) -> bool:
+        """Whether its run was one of preset demo."""
+        return bool(self.config.get("options", {}).get("preset") == "demo")
+
+    @property
     def num_classes(self) -> int:
         return self.geometry.num_classes
 

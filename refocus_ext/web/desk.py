@@ -23,11 +23,13 @@ class Desk:
 
     Attributes:
         student: the menu of students; None on a page without any.
+        guidances: the tabs' fields for the guidance, which the choice of a student fills.
     """
 
     def __init__(self, models: Models, worker: Worker) -> None:
         self.models, self.worker = models, worker
         self.student: Any = None
+        self.guidances: list[Any] = []
 
     def on(
         self, triggers: Sequence[Any], work: Work, inputs: Sequence[Any], outputs: Sequence[Any], status: Any

@@ -7,6 +7,7 @@ from typing import Any
 
 import gradio as gr
 
+from refocus_ext.sampling.sampler import for_pictures
 from refocus_ext.web.choices import classes_of
 from refocus_ext.web.desk import Desk
 from refocus_ext.web.models import Models
@@ -57,8 +58,10 @@ def build(models: Models, worker: Worker, exports: Path | None) -> gr.Blocks:
                     painted: gr.Dropdown(choices=classes, value=none),
                     coder: name,
                     about: student.describe().removeprefix("student: "),
+                    **dict.fromkeys(desk.guidances, for_pictures(demo=student.is_demo).cfg),
                 }
             )
 
-        desk.on([desk.student.change, page.load], choose, [desk.student], [labels, painted, coder], about)
+        filled = [labels, painted, coder, *desk.guidances]
+        desk.on([desk.student.change, page.load], choose, [desk.student], filled, about)
     return page

@@ -10,6 +10,7 @@ import torch
 from students import lively_var
 
 from patches import load_upstream
+from patches.sampling import Guidance
 from refocus_ext.distill import recognition
 from refocus_ext.distill.recognition import EACH, Recognized, one_of_each, recognized
 from refocus_ext.images.crops import Crops
@@ -44,12 +45,13 @@ def test_the_share_is_of_samples_nearest_to_their_own(
 
         monkeypatch.setattr(recognition, "sample", drawn)
         var = lively_var(load_upstream(), num_classes=len(photographs))
-        *_, last = recognized(var, photographs, 64, seed=0)
-        assert last == Recognized(expected[name], len(photographs) * EACH), name
-    assert "100% of 190 samples" in Recognized(190, 190).line()
+        *_, last = recognized(var, photographs, 64, 0, Guidance(cfg=1.5))
+        assert last == Recognized(expected[name], len(photographs) * EACH, 1.5), name
+    line = Recognized(190, 190, 1.5).line()
+    assert "100% of 190 samples" in line and line.endswith("(cfg 1.5)")
 
 
 def test_samples_are_drawn_by_the_student_and_it_trains_on(photographs: ImageSource) -> None:
     var = lively_var(load_upstream(), num_classes=len(photographs)).train()
-    counts = [result.samples for result in recognized(var, photographs, 64, seed=0)]
+    counts = [result.samples for result in recognized(var, photographs, 64, 0, Guidance(cfg=1.5))]
     assert counts[-1] == EACH * len(photographs) and counts == sorted(counts) and var.training

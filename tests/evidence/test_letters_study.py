@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -18,14 +19,43 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "letters.md").read_text()
 
 
-def documented() -> list[str]:
-    """The words of the page's command that reads recorded results."""
-    (line,) = re.findall(r"^bash run\.sh (ablate (?:.*\\\n)*.*--known docs/.*)$", PAGE, flags=re.M)
-    return shlex.split(line.replace("\\\n", " "))
+MEANS = {
+    "held-out cross-entropy": ("ce_student", "{:.3f}"),
+    "teacher's gap": ("gap_teacher", "{:.3f}"),
+    "read": ("legibility", "{:.1%}"),
+    "distance": ("letters_fd", "{:.1f}"),
+    "precision": ("precision", "{:.3f}"),
+    "recall": ("recall", "{:.3f}"),
+    "edges": ("edges", "{:+.1f} dB"),
+    "moire": ("moire", "{:+.1f} dB"),
+}
+MINUS = {"minus that without a teacher": "no-teacher"}
 
 
-def test_the_table_of_teachers_is_what_its_command_prints(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+class Shown(NamedTuple):
+    """A command of the page that reads recorded results, and the table after it: heads, and cells by row."""
+
+    words: list[str]
+    heads: list[str]
+    rows: dict[str, list[str]]
+
+
+def documented() -> Iterator[Shown]:
+    for command_line, after in re.findall(
+        r"^bash run\.sh (ablate (?:.*\\\n)*.*--known docs/.*)$\n```\n([\s\S]*?)(?=^```|\Z)", PAGE, flags=re.M
+    ):
+        table = re.findall(r"(?:^\|.*\n)+", after, flags=re.M)[0].splitlines()
+        cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
+        yield Shown(
+            shlex.split(command_line.replace("\\\n", " ")),
+            cells[0][1:],
+            {title: values for title, *values in cells[2:]},
+        )
+
+
+@pytest.mark.parametrize("shown", list(documented()), ids=lambda shown: shown.words[shown.words.index("--rows") + 1])
+def test_a_table_of_the_study_is_what_its_command_prints(
+    shown: Shown, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """It trains nothing."""
 
@@ -35,16 +65,17 @@ def test_the_table_of_teachers_is_what_its_command_prints(
     monkeypatch.setattr(command, "launch", launch)
     monkeypatch.chdir(ROOT)
     out = ("--out", str(tmp_path / "out"), "--json", str(tmp_path / "numbers.json"))
-    assert main([*documented(), *out]) == 0
+    assert main([*shown.words, *out]) == 0
     found: Any = json.loads((tmp_path / "numbers.json").read_text())
-    table = {
-        name: cells for line in PAGE.splitlines() if (cells := line.strip("| ").split(" | "))
-        for name in found["rows"] if cells[0] == TABLE[name].title and len(cells) == 5
-    }  # fmt: skip
-    assert set(table) == set(found["rows"]) and len(table) > 2
+    assert set(shown.rows) == {TABLE[name].title for name in found["rows"]} and len(shown.rows) > 2
     for name, row in found["rows"].items():
-        mean, minus = row["mean"], row["against"].get("no-teacher")
-        assert table[name][1] == f"{mean['ce_student']:.3f}"
-        assert table[name][2] == (f"{minus['ce_student']['mean']:+.3f}" if minus else "")
-        assert table[name][3] == (f"{mean['gap_teacher']:.3f}" if "gap_teacher" in mean else "")
-        assert table[name][4] == f"{mean['legibility']:.1%}"
+        for head, cell in zip(shown.heads, shown.rows[TABLE[name].title], strict=True):
+            assert cell == expected(head, row), (name, head)
+
+
+def expected(head: str, row: dict[str, Any]) -> str:
+    if head in MINUS:
+        minus = row["against"].get(MINUS[head], {}).get("ce_student")
+        return f"{minus['mean']:+.3f}" if minus else ""
+    name, form = MEANS[head]
+    return form.format(row["mean"][name]) if name in row["mean"] else ""

@@ -22,6 +22,7 @@ from students import lively_var, write_run
 from torch import Tensor
 
 from patches import load_upstream
+from patches.sampling import Guidance
 from refocus_ext.commands import main
 from refocus_ext.errors import RunFailed, UsageError
 from refocus_ext.images.photographs import load_square
@@ -77,6 +78,27 @@ def test_a_grid_without_options(here: Path, capsys: pytest.CaptureFixture[str], 
     assert "--top-k 80 is lowered to 64, the number of codes" in capsys.readouterr().out
     images = image_bytes(sample_images(student, [0, 0, 0, 1, 1, 1, 2, 2]))  # the named classes, evenly
     assert all(np.array_equal(cut_out("samples.png", i), images[i]) for i in range(8))
+
+
+def test_a_demos_pictures_have_less_guidance(here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Students that are compared are drawn alike, as the first one is by itself."""
+    demo, other = str(write_run(tmp_path / "demo", preset="demo")), "runs/distill-d2"
+    used: list[float] = []
+
+    def drawn(student: Student, options: SampleOptions, labels: list[int], guidance: Guidance) -> Tensor:
+        used.append(guidance.cfg)
+        return torch.zeros(len(labels), 3, 64, 64)
+
+    monkeypatch.setattr(jobs, "draw_images", drawn)
+    for words, expected in (
+        (["--student", demo], [1.5]),
+        (["--student", demo, "--cfg", "4"], [4.0]),
+        (["--student", other], [4.0]),
+        (["--compare", demo, other], [1.5, 1.5]),
+        (["--compare", other, demo], [4.0, 4.0]),
+    ):
+        used.clear()
+        assert main(["sample", *words, "--count", "1"]) == 0 and used == expected
 
 
 def options(**values: Any) -> SampleOptions:

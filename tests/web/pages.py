@@ -15,12 +15,13 @@ FIGURES_OF_A_SAMPLE = 1 + 4 + 4  # the image, its prefixes, their changes
 
 
 def write_students(folder: Path) -> dict[str, Path]:
-    """runs/distill-a and runs/distill-b, of different weights."""
+    """runs/distill-a and runs/distill-b, of different weights; the second is a demo's, which is drawn with less guidance."""
     upstream = load_upstream()
     runs = {}
     for seed, name in enumerate(NAMES):
         vae = small_vae(upstream, seed).requires_grad_(False).eval()
-        runs[name] = write_run(folder / "runs" / name, var=lively_var(upstream, vae=vae))
+        preset = ("paper", "demo")[seed]
+        runs[name] = write_run(folder / "runs" / name, var=lively_var(upstream, vae=vae), preset=preset)
     return runs
 
 

@@ -19,7 +19,7 @@ from pages import FIGURES_OF_A_SAMPLE, NAMES, free_port, write_pictures, write_s
 from PIL import Image
 
 from refocus_ext.images.picture import image_bytes
-from refocus_ext.sampling.sampler import sample_images
+from refocus_ext.sampling.sampler import for_pictures, sample_images
 from refocus_ext.sampling.student import load_student
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -140,7 +140,8 @@ def client(browser: Any, served: Served) -> Iterator[Client]:
 def drawn(served: Served, name: str, label: int, seed: int) -> np.ndarray:
     """What the student draws without a page."""
     student = load_student(served.folder / "runs" / name)
-    return image_bytes(sample_images(student, [label], seed=seed))[0]
+    guidance = for_pictures(demo=name == NAMES[1])
+    return image_bytes(sample_images(student, [label], seed=seed, guidance=guidance))[0]
 
 
 def test_choose_and_sample(client: Client, served: Served) -> None:

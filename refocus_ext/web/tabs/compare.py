@@ -39,6 +39,7 @@ def build(desk: Desk) -> None:
             with gr.Row():
                 seed = gr.Number(0, label="Seed", precision=0, min_width=100, elem_id="compare-seed")
                 cfg = gr.Number(4, label="Guidance (cfg)", min_width=100, elem_id="compare-cfg")
+                desk.guidances.append(cfg)
             draw = gr.Button("Draw both", variant="primary", elem_id="compare-draw")
             status = gr.Markdown(elem_id="compare-status", elem_classes="status")
         with gr.Column(scale=5, min_width=280):

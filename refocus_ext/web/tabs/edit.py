@@ -41,6 +41,7 @@ def build(desk: Desk) -> Any:
             with gr.Row():
                 seed = gr.Number(0, label="Seed", precision=0, min_width=100, elem_id="edit-seed")
                 cfg = gr.Number(4, label="Guidance (cfg)", min_width=100, elem_id="edit-cfg")
+                desk.guidances.append(cfg)
             paint = gr.Button("Repaint", variant="primary", elem_id="edit-paint")
             status = gr.Markdown(elem_id="edit-status", elem_classes="status")
         with gr.Column(scale=5, min_width=280):

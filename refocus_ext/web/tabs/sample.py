@@ -27,6 +27,7 @@ def build(desk: Desk) -> Any:
             label = gr.Dropdown([], label="Class", elem_id="sample-class")
             seed = gr.Number(0, label="Seed", precision=0, elem_id="sample-seed")
             cfg = gr.Slider(0, 10, 4, step=0.5, label="Guidance (cfg)", elem_id="sample-cfg")
+            desk.guidances.append(cfg)
             draw = gr.Button("Draw", variant="primary", elem_id="sample-draw")
             status = gr.Markdown(elem_id="sample-status", elem_classes="status")
         with gr.Column(scale=5, min_width=280):
