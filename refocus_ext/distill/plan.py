@@ -265,7 +265,7 @@ def print_plan(
         print(f"note: {faster}")
     if options.preset == "demo" and options.depth > 8:
         print(
-            f"note: --depth {options.depth} is large for two CPU cores (d20 takes 9 to 15 minutes); --depth 8 shows the "
+            f"note: --depth {options.depth} is large for two CPU cores (d20 takes 8 to 13 minutes); --depth 8 shows the "
             "same in about three"
         )
 
