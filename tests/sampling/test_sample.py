@@ -455,7 +455,7 @@ from refocus_ext.sampling.student import load_student
 
 student = load_student("runs/distill-d20", device="cpu")  # or a folder with var_d16.pth and vae_ch160v4096z32.pth
 labels = student.labels("golden retriever,2")
-images = sample_images(student, labels, seed=0, guidance=Guidance(cfg=4.0))  # (2,3,H,W) in [0,1]
+images = sample_images(student, labels, seed=0, guidance=Guidance(cfg=1.5))  # (2,3,H,W) in [0,1]
 Image.fromarray(image_bytes(images)[0]).save("retriever.png")
 """
 
