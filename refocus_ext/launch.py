@@ -29,7 +29,7 @@ def launch(words: Sequence[str], processes: int, nodes: int, node: int, address:
 
     Returns:
         The exit code of the first process that ended with another one than 0, or else 0; 128 + N for a process that
-        signal N ended.
+        signal N ended, which comes first among those that are found to have ended at the same time.
     """
     began: list[subprocess.Popen[bytes]] = []
 
@@ -53,8 +53,7 @@ def launch(words: Sequence[str], processes: int, nodes: int, node: int, address:
 def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> int:
     code, failed_at, told = 0, 0.0, False
     while running := [process for process in processes if process.poll() is None]:
-        if not code and (code := _first_failure(processes)):
-            _say_killed(processes)
+        code = code or _first_failure(processes)
         now = time.monotonic()
         failed_at = failed_at or (now if code else 0.0)
         if code and now - failed_at > PATIENCE + GRACE:
@@ -68,18 +67,19 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> int:
     return code or _first_failure(processes)
 
 
-def _say_killed(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """A process that was killed could not say so itself."""
-    for local, process in enumerate(processes):
-        if process.returncode == -signal.SIGKILL:
+def _first_failure(processes: Sequence[subprocess.Popen[bytes]]) -> int:
+    """The exit code to end with, or 0; says which processes were killed, as they could not say so themselves.
+
+    A process that a signal ended comes before one that failed: within a tick the others may have failed because it was gone.
+    """
+    codes = [process.returncode or 0 for process in processes]
+    for local, code in enumerate(codes):
+        if code == -signal.SIGKILL:
             print(
                 f"refocus: process {local} of this machine was killed (too little memory?)", file=sys.stderr, flush=True
             )
-
-
-def _first_failure(processes: Sequence[subprocess.Popen[bytes]]) -> int:
-    codes = (process.returncode for process in processes if process.returncode)
-    return next((code if code > 0 else 128 - code for code in codes), 0)
+    signals = [128 - code for code in codes if code < 0]
+    return next(iter(signals + [code for code in codes if code > 0]), 0)
 
 
 def _free_port() -> int:

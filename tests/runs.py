@@ -9,7 +9,8 @@ from refocus_ext.tokenizer.stage_one import StageOne
 
 TINY = tuple(
     "--preset demo --image-size 32 --patch-nums 1,2 --focus-states 2 --rho-max 3 --codebook-size 64 --latent-channels 8 "
-    "--batch-size 4 --steps 6 --warm-autoencoder 2 --picture-every 3 --save-every 2 --revive 1".split()
+    "--batch-size 4 --steps 6 --warm-autoencoder 2 --picture-every 6 --save-every 2 --revive 1 "
+    "--val-images 8 --codebook-images 16".split()
 )
 
 # A stage-1 run as its config.json would tell it, for tokenizers that no run has trained.

@@ -77,6 +77,21 @@ def test_a_killed_process_is_told_by_the_launcher(tmp_path: Path) -> None:
     assert process.stderr.read() == "refocus: process 1 of this machine was killed (too little memory?)\n"
 
 
+def test_a_killed_process_comes_before_those_that_failed_for_want_of_it(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Both end between two looks at them; the one of rank 0 ends second and is looked at first."""
+    dies = "import os, signal, sys; os.environ['RANK'] == '1' and os.kill(os.getpid(), signal.SIGKILL); sys.exit(1)"
+    monkeypatch.setattr(launch, "TICK", 3.0)
+    before = {number: signal.getsignal(number) for number in launch.PASSED_ON}
+    try:
+        assert launch.launch(["-c", dies], 2, 1, 0, "127.0.0.1", 1) == 128 + signal.SIGKILL
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert capfd.readouterr().err == "refocus: process 1 of this machine was killed (too little memory?)\n"
+
+
 def test_the_processes_left_behind_say_what_happened(tmp_path: Path) -> None:
     """A sentence, and no traceback."""
     words = [*TINY, "--steps", "100000", "--out", str(tmp_path / "run")]

@@ -171,7 +171,7 @@ def test_the_demo_searches_in_one_chunk() -> None:
     assert demo.codebook_images == max(32, 2 * demo.codebook_size // demo.patch_nums[-1] ** 2), "as many as before"
 
 
-@pytest.mark.parametrize(("words", "crops"), [((), 64), (("--codebook-images", "9"), 9)])
+@pytest.mark.parametrize(("words", "crops"), [((), 16), (("--codebook-images", "9"), 9)])  # 16 by TINY
 def test_the_codebook_is_initialised_from_that_many_crops(
     words: tuple[str, ...], crops: int, image_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
