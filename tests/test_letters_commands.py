@@ -44,10 +44,13 @@ def test_letters_go_through_all_commands(here: Path, capsys: Any) -> None:
     assert run_main("sample", "--student", student, "--classes", "A,Q", "--count", "2") == 0
     assert run_main("eval", "--tokenizer", str(run)) == 0
     assert "on 52 images of letters/val" in told(capsys)
-    for words in (("--student", student), ("--tokenizer", str(run))):
+    for words in (("--student", student, "--cfg", "0,1.5"), ("--tokenizer", str(run))):
         assert run_main("legibility", *words, "--images", "26", "--batch-size", "13", "--json", "a.json") == 0
         rows = json.loads(Path("a.json").read_text())
         assert rows["fresh letters"]["legibility"] > 0.9
+        if "--student" in words:
+            assert list(rows) == ["samples, cfg 0", "samples, cfg 1.5", "fresh letters"]
+            assert rows["samples, cfg 0"] != rows["samples, cfg 1.5"], "the samples differ"
     assert [name for name in rows if name.startswith("state")] == ["state 1, 1 token", "state 2, 5 tokens"]
     told(capsys)
     assert run_main("tokenizer", *TOKENIZER, "--data", "letters") == 0

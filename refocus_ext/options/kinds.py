@@ -17,6 +17,12 @@ def int_list(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.split(r"[,_\- ]+", text.strip()))
 
 
+def guidance_list(text: str) -> tuple[float, ...]:
+    """'0,1.5,4' -> (0.0, 1.5, 4.0); a number that is given twice counts once."""
+    parse = non_negative(float)
+    return tuple(dict.fromkeys(parse(part) for part in text.split(",")))
+
+
 def share(text: str) -> float:
     """A share of a whole: at least 0, less than 1."""
     value = float(text)

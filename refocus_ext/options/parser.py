@@ -24,7 +24,12 @@ Typed = Mapping[str, object]
 PROCESSES = ("--gpus", "--nproc", "--n-gpus", "--num-gpus", "--nproc-per-node", "--nproc_per_node", "--devices")
 WIDTH = 110  # of help, columns
 # What a value is not that its parser refuses without saying why, by the parser's name.
-NOT_A = {"int": "a whole number", "float": "a number", "int_list": "a list of whole numbers such as 1,2,3"}
+NOT_A = {
+    "int": "a whole number",
+    "float": "a number",
+    "int_list": "a list of whole numbers such as 1,2,3",
+    "guidance_list": "a list of numbers such as 0,1.5,4",
+}
 PATHS = ("DIR", "FILE", "RUN", "RUN|FILE", "DIR|off")  # metavars of options that take a path
 
 
@@ -203,7 +208,8 @@ def _restyle_action(action: argparse.Action, option: Option, default: str) -> No
     if option.nargs is not None:
         action.nargs = option.nargs
     if action.nargs != 0 and not action.choices:  # 0: a switch
-        kind = getattr(action.type, "__name__", "str").upper().replace("INT_LIST", "N,N,..")
+        kind = getattr(action.type, "__name__", "str").upper()
+        kind = {"INT_LIST": "N,N,..", "GUIDANCE_LIST": "FLOAT,.."}.get(kind, kind)
         action.metavar = option.shown or kind
 
 

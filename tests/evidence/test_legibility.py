@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from runs import parsed, run_main
 from torch import Tensor
 
 from refocus_ext.evidence.letters.bands import BandEnergy, decibels
@@ -19,6 +20,7 @@ from refocus_ext.evidence.letters.reader_training import train_reader
 from refocus_ext.evidence.letters.spoiled import KINDS, SHUFFLED, spoil
 from refocus_ext.images.sources.kinds import find_split
 from refocus_ext.images.sources.letters import LEVELS
+from refocus_ext.sampling.sampler import FOR_FID
 
 CPU = torch.device("cpu")
 IMAGES = 780
@@ -112,9 +114,7 @@ def test_a_reader_is_trained_on_pictures_of_other_colours_that_stay_in_range() -
 
 
 def legibility(*words: str) -> int:
-    from refocus_ext.commands import main
-
-    return main(["legibility", *words])
+    return run_main("legibility", *words)
 
 
 def test_samples_of_a_file_are_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -132,6 +132,11 @@ def test_samples_of_a_file_are_measured(tmp_path: Path, capsys: pytest.CaptureFi
     assert json.loads((tmp_path / "b.json").read_text())["samples"]["legibility"] < 0.1
 
 
+def test_samples_are_drawn_as_for_fid_unless_told() -> None:
+    assert parsed("legibility").cfg == (FOR_FID.cfg,)
+    assert parsed("legibility", "--cfg", "0,1.5,1.5").cfg == (0.0, 1.5)
+
+
 def test_a_picture_shows_all_kinds(tmp_path: Path) -> None:
     assert legibility("--images", "52", "--picture", str(tmp_path / "a.png")) == 0
     with Image.open(tmp_path / "a.png") as picture:
@@ -144,6 +149,9 @@ def test_a_picture_shows_all_kinds(tmp_path: Path) -> None:
         (("--student", "a", "--samples", "b"), "--student and --samples are measured one at a time"),
         (("--data", "photographs"), "--data photographs names no drawn pictures; give one of letters,"),
         (("--student", "a", "--picture", "b"), "--picture shows spoiled letters; omit --student, or --picture"),
+        (("--tokenizer", "a", "--cfg", "3"), "--cfg is for the samples that are drawn of a --student; omit it"),
+        (("--student", "a", "--cfg", "1.5,-1"), "--cfg: -1 is less than 0"),
+        (("--student", "a", "--cfg", "1.5,"), "--cfg: '1.5,' is not a list of numbers such as 0,1.5,4"),
         (("--images", "3"), "--images 3 are too few for precision and recall; give at least 4"),
         (("--reader", "missing.safetensors"), "there is no reader missing.safetensors; train one with"),
         (("--tokenizer", "missing"), "--tokenizer"),

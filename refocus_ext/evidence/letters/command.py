@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -31,6 +32,7 @@ from refocus_ext.images.sources.interface import ImageSource
 from refocus_ext.images.sources.kinds import find_split
 from refocus_ext.images.sources.letters import LEVELS, is_letters, level_of
 from refocus_ext.sampling.alternating import alternating_samples
+from refocus_ext.sampling.sampler import FOR_FID
 from refocus_ext.sampling.student import load_student
 from refocus_ext.storage.results import results_file, write_numbers
 from refocus_ext.tokenizer.prefixes import prefixes
@@ -72,6 +74,8 @@ def check(options: LegibilityOptions) -> None:
         raise UsageError(f"--data {options.data} names no drawn pictures; give one of {', '.join(LEVELS)}.")
     if options.picture and given:
         raise UsageError(f"--picture shows spoiled letters; omit --{given[0]}, or --picture.")
+    if not options.student and options.given("cfg"):
+        raise UsageError("--cfg is for the samples that are drawn of a --student; omit it.")
     if options.images < LEAST:
         raise UsageError(f"--images {options.images} are too few for precision and recall; give at least {LEAST}.")
 
@@ -127,7 +131,7 @@ def of_spoiled(options: LegibilityOptions, device: torch.device) -> Result:
 
 
 def of_student(options: LegibilityOptions, device: torch.device) -> Result:
-    """The measures of a student's samples, drawn as for FID."""
+    """The measures of a student's samples, drawn as for FID, at one guidance or several."""
     with named("--student"):
         student = load_student(options.student, device)
     data = options.data or str(student.config.get("options", {}).get("data", ""))
@@ -135,8 +139,14 @@ def of_student(options: LegibilityOptions, device: torch.device) -> Result:
         raise UsageError(f"--student {options.student} does not say which letters it was trained on; give --data.")
     check_classes(data, student.classes, options.student)
     judge = Judge(options, data, student.image_size, device)
-    drawn = alternating_samples(student, options.images, options.batch_size, options.seed)
-    rows = {"samples": judge.scores(shown("samples", drawn, options)), FRESH: judge.other_fresh()}
+    rows = {}
+    for cfg in options.cfg:
+        name = f"samples, cfg {cfg:g}"
+        drawn = alternating_samples(
+            student, options.images, options.batch_size, options.seed, replace(FOR_FID, cfg=cfg)
+        )
+        rows[name] = judge.scores(shown(name, drawn, options))
+    rows[FRESH] = judge.other_fresh()
     return f"{options.images} samples of {options.student}, asked for the classes of {data}:", rows
 
 

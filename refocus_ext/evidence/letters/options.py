@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from refocus_ext.options import shared
 from refocus_ext.options.fields import Heading, Options
-from refocus_ext.options.kinds import positive
+from refocus_ext.options.kinds import guidance_list, positive
 from refocus_ext.options.presets import DRAWN
 
 WHAT = Heading("what is read")
@@ -44,6 +44,11 @@ class LegibilityOptions(Options):
     batch_size: int = HOW(100, "pictures at once", positive(int))
     image_size: int | None = HOW(
         None, "of spoiled letters; without it 64, of long-words 128", positive(int), unit="pixels"
+    )
+    cfg: tuple[float, ...] = HOW(
+        (1.5,),  # FOR_FID of sampling/sampler.py
+        "strength of classifier-free guidance of a student's samples, as in `sample`; of several, each is measured",
+        guidance_list,
     )
     seed: int = HOW(0, "of the samples")
     picture: str = HOW("", "also draw the kinds of letters, and spoiled ones, to this PNG", metavar="FILE")
