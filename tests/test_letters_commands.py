@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from runs import TINY, parsed, run_main
 
+from patches.sampling import Guidance
+from refocus_ext.errors import UsageError
 from refocus_ext.evidence.ablation import command as ablate_command
+from refocus_ext.evidence.letters import command as letters_command
+from refocus_ext.evidence.letters.command import same
+from refocus_ext.evidence.letters.measures import Batch
 from refocus_ext.images.sources import letters
+from refocus_ext.sampling.alternating import alternating_samples
+from refocus_ext.sampling.student import Student
 
 TOKENIZER = [word for word in TINY if word not in ("--preset", "demo")]
 DISTILL = "distill --data letters --depth 2 --steps 2 --batch-size 4 --crops 1 --save-every 2 --picture-every 2 --samples 2".split()
@@ -31,7 +40,14 @@ def told(capsys: pytest.CaptureFixture[str]) -> str:
     return captured.out + captured.err
 
 
-def test_letters_go_through_all_commands(here: Path, capsys: Any) -> None:
+def test_letters_go_through_all_commands(here: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Guidance] = []
+
+    def draw(student: Student, images: int, batch: int, seed: int, guidance: Guidance) -> Iterator[Batch]:
+        drawn.append(guidance)
+        return alternating_samples(student, images, batch, seed, guidance)
+
+    monkeypatch.setattr(letters_command, "alternating_samples", draw)
     assert run_main("tokenizer", *TOKENIZER, "--data", "letters", "--workers", "1") == 0
     assert "preset letters: training on letters" in told(capsys)
     run = Path("runs/tokenizer-letters")
@@ -50,8 +66,16 @@ def test_letters_go_through_all_commands(here: Path, capsys: Any) -> None:
         assert rows["fresh letters"]["legibility"] > 0.9
         if "--student" in words:
             assert list(rows) == ["samples, cfg 0", "samples, cfg 1.5", "fresh letters"]
-            assert rows["samples, cfg 0"] != rows["samples, cfg 1.5"], "the samples differ"
     assert [name for name in rows if name.startswith("state")] == ["state 1, 1 token", "state 2, 5 tokens"]
+    both = ("--student", student, f"{student}/var_d2.pth", "--cfg", "0,3", "--picture", "curves.png")
+    assert run_main("legibility", *both, "--images", "26", "--json", "a.json") == 0
+    assert [guidance.cfg for guidance in drawn] == [0, 1.5, 0, 3, 0, 3] and {guidance.top_p for guidance in drawn} == {
+        0.96
+    }
+    measured = json.loads(Path("a.json").read_text())
+    assert measured[f"{student}, cfg 3"] == measured[f"{student}/var_d2.pth, cfg 3"] and len(measured) == 5
+    with Image.open("curves.png") as picture:
+        assert picture.width > 500
     told(capsys)
     assert run_main("tokenizer", *TOKENIZER, "--data", "letters") == 0
     assert "already trained" in told(capsys)
@@ -62,6 +86,12 @@ def test_letters_go_through_all_commands(here: Path, capsys: Any) -> None:
     assert "does not say which letters it was trained on; give --data." in told(capsys)
     assert run_main("legibility", "--student", student, "--data", "words") == 2
     assert "has the classes A, B, C, .., and words has ALP, BOX, CUP, .." in told(capsys)
+
+
+def test_students_that_are_measured_together_have_the_same_letters() -> None:
+    assert same("image size", {"a": 64, "b": 64}) == 64
+    with pytest.raises(UsageError, match="--student b has the image size 32 and a has 64; measure them by two calls"):
+        same("image size", {"a": 64, "b": 32})
 
 
 def test_the_ablation_measures_letters(here: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:

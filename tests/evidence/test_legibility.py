@@ -148,7 +148,8 @@ def test_a_picture_shows_all_kinds(tmp_path: Path) -> None:
     [
         (("--student", "a", "--samples", "b"), "--student and --samples are measured one at a time"),
         (("--data", "photographs"), "--data photographs names no drawn pictures; give one of letters,"),
-        (("--student", "a", "--picture", "b"), "--picture shows spoiled letters; omit --student, or --picture"),
+        (("--tokenizer", "a", "--picture", "b"), "--picture shows spoiled letters; omit --tokenizer, or --picture"),
+        (("--student", "a", "--picture", "b"), "--picture of a student shows it at several guidances; give them"),
         (("--tokenizer", "a", "--cfg", "3"), "--cfg is for the samples that are drawn of a --student; omit it"),
         (("--student", "a", "--cfg", "1.5,-1"), "--cfg: -1 is less than 0"),
         (("--student", "a", "--cfg", "1.5,"), "--cfg: '1.5,' is not a list of numbers such as 0,1.5,4"),

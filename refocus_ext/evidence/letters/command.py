@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -21,7 +22,7 @@ from refocus_ext.evidence.letters.measures import (
     letter_set,
 )
 from refocus_ext.evidence.letters.options import LegibilityOptions
-from refocus_ext.evidence.letters.picture import letters_picture
+from refocus_ext.evidence.letters.picture import draw_guidance, letters_picture
 from refocus_ext.evidence.letters.reader import READ_AT, Reader, load_reader, save_reader
 from refocus_ext.evidence.letters.reader_training import train_reader
 from refocus_ext.evidence.letters.report import table
@@ -33,12 +34,13 @@ from refocus_ext.images.sources.kinds import find_split
 from refocus_ext.images.sources.letters import LEVELS, is_letters, level_of
 from refocus_ext.sampling.alternating import alternating_samples
 from refocus_ext.sampling.sampler import FOR_FID
-from refocus_ext.sampling.student import load_student
+from refocus_ext.sampling.student import Student, load_student
 from refocus_ext.storage.results import results_file, write_numbers
 from refocus_ext.tokenizer.prefixes import prefixes
 from refocus_ext.tokens.trained_tokenizer import load_tokenizer
 
 FRESH = "fresh letters"
+V = TypeVar("V", str, int)
 
 
 def main(options: LegibilityOptions) -> int:
@@ -56,7 +58,10 @@ def main(options: LegibilityOptions) -> int:
         what
     ](options, device)
     print(f"\n{title}\n\n" + "\n".join(table(rows)))
-    if options.picture:
+    if options.picture and options.student:
+        draw_guidance(Path(options.picture), rows, options.cfg)
+        print(f"\n{options.picture} shows the share that is read against recall, at each guidance")
+    elif options.picture:
         save_png(Path(options.picture), letters_picture(level_of(options.data or "letters")))
         print(f"\n{options.picture} shows the kinds of letters and how they are spoiled")
     if options.json:
@@ -72,8 +77,10 @@ def check(options: LegibilityOptions) -> None:
         raise UsageError(f"--{given[0]} and --{given[1]} are measured one at a time; omit one of them.")
     if options.data and not is_letters(options.data):
         raise UsageError(f"--data {options.data} names no drawn pictures; give one of {', '.join(LEVELS)}.")
-    if options.picture and given:
+    if options.picture and given and not options.student:
         raise UsageError(f"--picture shows spoiled letters; omit --{given[0]}, or --picture.")
+    if options.picture and options.student and len(options.cfg) < 2:
+        raise UsageError("--picture of a student shows it at several guidances; give them, such as --cfg 0,1.5,3,5.")
     if not options.student and options.given("cfg"):
         raise UsageError("--cfg is for the samples that are drawn of a --student; omit it.")
     if options.images < LEAST:
@@ -131,23 +138,44 @@ def of_spoiled(options: LegibilityOptions, device: torch.device) -> Result:
 
 
 def of_student(options: LegibilityOptions, device: torch.device) -> Result:
-    """The measures of a student's samples, drawn as for FID, at one guidance or several."""
-    with named("--student"):
-        student = load_student(options.student, device)
-    data = options.data or str(student.config.get("options", {}).get("data", ""))
-    if not data:
-        raise UsageError(f"--student {options.student} does not say which letters it was trained on; give --data.")
-    check_classes(data, student.classes, options.student)
-    judge = Judge(options, data, student.image_size, device)
+    """The measures of students' samples, drawn as for FID, at one guidance or several."""
+    students = {}
+    for word in options.student:
+        with named("--student"):
+            students[word] = load_student(word, device)
+    data = options.data or same("data", {word: _trained_on(word, student) for word, student in students.items()})
+    for word, student in students.items():
+        check_classes(data, student.classes, word)
+    size = same("image size", {word: student.image_size for word, student in students.items()})
+    judge = Judge(options, data, size, device)
     rows = {}
-    for cfg in options.cfg:
-        name = f"samples, cfg {cfg:g}"
-        drawn = alternating_samples(
-            student, options.images, options.batch_size, options.seed, replace(FOR_FID, cfg=cfg)
-        )
-        rows[name] = judge.scores(shown(name, drawn, options))
+    for word, student in students.items():
+        for cfg in options.cfg:
+            name = f"{word if len(students) > 1 else 'samples'}, cfg {cfg:g}"
+            guidance = replace(FOR_FID, cfg=cfg)
+            drawn = alternating_samples(student, options.images, options.batch_size, options.seed, guidance)
+            rows[name] = judge.scores(shown(name, drawn, options))
     rows[FRESH] = judge.other_fresh()
-    return f"{options.images} samples of {options.student}, asked for the classes of {data}:", rows
+    whose = options.student[0] if len(students) == 1 else f"each of {len(students)} students"
+    return f"{options.images} samples of {whose}, asked for the classes of {data}:", rows
+
+
+def _trained_on(word: str, student: Student) -> str:
+    data = str(student.config.get("options", {}).get("data", ""))
+    if not data:
+        raise UsageError(f"--student {word} does not say which letters it was trained on; give --data.")
+    return data
+
+
+def same(what: str, values: Mapping[str, V]) -> V:
+    """The value that all students have; raises UsageError where they differ."""
+    (first, value), *others = values.items()
+    for word, other in others:
+        if other != value:
+            raise UsageError(
+                f"--student {word} has the {what} {other} and {first} has {value}; measure them by two calls."
+            )
+    return value
 
 
 def of_tokenizer(options: LegibilityOptions, device: torch.device) -> Result:

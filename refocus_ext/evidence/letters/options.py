@@ -16,14 +16,16 @@ class LegibilityOptions(Options):
     Measures pictures of letters: whether a small classifier reads the letter that was asked for, how far its features are
     from those of fresh letters, and whether edges are jagged or grounds show moire.
 
-      bash run.sh legibility --student runs/distill-letters-d6
+      bash run.sh legibility --student runs/distill-letters-d6 [--cfg 0,1.5,3,5 --picture guidance.png]
       bash run.sh legibility --tokenizer runs/tokenizer-letters
       bash run.sh legibility --samples samples.npz
 
     Without any of these: the measures of letters that are spoiled on purpose, which they must tell apart.
     """
 
-    student: str = WHAT("", "a distill run or its exported files: its samples are measured", metavar="RUN|FILE")
+    student: tuple[str, ...] = WHAT(
+        (), "distill runs or their exported files: their samples are measured", metavar="RUN|FILE", nargs="+"
+    )
     tokenizer: str = WHAT(
         "", "a tokenizer's run: held-out letters are measured after encoding and decoding", metavar="RUN"
     )
@@ -51,6 +53,11 @@ class LegibilityOptions(Options):
         guidance_list,
     )
     seed: int = HOW(0, "of the samples")
-    picture: str = HOW("", "also draw the kinds of letters, and spoiled ones, to this PNG", metavar="FILE")
+    picture: str = HOW(
+        "",
+        "also draw the kinds of letters, and spoiled ones, to this PNG; of students at several guidances, how plain their letters "
+        "are against how varied",
+        metavar="FILE",
+    )
     device: str = shared.device(HOW)
     json: str = shared.json_file(HOW)
