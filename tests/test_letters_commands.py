@@ -73,7 +73,7 @@ def test_letters_go_through_all_commands(here: Path, capsys: Any, monkeypatch: p
         0.96
     }
     measured = json.loads(Path("a.json").read_text())
-    assert measured[f"{student}, cfg 3"] == measured[f"{student}/var_d2.pth, cfg 3"] and len(measured) == 5
+    assert measured["distill-letters-d2, cfg 3"] == measured["var_d2.pth, cfg 3"] and len(measured) == 5
     with Image.open("curves.png") as picture:
         assert picture.width > 500
     told(capsys)

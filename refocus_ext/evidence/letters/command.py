@@ -148,16 +148,18 @@ def of_student(options: LegibilityOptions, device: torch.device) -> Result:
         check_classes(data, student.classes, word)
     size = same("image size", {word: student.image_size for word, student in students.items()})
     judge = Judge(options, data, size, device)
+    short = len({Path(word).name for word in students}) == len(students)
     rows = {}
     for word, student in students.items():
+        whose = "samples" if len(students) == 1 else Path(word).name if short else word
         for cfg in options.cfg:
-            name = f"{word if len(students) > 1 else 'samples'}, cfg {cfg:g}"
+            name = f"{whose}, cfg {cfg:g}"
             guidance = replace(FOR_FID, cfg=cfg)
             drawn = alternating_samples(student, options.images, options.batch_size, options.seed, guidance)
             rows[name] = judge.scores(shown(name, drawn, options))
     rows[FRESH] = judge.other_fresh()
-    whose = options.student[0] if len(students) == 1 else f"each of {len(students)} students"
-    return f"{options.images} samples of {whose}, asked for the classes of {data}:", rows
+    drawn_of = options.student[0] if len(students) == 1 else f"each of {len(students)} students"
+    return f"{options.images} samples of {drawn_of}, asked for the classes of {data}:", rows
 
 
 def _trained_on(word: str, student: Student) -> str:
