@@ -79,3 +79,18 @@ def expected(head: str, row: dict[str, Any]) -> str:
         return f"{minus['mean']:+.3f}" if minus else ""
     name, form = MEANS[head]
     return form.format(row["mean"][name]) if name in row["mean"] else ""
+
+
+def test_the_table_of_guidances_has_the_means_of_what_is_recorded() -> None:
+    """Of three seeds, as `legibility --student .. --cfg .. --json` names them."""
+    recorded = json.loads((ROOT / "docs" / "letters" / "guidance.json").read_text())
+    (section,) = re.findall(r"^### At which guidance\?\n([\s\S]*?)(?=^##|\Z)", PAGE, flags=re.M)
+    rows = [
+        [cell.strip() for cell in line.strip("|\n").split("|")] for line in re.findall(r"^\|.*\n", section, flags=re.M)
+    ]
+    assert rows[0] == ["row", "cfg", "read", "recall", "distance"] and len(rows) == 2 + 8
+    names = {TABLE[name].title: name for name in ("baseline", "gaussian")}
+    for title, cfg, *cells in rows[2:]:
+        runs = [recorded[f"{names[title]}-seed{seed}, cfg {cfg}"] for seed in (2, 3, 4)]
+        mean = {name: sum(run[name] for run in runs) / 3 for name in runs[0]}
+        assert cells == [MEANS[head][1].format(mean[MEANS[head][0]]) for head in rows[0][2:]], (title, cfg)
