@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -18,6 +19,10 @@ from PIL import Image
 
 from patches import Focus, Upstream, load_upstream, submodule_present
 from refocus_ext.optics.pyramid import FocusPyramid
+
+# `nohup` and a shell's `&` leave these ignored, here and in the processes that tests start.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 PATCH_NUMS = (1, 2, 3, 4)
 TESTS = Path(__file__).parent
