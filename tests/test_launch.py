@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -53,6 +53,15 @@ def until(true: Callable[[], bool], seconds: float = 120) -> None:
         time.sleep(0.1)
 
 
+@pytest.fixture
+def handlers_back() -> Iterator[None]:
+    """The signal handlers of this process, after a launch in it."""
+    before = {number: signal.getsignal(number) for number in launch.PASSED_ON}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 def test_processes_know_who_they_are(tmp_path: Path) -> None:
     node = "--nnodes 3 --node-rank 2 --master-addr first --master-port 29".split()
     done = started("--processes", "2", *node, "--", "-c", SAYS_WHO_IT_IS, tmp_path)
@@ -77,18 +86,14 @@ def test_a_killed_process_is_told_by_the_launcher(tmp_path: Path) -> None:
     assert process.stderr.read() == "refocus: process 1 of this machine was killed (too little memory?)\n"
 
 
+@pytest.mark.usefixtures("handlers_back")
 def test_a_killed_process_comes_before_those_that_failed_for_want_of_it(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Both end between two looks at them; the one of rank 0 ends second and is looked at first."""
     dies = "import os, signal, sys; os.environ['RANK'] == '1' and os.kill(os.getpid(), signal.SIGKILL); sys.exit(1)"
     monkeypatch.setattr(launch, "TICK", 3.0)
-    before = {number: signal.getsignal(number) for number in launch.PASSED_ON}
-    try:
-        assert launch.launch(["-c", dies], 2, 1, 0, "127.0.0.1", 1) == 128 + signal.SIGKILL
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    assert launch.launch(["-c", dies], 2, 1, 0, "127.0.0.1", 1) == 128 + signal.SIGKILL
     assert capfd.readouterr().err == "refocus: process 1 of this machine was killed (too little memory?)\n"
 
 
@@ -110,17 +115,13 @@ def _children(parent: int) -> list[int]:
     return [int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
 
 
+@pytest.mark.usefixtures("handlers_back")
 def test_one_failure_ends_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "PATIENCE", 0.3)
     monkeypatch.setattr(launch, "GRACE", 0.3)
     fails = "import os, sys, time; sys.exit(2) if os.environ['RANK'] == '1' else time.sleep(60)"
     began = time.monotonic()
-    before = {number: signal.getsignal(number) for number in launch.PASSED_ON}
-    try:
-        assert launch.launch(["-c", fails], 2, 1, 0, "127.0.0.1", 1) == 2
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    assert launch.launch(["-c", fails], 2, 1, 0, "127.0.0.1", 1) == 2
     assert time.monotonic() - began < 20
 
 
