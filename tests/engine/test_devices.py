@@ -118,4 +118,6 @@ def test_a_cpu_with_a_unit_for_bf16_is_told_of(monkeypatch: pytest.MonkeyPatch) 
     assert "--precision bf16" in (devices.bf16_note("auto", cpu) or "")
     assert devices.bf16_note("fp32", cpu) is None and devices.bf16_note("auto", torch.device("cuda")) is None
     monkeypatch.setattr(devices, "cpu_flags", lambda: {"avx2", "avx512_bf16"})
+    assert "AVX512_BF16; --precision bf16" in (devices.bf16_note("auto", cpu) or "")
+    monkeypatch.setattr(devices, "cpu_flags", lambda: {"avx2", "avx512f"})
     assert devices.bf16_note("auto", cpu) is None

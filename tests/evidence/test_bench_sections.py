@@ -70,21 +70,24 @@ def test_loaders_read_the_same_images(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_environments_differ_in_their_variables_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The child sees the variant's variables and none of the others; without its steps it is an error, not a rate."""
     seen: list[dict[str, str]] = []
+    precisions: list[str] = []
 
     def run(words: list[str], env: dict[str, str], **_: Any) -> Any:
         seen.append(
             {name: env[name] for name in environment.KEEP | environment.HUGE | environment.PASSIVE if name in env}
         )
-        text = "seconds 15.0\n" if "channels_last" not in str(words) else "no steps"
+        precisions.append(words[words.index("--precision") + 1])
+        text = "seconds 15.0\n" if "broken" not in str(words) else "no steps"
         return SimpleNamespace(stdout=text, stderr="why")
 
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
     monkeypatch.setattr(environment.subprocess, "run", run)
-    for name in list(environment.VARIANTS)[:-1]:
+    for name in environment.VARIANTS:
         assert environment._rate(tmp_path / "run", name) == (environment.STEPS - environment.WARM) / 15
-    assert seen == list(environment.VARIANTS.values())[:-1]
+    assert seen == list(environment.VARIANTS.values())
+    assert precisions == ["bf16" if "bf16" in name else "fp32" for name in environment.VARIANTS]
     with pytest.raises(RunFailed, match=r"the demo failed under .*: why"):
-        environment._rate(tmp_path / "channels_last", list(environment.VARIANTS)[-1])
+        environment._rate(tmp_path / "broken", "huge pages")
 
 
 def test_environments_are_compared_with_the_systems() -> None:

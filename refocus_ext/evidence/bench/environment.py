@@ -1,5 +1,5 @@
 """What the memory allocator, huge pages and the threads' way of waiting give on a CPU: the demo's training steps, in processes of
-their own that differ only in environment variables."""
+their own that differ only in environment variables; also another layout of the images, and bf16."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ VARIANTS: dict[str, dict[str, str]] = {
     "huge pages": HUGE,
     "kept, huge pages": KEEP | HUGE,
     "huge pages, channels_last": HUGE,
+    "huge pages, bf16": HUGE,
 }
 BUSY = "as the system has it", "waiting threads spin", "waiting threads sleep"  # measured beside a busy core too
 STEPS, WARM = 40, 10
@@ -64,7 +65,8 @@ def _rate(out: Path, name: str) -> float:
         str(STEPS),
     ]
     layout = "on" if "channels_last" in name else "off"
-    words += ["--picture-every", str(STEPS), "--channels-last", layout, "--device", "cpu"]
+    precision = "bf16" if "bf16" in name else "fp32"
+    words += ["--picture-every", str(STEPS), "--channels-last", layout, "--precision", precision, "--device", "cpu"]
     clean = {key: value for key, value in os.environ.items() if key not in PASSIVE | KEEP | HUGE}
     environment = clean | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"} | VARIANTS[name]
     code = TIMED.format(warm=WARM, steps=STEPS)
