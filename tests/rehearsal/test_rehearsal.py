@@ -82,9 +82,9 @@ class Data:
         raise AssertionError("the rehearsal reads no images")
 
 
-def batch(size: int, side: int) -> list[Any]:
-    """A batch as a loader with pinned memory gives it: two micro-batches on the host."""
-    return [Sample(torch.zeros(size, 3, side, side), torch.zeros(size, dtype=torch.long), None) for _ in range(2)]
+def batch(size: int, side: int, micro: int = 1) -> list[Any]:
+    """A batch as a loader with pinned memory gives it: micro-batches on the host."""
+    return [Sample(torch.zeros(size, 3, side, side), torch.zeros(size, dtype=torch.long), None) for _ in range(micro)]
 
 
 def rehearse(training: Any, step: int, batches: list[Any]) -> dict[str, Any]:
@@ -147,7 +147,7 @@ def perceptual() -> torch.nn.Module:
 )
 def test_a_step_of_the_tokenizer(upstream: Upstream, options: str) -> None:
     training = stage_one(upstream, *options.split())
-    values = rehearse(training, 3, batch(2, 32))
+    values = rehearse(training, 3, batch(2, 32, micro=2 if "--accumulate 2" in options else 1))
     assert "commitment" in values and ("gan" in values) == ("--gan 0.5" in options)
 
 
@@ -218,19 +218,19 @@ def on_cpu(upstream: Upstream) -> Any:
     return SimpleNamespace(vae=small_vae(upstream))
 
 
-def token_batches() -> list[Any]:
+def token_batches(micro: int = 1) -> list[Any]:
     one = SimpleNamespace(
         label=torch.zeros(2, dtype=torch.long),
         structure=torch.zeros(2, 30, dtype=torch.int16),
         alias=torch.zeros(2, 20, dtype=torch.int16),
     )
-    return [one, one]
+    return [one] * micro
 
 
 @pytest.mark.parametrize(
     "options",
     [
-        "--attention dense",
+        "--attention dense --accumulate 2",
         "--mask privileged --precision fp16",
         "--attention per-scale --teacher separate",
         "--attention per-scale --teacher copies --teacher-aliases other",
@@ -242,7 +242,7 @@ def token_batches() -> list[Any]:
 )
 def test_a_step_of_distillation(upstream: Upstream, options: str) -> None:
     training = stage_two(upstream, *options.split())
-    values = rehearse(training, 0, token_batches())  # step 0 logs the terms of every scale too
+    values = rehearse(training, 0, token_batches(2 if "--accumulate 2" in options else 1))  # step 0 logs the terms of every scale too
     assert ("kl" in values) == ("off" not in options) and {"Lm", "acc_64", "grad_norm"} <= set(values)
 
 
