@@ -48,8 +48,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Processes of `-n auto`: each takes up to 2 GiB, and four end the suite soon enough."""
-    return min(4, os.cpu_count() or 1)
+    """Processes of `-n auto`: one more than cores, since many tests wait for other processes; each takes up to 2 GiB."""
+    return min(4, 1 + (os.cpu_count() or 1))
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

@@ -129,6 +129,40 @@ def test_results_of_other_machines_are_reported_and_not_trained_again(
     assert "a.json is no results.json of `ablate`" in capsys.readouterr().err
 
 
+def test_rows_that_differ_in_the_teacher_may_share_a_trained_tokenizer(
+    run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Seeds then vary students alone; results of other tokenizers are not mixed in, rows with tokens of their own are refused."""
+    run("--rows", "no-teacher", "--out", str(tmp_path / "first"))
+    given = tmp_path / "first" / "tokenizer-disk-seed0"
+    shared = ["--rows", "no-teacher,ema-stride-4", "--tokenizer", str(given), "--seeds", "0,1"]
+    code, launched = run(*shared)
+    assert code == 0 and [words[0] for words in launched] == ["distill", "tokenizer", "distill"] * 2
+    assert [str(given) in words for words in launched] == [True, False, False] * 2
+    assert all(str(given / "vae.pth") in words for words in launched if words[0] == "tokenizer")
+    report = (tmp_path / "ablate" / "report.md").read_text()
+    assert "the tokenizer tokenizer-disk-seed0 for all and 4 student steps" in report
+    assert json.loads((tmp_path / "ablate" / "results.json").read_text())["budget"]["tokenizer"] == str(given)
+    capsys.readouterr()
+    old, new = (tmp_path / name / "results.json" for name in ("first", "ablate"))
+    record = json.loads(old.read_text())
+    assert record["budget"].pop("tokenizer") == ""  # as in files from before the option
+    old.write_text(json.dumps(record))
+    elsewhere = lambda name: ["--rows", "no-teacher", "--out", str(tmp_path / name)]  # noqa: E731
+    assert run(*elsewhere("own"), "--known", str(old)) == (0, [])
+    assert run(*elsewhere("given"), "--known", str(new), "--tokenizer", f"/moved/{given.name}") == (0, [])
+    assert run(*elsewhere("own"), "--known", str(new)) == (2, [])
+    assert f"has rows with tokenizer = {given}, this call has none;" in capsys.readouterr().err
+    assert run(*elsewhere("given"), "--known", str(old), "--tokenizer", str(given)) == (2, [])
+    assert f"has rows with tokenizer = none, this call has {given};" in capsys.readouterr().err
+    assert run(*elsewhere("given"), "--tokenizer", str(tmp_path / "none")) == (2, [])
+    assert "--tokenizer" in (told := capsys.readouterr().err) and "none does not exist" in told
+    assert run("--tokenizer", str(given)) == (2, [])
+    assert (
+        "and the row baseline needs tokens of its own; give such rows, as in --rows teachers" in capsys.readouterr().err
+    )
+
+
 def test_an_interrupted_command_ends_the_ablation(run: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     run("--dry-run")
     monkeypatch.setattr(ablate_command, "launch", lambda words: 143)

@@ -20,8 +20,8 @@ from refocus_ext.evidence.ablation.differences import summarise
 from refocus_ext.evidence.ablation.measure import Measure, inception_if_there, measure_run, reader_if_letters
 from refocus_ext.evidence.ablation.options import AblateOptions
 from refocus_ext.evidence.ablation.report import write_report
-from refocus_ext.evidence.ablation.results import Results, budget_of
-from refocus_ext.evidence.ablation.rows import BY_NAME, TABLE, Stage1
+from refocus_ext.evidence.ablation.results import Results, budget_differences, budget_of
+from refocus_ext.evidence.ablation.rows import BY_NAME, DISK, TABLE, Stage1
 from refocus_ext.options.presets import preset
 from refocus_ext.storage.atomic import save_json
 from refocus_ext.storage.results import results_file, write_numbers
@@ -35,6 +35,7 @@ def main(options: AblateOptions) -> int:
     """Runs the command; returns its exit code."""
     if options.demo and options.preset != "demo":
         raise UsageError(f"--demo means --preset demo; omit it to use --preset {options.preset}.")
+    check_rows(options)
     with named("--json"):
         json_file = results_file(options.json) if options.json else None
     with named("--known"):
@@ -44,6 +45,9 @@ def main(options: AblateOptions) -> int:
         for step in plan:
             print("bash run.sh " + shlex.join(step.words))
         return 0
+    if options.tokenizer and plan:
+        with named("--tokenizer"):
+            read_config(Path(options.tokenizer))
     device = pick_device(options.device)
     bind(options)
     inception = inception_if_there(options.inception_weights, device)
@@ -68,6 +72,16 @@ def main(options: AblateOptions) -> int:
         with named("--json"):
             write_numbers(json_file, {"rows": summary, "runs": results, "seeds": list(options.seeds)})
     return 0
+
+
+def check_rows(options: AblateOptions) -> None:
+    """Raises UsageError if --tokenizer is given for a row that trains another one."""
+    own = [row for row in options.rows if TABLE[row].tokenizer.tokens != DISK.tokens]
+    if options.tokenizer and own:
+        raise UsageError(
+            f"--tokenizer {options.tokenizer} is for rows that differ in the teacher alone, and the row {own[0]} needs tokens of "
+            "its own; give such rows, as in --rows teachers, or omit it."
+        )
 
 
 @dataclass(frozen=True)
@@ -96,11 +110,13 @@ def commands(options: AblateOptions, known: Results) -> list[Step]:
         for name in trained([row for row in options.rows if not known.has(row, seed)]):
             row = TABLE[name]
             for stage1 in (BY_NAME[row.tokenizer.tokens], row.tokenizer):
-                if stage1 not in made:
+                if stage1 not in made and not is_given(options, stage1):
                     plan.append(Step(tokenizer_words(options, stage1, seed, seeded), seed))
                     made.add(stage1)
             words = ["distill", *seeded, "--tokenizer", str(tokenizer_folder(options, row.tokenizer, seed))]
             words += ["--depth", str(options.depth), "--steps", str(options.distill_steps), *row.teacher, *watched]
+            if is_given(options, row.tokenizer):  # beside the tokenizer lies the cache of one seed
+                words += ["--cache", str(Path(options.out) / f"tokens-seed{seed}")]
             if row.source:
                 words += ["--teacher-from", str(folder(options, row.source, seed))]
             words += ["--out", str(folder(options, name, seed)), *shlex.split(options.distill_options)]
@@ -137,7 +153,14 @@ def folder(options: AblateOptions, row: str, seed: int) -> Path:
     return Path(options.out) / f"{row}-seed{seed}"
 
 
+def is_given(options: AblateOptions, stage1: Stage1) -> bool:
+    """Whether --tokenizer takes its place."""
+    return bool(options.tokenizer) and stage1 == DISK
+
+
 def tokenizer_folder(options: AblateOptions, stage1: Stage1, seed: int) -> Path:
+    if is_given(options, stage1):
+        return Path(options.tokenizer)
     return Path(options.out) / f"tokenizer-{stage1.name}-seed{seed}"
 
 
@@ -147,10 +170,11 @@ def bind(options: AblateOptions) -> None:
     file = Path(options.out) / "ablate.json"
     if file.is_file():
         theirs = json.loads(file.read_text())
-        if changed := [name for name in ours if theirs.get(name) != ours[name]]:
+        if different := next(budget_differences(ours, theirs), None):
+            name, value, other = different
             raise UsageError(
-                f"--out {options.out} holds an ablation with {changed[0]} = {theirs.get(changed[0])}, this one has "
-                f"{ours[changed[0]]}; rows must be compared under one budget; choose another --out."
+                f"--out {options.out} holds an ablation with {name} = {other}, this one has "
+                f"{value}; rows must be compared under one budget; choose another --out."
             )
         return
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -53,6 +53,12 @@ class AblateOptions(Options):
     seeds: tuple[int, ...] = WHAT(
         (0,), "one run of every row for each; a spread needs several", int_list, identity=False
     )
+    tokenizer: str = WHAT(
+        "",
+        "a trained tokenizer for all rows, where they differ in the teacher alone (--rows teachers): seeds then vary students "
+        "only; without it each seed trains its own",
+        metavar="RUN",
+    )
     depth: int = BUDGET(None, "D of the students", positive(int))
     tokenizer_steps: int = BUDGET(None, "steps of each tokenizer", positive(int))
     distill_steps: int = BUDGET(None, "steps of each student", positive(int))

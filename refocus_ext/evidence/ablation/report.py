@@ -59,10 +59,13 @@ def write_report(
     draw_convergence(out / "convergence.png", table, results, drawn)
     if runs:
         draw_samples(out / "samples.png", runs)
+    stage_one = f"{options.tokenizer_steps} tokenizer steps"
+    if options.tokenizer:
+        stage_one = f"the tokenizer {Path(options.tokenizer).name} for all"
     text = [
         "# Ablation: the rows of Table 2",
         "",
-        f"Preset {options.preset}, d{options.depth}, {options.tokenizer_steps} tokenizer steps and {options.distill_steps} student "
+        f"Preset {options.preset}, d{options.depth}, {stage_one} and {options.distill_steps} student "
         f"steps each, {options.images} samples per measurement (cfg 1.5, top-k 900, top-p 0.96), data: "
         f"{Path(options.data).name or 'the photographs inside scikit-image'}, seeds {', '.join(map(str, options.seeds))}. "
         f"Written by `bash run.sh ablate`.",
@@ -151,7 +154,8 @@ def caveats(options: AblateOptions, distances: Sequence[str]) -> list[str]:
         + (
             "this cannot show that one row is better than another; `--seeds 0,1,2,..` gives a spread."
             if seeds < 3
-            else "+- in the table is the standard deviation of a row over its seeds, each with its own tokenizer."
+            else "+- in the table is the standard deviation of a row over its seeds, "
+            + ("all with one tokenizer." if options.tokenizer else "each with its own tokenizer.")
         )
     )
     if options.preset == "demo":

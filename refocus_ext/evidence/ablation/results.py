@@ -17,6 +17,7 @@ FILE = "results.json"
 BUDGET = (
     "preset",
     "data",
+    "tokenizer",
     "depth",
     "tokenizer_steps",
     "distill_steps",
@@ -30,6 +31,15 @@ Numbers = dict[str, Any]
 def budget_of(options: AblateOptions) -> Numbers:
     """The options that all rows of one comparison share."""
     return {name: getattr(options, name) for name in BUDGET}
+
+
+def budget_differences(ours: Numbers, theirs: Numbers) -> Iterator[tuple[str, Any, Any]]:
+    """Name, our value and theirs, where two budgets differ. Data and tokenizer may lie elsewhere on another machine: the last
+    part of their path counts. Files from before the option have no tokenizer, as if none had been given."""
+    for name, value in ours.items():
+        other = theirs.get(name, "" if name == "tokenizer" else None)
+        if (Path(value).name != Path(str(other)).name) if name in ("data", "tokenizer") else (value != other):
+            yield name, value or "none", other or "none"
 
 
 class Results:
@@ -84,16 +94,9 @@ class Results:
             raise UsageError(f"{file} cannot be read ({error.strerror}); give a results.json.") from error
         except (ValueError, KeyError, TypeError) as error:
             raise UsageError(f"{file} is no results.json of `ablate`.") from error
-        if different := next(self._differences(theirs), None):
+        if different := next(budget_differences(self.head["budget"] | {"images": self.head["images"]}, theirs), None):
             name, ours, other = different
             raise UsageError(
                 f"{file} has rows with {name} = {other}, this call has {ours}; rows must be compared under one budget."
             )
         return rows
-
-    def _differences(self, theirs: Numbers) -> Iterator[tuple[str, Any, Any]]:
-        """Data may lie elsewhere on another machine: the last part of its path counts."""
-        for name, ours in {**self.head["budget"], "images": self.head["images"]}.items():
-            other = theirs.get(name)
-            if (Path(ours).name != Path(str(other)).name) if name == "data" else (ours != other):
-                yield name, ours, other
