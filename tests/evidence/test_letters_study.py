@@ -88,8 +88,8 @@ def test_the_table_of_guidances_has_the_means_of_what_is_recorded() -> None:
     rows = [
         [cell.strip() for cell in line.strip("|\n").split("|")] for line in re.findall(r"^\|.*\n", section, flags=re.M)
     ]
-    assert rows[0] == ["row", "cfg", "read", "recall", "distance"] and len(rows) == 2 + 8
-    names = {TABLE[name].title: name for name in ("baseline", "gaussian")}
+    assert rows[0] == ["row", "cfg", "read", "recall", "distance"] and len(rows) == 2 + 11
+    names = {TABLE[name].title: name for name in ("baseline", "gaussian", "sharp-states")}
     for title, cfg, *cells in rows[2:]:
         runs = [recorded[f"{names[title]}-seed{seed}, cfg {cfg}"] for seed in (2, 3, 4)]
         mean = {name: sum(run[name] for run in runs) / 3 for name in runs[0]}

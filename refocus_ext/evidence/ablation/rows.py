@@ -66,6 +66,8 @@ TABLE: dict[str, Row] = {
     # Not in the paper: one change at a time. "no-refocusing" drops noise, prefixes and anchors too, and "shared-codebook" gives
     # alias tokens log2(V) bits in place of 9.
     "sharp-states": Row("focus states without blur", Stage1("sharp", ("--blur", "sharp"))),
+    "no-prefixes": Row("stage 1 without prefixes", Stage1("no-prefixes", ("--prefix", "0"))),
+    "no-anchor": Row("stage 1 without the anchor", Stage1("no-anchor", ("--anchor", "0"))),
     "half-views": Row("state 1 encoded at half size", Stage1("half", ("--views", "half"))),
     "sinc": Row("sinc filter", Stage1("sinc", ("--blur", "sinc"))),
     "shared-512": Row("512 codes of the shared codebook", Stage1("shared-512", ("--alias-codebook", "shared-part"))),
