@@ -13,7 +13,8 @@ import pytest
 
 from refocus_ext.commands import main
 from refocus_ext.evidence.ablation import command
-from refocus_ext.evidence.ablation.rows import TABLE
+from refocus_ext.evidence.ablation.differences import Difference, summarise
+from refocus_ext.evidence.ablation.rows import PAPER, TABLE
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "letters.md").read_text()
@@ -28,6 +29,13 @@ MEANS = {
     "recall": ("recall", "{:.3f}"),
     "edges": ("edges", "{:+.1f} dB"),
     "moire": ("moire", "{:+.1f} dB"),
+}
+DIFFERENCES = {
+    "legibility": ("read", lambda mean, margin: f"{100 * mean:+.1f} +- {100 * margin:.1f} points"),
+    "letters_fd": ("distance", lambda mean, margin: f"{mean:+.1f} +- {margin:.1f}"),
+    "edges": ("edges", lambda mean, margin: f"{mean:+.2f} +- {margin:.2f} dB"),
+    "moire": ("moire", lambda mean, margin: f"{mean:+.2f} +- {margin:.2f} dB"),
+    "ce_student": ("cross-entropy", lambda mean, margin: f"{mean:+.3f} +- {margin:.3f} nats per token"),
 }
 MINUS = {"minus that without a teacher": "no-teacher"}
 
@@ -79,6 +87,32 @@ def expected(head: str, row: dict[str, Any]) -> str:
         return f"{minus['mean']:+.3f}" if minus else ""
     name, form = MEANS[head]
     return form.format(row["mean"][name]) if name in row["mean"] else ""
+
+
+def test_the_differences_that_are_shown_are_all_whose_interval_has_no_zero() -> None:
+    """Of the paper's rows and the one without blur, in the measures that the report compares."""
+    recorded = json.loads((ROOT / "docs" / "letters" / "results.json").read_text())["rows"]
+    results = {row: [recorded[row][seed] for seed in "234"] for row in (*PAPER, "sharp-states")}
+    compared = {
+        (name, other, measure): Difference(**found)
+        for name in results
+        for other, measures in summarise(name, results)["against"].items()
+        for measure, found in measures.items()
+        if measure in DIFFERENCES
+    }
+    apart = {key: d for key, d in compared.items() if d.margin is not None and abs(d.mean) > d.margin}
+    (table,) = re.findall(r"^\| row \| beside \| measure \| difference \|\n\|.*\n((?:\|.*\n)+)", PAGE, flags=re.M)
+    shown = {
+        (name, other, measure): value.split(" ([")[0]
+        for name, other, measure, value in (
+            (cell.strip() for cell in line.strip("|").split("|")) for line in table.splitlines()
+        )
+    }
+    assert f"Of its {len(compared)}\n95% intervals" in PAGE
+    assert shown == {
+        (TABLE[name].title, TABLE[other].title, DIFFERENCES[measure][0]): DIFFERENCES[measure][1](d.mean, d.margin)
+        for (name, other, measure), d in apart.items()
+    }
 
 
 def test_the_table_of_guidances_has_the_means_of_what_is_recorded() -> None:
