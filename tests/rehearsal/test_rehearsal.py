@@ -242,9 +242,8 @@ def token_batches(micro: int = 1) -> list[Any]:
 )
 def test_a_step_of_distillation(upstream: Upstream, options: str) -> None:
     training = stage_two(upstream, *options.split())
-    values = rehearse(
-        training, 0, token_batches(2 if "--accumulate 2" in options else 1)
-    )  # step 0 logs the terms of every scale too
+    micro = 2 if "--accumulate 2" in options else 1
+    values = rehearse(training, 0, token_batches(micro))  # step 0 logs the terms of every scale too
     assert ("kl" in values) == ("off" not in options) and {"Lm", "acc_64", "grad_norm"} <= set(values)
 
 
