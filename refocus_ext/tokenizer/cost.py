@@ -171,8 +171,8 @@ def step_cost(
         adversary=adversary,
         critic=critic,
         encodes=calls["encode"],
-        decodes=max(_decodes(pyramid)) if pyramid.refocuses and not frozen else calls["decode"],
-        mean_decodes=fmean(_decodes(pyramid)) if pyramid.refocuses and not frozen else calls["decode"],
+        decodes=max(_decodes(pyramid, weights)) if pyramid.refocuses and not frozen else calls["decode"],
+        mean_decodes=fmean(_decodes(pyramid, weights)) if pyramid.refocuses and not frozen else calls["decode"],
         view_bytes=FP32 * 3 * size * size,
         latent_bytes=FP32 * vae.Cvae * pyramid.latent_size**2,
         features_bytes=itemsize * last_decoder_weight(vae).shape[1] * size * size,
@@ -192,9 +192,10 @@ class _Outline(FocusPyramid):
         return torch.empty_like(self.decimated(x_BCHH, k))
 
 
-def _decodes(pyramid: FocusPyramid) -> list[float]:
+def _decodes(pyramid: FocusPyramid, weights: StructureWeights) -> list[float]:
     """Passes of the decoder in a step of each focus state: the image, the state's anchor, and its prefix unless it is sharp."""
-    return [1 + (1 + (k < pyramid.states - 1)) / d**2 for k, d in enumerate(pyramid.subsampling)]
+    anchor, prefix = bool(weights.anchor), bool(weights.prefix)
+    return [1 + (anchor + (prefix and k < pyramid.states - 1)) / d**2 for k, d in enumerate(pyramid.subsampling)]
 
 
 def _losses(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from refocus_ext.distill.teacher.kinds import teacher_class
 from refocus_ext.distill.teacher.separate import SeparateTeacher
 from refocus_ext.distill.validation import (
     SHOWN,
+    DistillReport,
     ValidationTokens,
     _sums,
     constant_and_other,
@@ -117,6 +119,8 @@ def test_validation_is_a_plain_mean_over_images(upstream: Upstream) -> None:
     nll_t = -out.teacher_logits.log_softmax(-1).gather(-1, idx[..., None])[..., 0]
     gap_N = (nll - nll_t).mean(1)
     assert report.gap_error == pytest.approx(float(gap_N.std() / 7**0.5), rel=1e-3)
+    nll_o = -wrong.teacher_logits.log_softmax(-1).gather(-1, idx[..., None])[..., 0]
+    assert report.control_error["other"] == pytest.approx(float((nll_o - nll_t).mean(1).std() / 7**0.5), rel=1e-3)
     p, q, other_q = (each.softmax(-1) for each in (out.student_logits, out.teacher_logits, wrong.teacher_logits))
     token = torch.nn.functional.one_hot(idx, p.shape[-1])
     of_tokens = (token - p).square().sum(-1).mean().item()
@@ -127,6 +131,15 @@ def test_validation_is_a_plain_mean_over_images(upstream: Upstream) -> None:
     assert report.ce["student"] == pytest.approx([float(p.mean()) for p in nll.split([1, 4, 9, 16], dim=1)], rel=1e-5)
 
 
+def test_a_control_is_told_apart_by_its_own_standard_error() -> None:
+    """A gap may be certain while its lead over a control is not."""
+    rows = {name: [4.0] for name in ("student", "teacher", "other", "constant")}
+    mean = {"student": 4.0, "teacher": 3.95, "other": 3.98, "constant": 4.0}
+    report = partial(DistillReport, ce=rows, acc=rows, ce_mean=mean, gap_error=0.01, images=64)
+    assert "gain the teacher 0.030 nats" in report(control_error={"other": 0.01, "constant": 0.01}).verdict()
+    assert "no measurable gain" in report(control_error={"other": 0.02, "constant": 0.01}).verdict()
+
+
 def test_autocast_does_not_round_the_sums() -> None:
     """A product under autocast would be in bf16: 64 gaps of 0.026 would come out as 0.031."""
     generator = torch.Generator().manual_seed(0)
@@ -135,8 +148,8 @@ def test_autocast_does_not_round_the_sums() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         sums = _sums(nll, torch.zeros(2, 64, 5), torch.zeros(2, 64, 5), torch.ones(64), [(0, 1), (1, 5)])
     assert sums.dtype == torch.float64
-    assert (sums[1, -3] / 64).item() == pytest.approx(0.026, abs=1e-6)
-    assert (sums[0, -5] / 64).item() == pytest.approx(nll[0].double().mean().item(), rel=1e-12)
+    assert (sums[1, -5] / 64).item() == pytest.approx(0.026, abs=1e-6)
+    assert (sums[0, -7] / 64).item() == pytest.approx(nll[0].double().mean().item(), rel=1e-12)
 
 
 def test_validation_leaves_the_mode_and_the_label_drop(upstream: Upstream) -> None:

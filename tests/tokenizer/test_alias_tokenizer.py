@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import copy
 import math
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from conftest import small_vae
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from patches import Focus, load_upstream
+from refocus_ext.engine.distributed import World
 from refocus_ext.optics.pyramid import FocusPyramid
 from refocus_ext.tokenizer.alias.explained_variance import ExplainedVariance, explained_warnings
 from refocus_ext.tokenizer.alias.geometry import AliasGeometry
-from refocus_ext.tokenizer.alias.tokenizer import AliasTokenizer
-from refocus_ext.tokenizer.codebooks import CodeRevival
+from refocus_ext.tokenizer.alias.tokenizer import AliasTokenizer, build_alias
+from refocus_ext.tokenizer.averages import Averages
+from refocus_ext.tokenizer.codebooks import Codebooks, CodeRevival
 from refocus_ext.vector_quantization import nearest_code
 
 SMALL = AliasGeometry(image_size=64, states=3, codes=16, code_dim=4, width=8)
@@ -407,6 +413,28 @@ def test_an_own_codebook_is_in_the_state_dict_once(tokenizer: AliasTokenizer) ->
     again.load_state_dict(tokenizer.state_dict(), strict=True)
     views = smooth_views(SMALL, images=4)
     assert all(torch.equal(a, b) for a, b in zip(again.tokens(views), tokenizer.tokens(views), strict=True))
+
+
+@pytest.mark.parametrize("codes", [64, 16])
+def test_a_code_of_a_shared_codebook_that_alias_tokens_use_is_in_use(codes: int) -> None:
+    """Structure tokens use codes 0 to 31, alias tokens the last one of theirs; the others become what either codebook met."""
+    pyramid = FocusPyramid(image_size=64, states=3, rho_max=6.0)
+    vae: Any = small_vae(load_upstream())
+    Focus(pyramid).apply(vae)
+    alias = build_alias(AliasGeometry.of(pyramid, codebook="shared", width=16, codes=codes, code_dim=8), vae, "cpu")
+    plan: Any = SimpleNamespace(seed=0, steps_at=lambda step: 100)
+    recipe: Any = SimpleNamespace(revive=1)
+    world = World(0, 1, torch.device("cpu"))
+    books = Codebooks(plan, recipe, world, vae, alias, Averages(vae, alias, 0.0), None)  # type: ignore[arg-type]
+    structure: Any = SimpleNamespace(idx_S=[torch.arange(32)], residual_S=[torch.full((40, 8), 100.0)])
+    aliases: Any = SimpleNamespace(idx_K=[torch.tensor([codes - 1])], points_K=[torch.full((40, 8), 200.0)])
+    table, last = vae.quantize.embedding.weight, (codes - 1) * 64 // codes
+    before = table.detach().clone()
+    optimizer = torch.optim.AdamW([table])
+    assert books.update(0, [structure], [aliases], optimizer) == {"revived": 31.0}
+    changed = (table != before).any(1).nonzero().flatten().tolist()
+    assert changed == [code for code in range(32, 64) if code != last]
+    assert set(table[changed].flatten().tolist()) == {100.0, 200.0}
 
 
 def test_initialise_fits_a_shared_codebook_and_leaves_it() -> None:

@@ -76,6 +76,22 @@ def test_sharp_state_has_no_second_prefix(objective: StructureObjective, images:
     assert "prefix" not in objective(images, state=2).terms
 
 
+def test_a_term_of_weight_0_is_left_out(focus_vae: Any, images: Tensor) -> None:
+    """In the warm-up as well, in which the anchor would otherwise train the blurred states."""
+    objective = StructureObjective(focus_vae, StructureWeights(anchor=0, prefix=0)).train()
+    torch.manual_seed(0)
+    out = objective(images, state=0, quantize=False)
+    assert set(out.terms) == {"recon"} and out.loss == out.recon
+    assert set(objective(images, state=0).terms) == {"recon", "commitment", "codebook"}
+
+
+def test_the_warm_up_weighs_the_anchor(focus_vae: Any, images: Tensor) -> None:
+    objective = StructureObjective(focus_vae, StructureWeights(anchor=0.25)).train()
+    out = objective(images, state=1, quantize=False)
+    assert set(out.terms) == {"recon", "anchor"}
+    assert torch.allclose(out.loss, out.terms["recon"] + 0.25 * out.terms["anchor"])
+
+
 def test_plain_var_has_neither_prefix_nor_anchor(vae: Any, images: Tensor) -> None:
     Focus(FocusPyramid(image_size=64, states=3, blur="none")).apply(vae)
     objective = StructureObjective(vae, StructureWeights()).train()

@@ -42,6 +42,7 @@ def summarise(name: str, results: Mapping[str, Sequence[dict[str, Any]]]) -> dic
     return {
         "title": row.title,
         "tokenizer": row.tokenizer.tokens,
+        "gap": row.gap,
         "mean": {key: statistics.fmean(entry) for key, entry in values.items()},
         "spread": {key: statistics.stdev(entry) if len(entry) > 1 else None for key, entry in values.items()},
         "against": against,

@@ -91,7 +91,7 @@ def table_lines(summary: Mapping[str, dict[str, Any]], distances: Sequence[str])
     """A Markdown table; a spread is the sample standard deviation over seeds."""
     heads = [NAMES[name] for name in distances] + [
         "student's cross-entropy (tokens)",
-        "teacher's gap (with another image's alias tokens)",
+        "teacher's gap with the alias tokens it is trained with (with another image's)",
         "paper's FID, d16",
         "paper's IS",
     ]
@@ -99,7 +99,7 @@ def table_lines(summary: Mapping[str, dict[str, Any]], distances: Sequence[str])
     for row in summary.values():
         cells = [_cell(row, name, "{:.3f}") for name in distances]
         cells.append(f"{_cell(row, 'ce_student', '{:.3f}')} ({row['tokenizer']})")
-        gap = _cell(row, "gap_teacher", "{:.4f}") if "gap_teacher" in row["mean"] else "-"
+        gap = _cell(row, row["gap"], "{:.4f}") if row["gap"] in row["mean"] else "-"
         if "gap_other" in row["mean"]:  # a teacher without alias tokens has no such control
             gap += f" ({_cell(row, 'gap_other', '{:.4f}')})"
         lines.append(

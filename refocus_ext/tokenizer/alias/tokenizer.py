@@ -121,9 +121,13 @@ class AliasTokenizer(nn.Module):
     @property
     def table(self) -> Tensor:
         """The vectors of the alias tokens, (codes, C): the codebook, or evenly spread entries of a larger shared one."""
-        weight = self.embedding.weight
-        step = len(weight) // self.geometry.codes
-        return weight if step == 1 else weight[::step]
+        step = self.spacing
+        return self.embedding.weight if step == 1 else self.embedding.weight[::step]
+
+    @property
+    def spacing(self) -> int:
+        """Token i is entry i * spacing of the codebook."""
+        return self.embedding.num_embeddings // self.geometry.codes
 
     @property
     def vocab_size(self) -> int:

@@ -61,14 +61,13 @@ class StructureObjective(nn.Module):
     def _autoencoder(self, x: Tensor, state: int) -> StructureOutput:
         sharp = len(self.last_scale) - 1
         views = self.pyramid.structure_views(x, training=self.training)
-        terms, image = {}, x
-        for name, k in (("recon", sharp), ("anchor", state)):
-            if name == "recon" or (k != sharp and self.pyramid.refocuses):
-                latent = self.vae.encode_view(views[k])
-                decoded = self.vae.decode(latent).float()
-                terms[name] = self.pixel_loss(decoded, self.pyramid.structure_view(x, k))
-                image = decoded if name == "recon" else image
-        loss = torch.stack(list(terms.values())).sum()
+        image = self.vae.decode(self.vae.encode_view(views[sharp])).float()
+        loss = self.pixel_loss(image, self.pyramid.structure_view(x, sharp))
+        terms = {"recon": loss}
+        if state != sharp and self.pyramid.refocuses and self.weights.anchor:
+            decoded = self.vae.decode(self.vae.encode_view(views[state])).float()
+            terms["anchor"] = self.pixel_loss(decoded, self.pyramid.structure_view(x, state))
+            loss = loss + self.weights.anchor * terms["anchor"]
         return StructureOutput(
             loss + self._all_take_part(),
             terms["recon"],
@@ -114,11 +113,14 @@ class StructureObjective(nn.Module):
         self, x: Tensor, own: Tensor, T: Tensor, f_hat_S: Sequence[Tensor], state: int
     ) -> dict[str, Tensor]:
         """Prefix: the image decoded from the state's tokens against F_k. Anchor: D(T_k) against F_k; without it the commitment
-        loss would reward a constant T_k. Both at the size of the state's view, as is `own`, T_k before it is upsampled."""
-        focused = self.pyramid.structure_view(x, state)
-        terms = {"anchor": self.pixel_loss(self.vae.decode(own).float(), focused)}
+        loss would reward a constant T_k. Both at the size of the state's view, as is `own`, T_k before it is upsampled. A term of
+        weight 0 is left out."""
+        focused, terms = self.pyramid.structure_view(x, state), {}
+        if self.weights.anchor:
+            terms["anchor"] = self.pixel_loss(self.vae.decode(own).float(), focused)
         scale = self.last_scale[state]
-        if scale is not None and scale != len(f_hat_S) - 1:  # the sharp state's prefix is the reconstruction itself
+        # the sharp state's prefix is the reconstruction itself
+        if self.weights.prefix and scale is not None and scale != len(f_hat_S) - 1:
             pn = self.vae.quantize.v_patch_nums[scale]
             prefix = straight_through(f_hat_S[scale], T, pn)
             terms["prefix"] = self.pixel_loss(self.vae.decode_state(prefix, state).float(), focused)
