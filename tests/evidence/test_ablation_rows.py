@@ -128,9 +128,8 @@ def test_the_gap_of_a_control_is_with_what_its_teacher_was_shown() -> None:
     """Its gap with the image's own tokens, which it never saw, says nothing about what its student was taught."""
     point = {"points": [{"step": 1, "thumbnail_fd": 2.0}], "ce_student": 3.0}
     gaps = {"gap_teacher": 0.25, "gap_other": -0.5, "gap_constant": 0.125}
-    results: dict[str, Any] = dict.fromkeys(
-        ("full", "other-aliases", "constant-aliases", "copies-constant"), [point | gaps]
-    )
+    names = ("full", "other-aliases", "constant-aliases", "copies-constant")
+    results: dict[str, Any] = {name: [point | gaps] for name in names}
     lines = table_lines({name: differences.summarise(name, results) for name in results}, ["thumbnail_fd"])
     gap = ["0.2500", "-0.5000", "0.1250", "0.1250"]
     assert [line.split(" | ")[3] for line in lines[2:]] == [f"{value} (-0.5000)" for value in gap]
