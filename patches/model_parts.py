@@ -33,14 +33,27 @@ def last_decoder_weight(vae: VQVAE) -> Tensor:
     return model.decoder.conv_out.weight
 
 
-def compile_autoencoder(vae: VQVAE) -> None:
-    """torch.compile of encoder and decoder in place, so that the state dict keeps upstream's names."""
-    from torch._functorch import config
+class EagerConv2d(nn.Conv2d):
+    """A convolution that stays uncompiled inside a compiled network."""
 
-    config.donated_buffer = False  # the adaptive weight of the adversarial loss runs parts of the backward pass twice
+    @torch.compiler.disable
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input)
+
+
+def compile_autoencoder(vae: VQVAE, **options: Any) -> None:
+    """torch.compile of encoder and decoder in place, so that the state dict keeps upstream's names.
+
+    The decoder's last convolution stays uncompiled: the adaptive weight of the critic asks for gradients of its weight alone, and
+    compiled code can only run its whole backward pass.
+
+    Args:
+        options: of `torch.compile`.
+    """
     model: Any = vae
-    model.encoder.compile()
-    model.decoder.compile()
+    model.decoder.conv_out.__class__ = EagerConv2d
+    model.encoder.compile(**options)
+    model.decoder.compile(**options)
 
 
 def compile_blocks(blocks: Sequence[nn.Module], **options: Any) -> None:

@@ -52,15 +52,16 @@ class Noise:
 
     def __init__(self, seeds: Sequence[int], device: torch.device | str) -> None:
         self.generators = [torch.Generator(device=device).manual_seed(seed) for seed in seeds]
+        self.finite = torch.ones((), dtype=torch.bool, device=device)  # all probabilities so far
 
     def draw(self, probability_BlV: Tensor) -> Tensor:
-        """One code per token, (B,l)."""
-        return torch.cat(
-            [
-                torch.multinomial(part.flatten(0, 1), 1, replacement=True, generator=own).view(part.shape[:2])
-                for part, own in self._shares(probability_BlV)
-            ]
+        """One code per token, (B,l): bit for bit what `torch.multinomial` draws, which would make the host wait for a GPU twice
+        for each generator."""
+        self.finite &= probability_BlV.isfinite().all()
+        race = torch.cat(
+            [torch.empty_like(part).exponential_(generator=own) for part, own in self._shares(probability_BlV)]
         )
+        return (probability_BlV / race).argmax(dim=-1)
 
     def gumbel(self, like_BlV: Tensor) -> Tensor:
         """Standard Gumbel noise, (B,l,V)."""
@@ -102,8 +103,11 @@ def sample(
 
     Args:
         label_B: int64; num_classes stands for no class.
-        noise: one generator, or one for each image.
+        noise: one generator, or one for each image; new ones for each call.
         exchange: may replace each scale's code vectors before they are added to f_hat.
+
+    Raises:
+        FloatingPointError: the probabilities of tokens are not finite.
     """
     var: Any = model
     vae, scales, B = var.vae_proxy[0], len(var.patch_nums), len(label_B)
@@ -125,6 +129,10 @@ def sample(
             if si < scales - 1:
                 begin, end = var.begin_ends[si + 1]
                 x_BLC = (var.word_embed(pooled.flatten(2).transpose(1, 2)) + place_1LC[:, begin:end]).repeat(2, 1, 1)
+    if not noise.finite:
+        raise FloatingPointError(
+            "the probabilities of tokens are not finite: the weights are damaged, or need another precision"
+        )
     return to_unit(vae.fhat_to_img(f_hat).float())  # bf16 has too few steps between 0.5 and 1
 
 

@@ -5,18 +5,25 @@ from __future__ import annotations
 import atexit
 import os
 import sys
+import traceback
 from typing import NoReturn
 
 from refocus_ext.commands import main
+
+
+def several() -> bool:
+    """Whether this is one of several processes."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def leave(code: int) -> NoReturn:
     """Exits the process with this code.
 
     One of several processes runs its exit handlers but skips the interpreter's teardown: during it one of PyTorch's threads
-    (gloo, FSDP2) sometimes aborts, and torchrun would report a finished run as failed.
+    (gloo, FSDP2) sometimes aborts, and torchrun would report a finished run as failed; after an error NCCL would wait in it for the
+    other processes.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if several():
         atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()
@@ -31,4 +38,9 @@ if __name__ == "__main__":
     except BrokenPipeError:  # `... | head` closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
+    except Exception:
+        if not several():
+            raise
+        traceback.print_exc()
+        code = 1
     leave(code)

@@ -224,3 +224,26 @@ def test_the_plan_of_a_job_is_made_on_one_node(image_tree: Path, tmp_path: Path)
     assert good.returncode == 0 and "on each process for 1 image at once" in good.stdout, good.stderr
     bad = plan("4")
     assert bad.returncode == 2 and "does not divide over 8 processes" in bad.stderr and not (tmp_path / "run").exists()
+
+
+# Destroying a group of NCCL waits for the other processes; here it takes for ever.
+FAILS_ALONE = """
+import runpy, time
+from torch import distributed
+from refocus_ext import commands
+from refocus_ext.engine.distributed import join_world
+distributed.destroy_process_group = lambda: time.sleep(600)
+def main(argv):
+    with join_world("cpu") as world:
+        if world.rank == 1:
+            raise ValueError("the reason")
+        world.barrier()
+commands.main = main
+runpy.run_module("refocus_ext", run_name="__main__")
+"""
+
+
+def test_a_process_that_fails_says_why_and_waits_for_no_other() -> None:
+    process = started("--processes", "2", "--", "-c", FAILS_ALONE)
+    assert process.wait(60) == 1 and process.stderr
+    assert "ValueError: the reason" in process.stderr.read()

@@ -157,9 +157,9 @@ class DistillTraining(Training):
         return autocast(self.dtype, self.world.device)
 
     def _synchronized(self, last: bool) -> contextlib.AbstractContextManager[None]:
-        """Gradients are synchronized with the last micro-batch only."""
+        """Gradients are synchronized with the last micro-batch only; those of a sharded VAR with each, because FSDP2 would keep
+        them whole on every process until then."""
         if self.sharded:
-            sharding.sync_gradients(self.var, last)
             return contextlib.nullcontext()
         return self.world.sync_gradients(self.parallel, last)
 

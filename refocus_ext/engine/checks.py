@@ -26,6 +26,8 @@ def check_run_options(options: Any, images: ImageSource) -> None:
         raise UsageError(
             f"--resume {options.resume} is not a checkpoint; it takes auto, never, or a step-* of a run's checkpoints/."
         )
+    if options.grad_checkpoint and options.compile:
+        raise UsageError("--grad-checkpoint and --compile do not go together; omit one of them.")
     if options.accumulate != AUTO and options.batch_size % options.accumulate:
         raise UsageError(
             f"--accumulate {options.accumulate} does not divide --batch-size {options.batch_size}; choose one that does."

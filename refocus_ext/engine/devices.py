@@ -6,6 +6,7 @@ A new type (MPS, say) is a class in this file and an entry in `KINDS`.
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -184,7 +185,8 @@ def kind_of(device: torch.device) -> DeviceKind:
 
 
 def pick_device(name: str) -> torch.device:
-    """'auto' is the first available type.
+    """'auto' is the first available type. A type without a number is asked for and not used, which would make each of several
+    processes allocate on the first GPU.
 
     Raises:
         UsageError: the device is not available.
@@ -193,7 +195,8 @@ def pick_device(name: str) -> torch.device:
         return torch.device(next(kind.name for kind in KINDS.values() if kind.available()))
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        if name not in KINDS or not KINDS[name].available():
+            torch.empty(1, device=device)
     except (RuntimeError, AssertionError):
         raise UsageError(f"--device {name} is not available; use cpu, or omit --device{_elsewhere(name)}.") from None
     kind_of(device)
@@ -253,6 +256,13 @@ def autocast(dtype: torch.dtype, device: torch.device) -> torch.autocast:
     """Mixed precision in `dtype`; for float32 it changes nothing."""
     enabled = dtype != torch.float32
     return torch.autocast(device.type, dtype=dtype if enabled else None, enabled=enabled)
+
+
+def uncompiled() -> contextlib.AbstractContextManager[None]:
+    """Inside, what `torch.compile` has compiled runs as it was written: for the few calls that would each be compiled once more."""
+    if "torch._dynamo" not in sys.modules:  # nothing has been compiled, and importing it takes seconds
+        return contextlib.nullcontext()
+    return torch.compiler.set_stance("force_eager")
 
 
 @contextlib.contextmanager

@@ -138,6 +138,9 @@ def _in_short(error: BaseException) -> str:
 def join_world(device: str = "auto") -> Iterator[World]:
     """Joins the process group that torchrun describes (nccl on CUDA, gloo on CPUs); without torchrun it is a single process.
 
+    After an error the group is left as it is: with NCCL destroying it waits for the other processes, which may be waiting for this
+    one, and the error would not be said. `__main__.leave` ends the process without it.
+
     Raises:
         RunFailed: the group did not form, or a process of it was lost; no process continues alone.
         UsageError: the device is not available.
@@ -163,5 +166,4 @@ def join_world(device: str = "auto") -> Iterator[World]:
             f"another process of this run ended or could not be reached (rank {os.environ.get('RANK')}: {_in_short(error)}). "
             "What it printed before says why; the last checkpoint is intact: rerun the same command to resume."
         ) from None
-    finally:
-        dist.destroy_process_group()
+    dist.destroy_process_group()

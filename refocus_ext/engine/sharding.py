@@ -45,12 +45,6 @@ def shard(var: VAR, world: World, kept: int, dtype: torch.dtype = torch.float32)
     return var
 
 
-def sync_gradients(var: VAR, on: bool) -> None:
-    """Whether the next backward pass of a sharded VAR synchronizes its gradients."""
-    sharded: Any = var
-    sharded.set_requires_gradient_sync(on)
-
-
 def average_gradients(module: nn.Module, world: World) -> None:
     """Averages the gradients over processes of a module that each process holds whole."""
     if world.size == 1:

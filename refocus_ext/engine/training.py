@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from refocus_ext import invocation
 from refocus_ext.engine.checkpoints import checkpoints_of, load_checkpoint
-from refocus_ext.engine.devices import kind_of
+from refocus_ext.engine.devices import kind_of, uncompiled
 from refocus_ext.engine.distributed import World
 from refocus_ext.engine.interruption import Interruption, from_loader, leave_signals_to_parent
 from refocus_ext.engine.memory.watch import MemoryWatch
@@ -202,7 +202,8 @@ class Training(ABC):
             if self.run:
                 self.run.close()
         if self.world.main:
-            self.finish()
+            with uncompiled():
+                self.finish()
         return 0
 
     def _one_step(self, batches: Sequence[Any], progress: Progress, interruption: Interruption) -> int:
@@ -211,15 +212,14 @@ class Training(ABC):
         with self.memory.watched(self.step):
             result = self.train_step(self.step, batches)
         self.step += 1
-        broken = self._note_broken(batches)
         flags = [*interruption.flags(), float(self.saver is not None and self.saver.failed)]
-        flags += [float(len(broken)), float(len(broken) > self.data.broken_limit)]
+        flags.append(float(self._note_broken(batches)))
         self.unread.append(Pending(self.step, result, flags, self.world))
         last = self.step == self.plan.steps
         observes, saves = (last or _due(self.step, every) for every in (self.plan.picture_every, self.plan.save_every))
         code = self._read_some(progress, keep=int(self.reads_late and not (observes or saves)))
         if observes:
-            with self.memory.watched_validation(self.step):
+            with self.memory.watched_validation(self.step), uncompiled():
                 self.observe(progress)
         if saves:
             self.save()
@@ -237,13 +237,15 @@ class Training(ABC):
 
     def _log(self, read: Read, progress: Progress) -> int:
         """Logs a step; returns the exit code if a process was interrupted."""
-        *signals, unsaved, broken, too_many = read.flags
+        *signals, unsaved, new_broken = read.flags
         if unsaved:
             self._finish_saving()
         self._watch_finiteness(read, progress)
         values = {"skipped": 1.0} if read.bad else read.values
-        values["broken_images"] = broken
-        if too_many:
+        if new_broken:  # on any process; each is told of all
+            self.data.known_broken.update(*self.world.gather(self.data.known_broken))
+        values["broken_images"] = float(len(self.data.known_broken))
+        if len(self.data.known_broken) > self.data.broken_limit:
             raise RunFailed(
                 f"{len(self.data.known_broken)} images of {len(self.data)} cannot be decoded, more than the limit of "
                 f"{self.data.broken_limit}; check the folder. With these images removed it is other data, for a new run in "
@@ -303,15 +305,15 @@ class Training(ABC):
                 yield group
                 group = []
 
-    def _note_broken(self, batches: Sequence[Any]) -> set[int]:
-        """Names each image that was replaced because it cannot be decoded; returns all that this process knows."""
+    def _note_broken(self, batches: Sequence[Any]) -> int:
+        """Names each image that was replaced because it cannot be decoded; returns how many were not known."""
         new = {
             int(index) for batch in batches for index in batch.broken.tolist() if index >= 0
         } - self.data.known_broken
         for index in sorted(new):
             print(f"broken image replaced: {self.data.images.name(index)}", flush=True)
         self.data.known_broken |= new
-        return self.data.known_broken
+        return len(new)
 
     # ------------------------------------------------------------------ saving and resuming
 

@@ -93,7 +93,7 @@ def run(options: SampleOptions, job: str, world: World) -> int:
         return compare(options.compare, options, world)
     student = open_student(options, options.student or newest_run(world.say), world)
     if job in ("npz", "folder"):
-        world.say(describe_guidance(guidance_of(student, options, for_set=True), options))
+        world.say(describe_guidance(guidance_of(student, options, for_set=True), options, student.device))
     with ready(student, options):
         if job == "npz":
             plan = set_plan(student, options)

@@ -15,6 +15,7 @@ from torch import Tensor
 from patches import FastSampling, patched
 from patches.model_parts import compile_for_sampling
 from patches.sampling import sample_as_upstream
+from refocus_ext.engine.devices import autocast, autocast_dtype, precision_name
 from refocus_ext.engine.distributed import World
 from refocus_ext.errors import RunFailed, UsageError, named
 from refocus_ext.images.order import spread
@@ -58,11 +59,8 @@ def ready(student: Student, options: SampleOptions) -> Iterator[None]:
 
 @contextlib.contextmanager
 def precision(student: Student, options: SampleOptions) -> Iterator[None]:
-    """Around each batch: autocast for bf16."""
-    if options.precision == "fp32":
-        yield
-        return
-    with torch.autocast(student.device.type, dtype=torch.bfloat16):
+    """Around each batch: autocast."""
+    with autocast(autocast_dtype(options.precision, student.device), student.device):
         yield
 
 
@@ -113,6 +111,7 @@ def set_plan(student: Student, options: SampleOptions) -> Plan:
         "weights": {path.name: sha256(path) for path in (student.files.var, student.files.vae)},
         "images": total,
         **options.identity(),
+        "precision": precision_name(autocast_dtype(options.precision, student.device)),
         "classes": classes,
         "cfg": guidance.cfg,
         "top_k": guidance.top_k,
@@ -148,9 +147,10 @@ def draw_images(student: Student, options: SampleOptions, labels: Sequence[int],
         )
 
 
-def describe_guidance(guidance: Guidance, options: SampleOptions) -> str:
-    """'seed 0, cfg 4, top-k 900, top-p 0.95'."""
-    smooth = ", smooth" * guidance.smooth + ", bf16" * (options.precision == "bf16")
+def describe_guidance(guidance: Guidance, options: SampleOptions, device: torch.device) -> str:
+    """'seed 0, cfg 4, top-k 900, top-p 0.95', and the precision if it is not fp32."""
+    dtype = autocast_dtype(options.precision, device)
+    smooth = ", smooth" * guidance.smooth + f", {precision_name(dtype)}" * (dtype != torch.float32)
     return f"seed {options.seed}, cfg {guidance.cfg:g}, top-k {guidance.top_k}, top-p {guidance.top_p:g}{smooth}"
 
 
@@ -185,7 +185,7 @@ def compare(sources: Sequence[str], options: SampleOptions, world: World) -> int
         with ready(student, options):
             images.append(draw_images(student, options, labels, guidance))
     names = [Path(source).name for source in sources]
-    picture = draw_comparison(students, names, images, labels, describe_guidance(guidance, options))
+    picture = draw_comparison(students, names, images, labels, describe_guidance(guidance, options, students[0].device))
     return save(options.out or "compare.png", picture)
 
 
@@ -219,7 +219,7 @@ def edit_image(student: Student, options: SampleOptions) -> int:
 
 
 def title_of(student: Student, guidance: Guidance, options: SampleOptions) -> str:
-    return f"{student.path.name}  {describe_guidance(guidance, options)}"
+    return f"{student.path.name}  {describe_guidance(guidance, options, student.device)}"
 
 
 def save(name: str, picture: Image.Image) -> int:

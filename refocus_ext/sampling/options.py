@@ -119,7 +119,11 @@ class SampleOptions(Options):
     outside: bool = EDITING(False, "keep the box and repaint around it", identity=False)
 
     batch_size: int = SPEED(32, "images drawn together; sets are bit-equal for equal batches only", positive(int))
-    precision: str = SPEED("fp32", "bf16: autocast, faster on GPUs, not bit-equal to fp32", choices=("fp32", "bf16"))
+    precision: str = SPEED(
+        "auto",
+        "auto is bf16 on GPUs (fp16 on those without it) and fp32 on CPUs; only fp32 has the bits of upstream's own steps",
+        choices=("auto", "fp32", "bf16", "fp16"),
+    )
     compile: bool = SPEED(False, "torch.compile the feed-forward networks and the decoder; not bit-equal")
     stock: bool = SPEED(False, "upstream's own sampling steps, slower, with the same bits in fp32", identity=False)
     device: str = shared.device(SPEED)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from patches.protocols import FocusedQuantizer, FocusedVQVAE
+from refocus_ext.engine.devices import uncompiled
 from refocus_ext.engine.distributed import World
 from refocus_ext.engine.training import RunPlan
 from refocus_ext.images.crops import Crops
@@ -108,12 +109,6 @@ class CodeRevival:
                 moment[dead] = 0
         return dead
 
-    def state_dict(self) -> dict[str, Tensor]:
-        return {"hits_V": self.hits_V.clone()}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self.hits_V.copy_(state["hits_V"])
-
 
 class Codebooks:
     """Both codebooks of a run: each is initialized from training crops at its first step, and dead codes are revived.
@@ -152,7 +147,7 @@ class Codebooks:
     def initialise(self, step: int) -> None:
         """Initializes a codebook from training crops if `step` is its first step; the result is equal on every process."""
         if step in (self.recipe.warm_autoencoder, self.alias_start):
-            with full_precision_matmul():  # nearest codes
+            with full_precision_matmul(), uncompiled():  # nearest codes; one use is not worth a compilation
                 self._initialise(step)
 
     def _initialise(self, step: int) -> None:
@@ -229,12 +224,14 @@ class Codebooks:
         return {name: float(len(revived))}
 
     def state_dict(self) -> dict[str, Any]:
-        """Entries for a checkpoint."""
-        state = {"revival": self.revival.state_dict()}
-        return state | ({"alias_revival": self.alias_revival.state_dict()} if self.alias_revival else {})
+        """Entries for a checkpoint: hits of all processes, which must all call it."""
+        state = {"revival": {"hits_V": self.world.sum(self.revival.hits_V.clone())}}
+        if self.alias_revival:
+            state["alias_revival"] = {"hits_V": self.world.sum(self.alias_revival.hits_V.clone())}
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Loads its entries of a checkpoint."""
-        self.revival.load_state_dict(state["revival"])
-        if self.alias_revival:
-            self.alias_revival.load_state_dict(state["alias_revival"])
+        """Loads its entries of a checkpoint; the hits count once, on rank 0."""
+        for name, revival in (("revival", self.revival), ("alias_revival", self.alias_revival)):
+            if revival:
+                revival.hits_V.copy_(state[name]["hits_V"] * int(self.world.main))

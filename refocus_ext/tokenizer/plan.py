@@ -65,8 +65,6 @@ def check_plan(options: TokenizerOptions, pyramid: FocusPyramid, images: ImageSo
             f"--val-share {options.val_share:g} needs --data DIR; the demo validates on its own photographs."
         )
     check_run_options(options, images)
-    if options.grad_checkpoint and options.compile:
-        raise UsageError("--grad-checkpoint and --compile do not go together in this command; omit one of them.")
     if options.warm_autoencoder >= options.steps:
         raise UsageError(
             f"--warm-autoencoder {options.warm_autoencoder} leaves no step of --steps {options.steps} with quantization; lower it."

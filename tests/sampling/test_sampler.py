@@ -13,6 +13,7 @@ from torch import Tensor
 
 from patches import Upstream
 from patches.sampling import sample_as_upstream
+from refocus_ext.errors import RunFailed
 from refocus_ext.sampling.sampler import (
     Guidance,
     KeptTokens,
@@ -60,6 +61,23 @@ def test_one_generator_is_upstream_to_the_bit(upstream: Upstream, guidance: Guid
     var = lively_var(upstream, shared_aln=shared_aln)
     for label_B in (LABELS, LABELS[:1]):
         assert torch.equal(sample(var, label_B, Noise([5], "cpu"), guidance), by_upstream(var, label_B, 5, guidance))
+
+
+def test_codes_are_drawn_as_multinomial_draws_them() -> None:
+    """Each image by its own generator, whose state is then the same."""
+    probability_BlV = torch.rand(2, 9, 50).square()
+    noise, generators = Noise([5, 6], "cpu"), [torch.Generator().manual_seed(seed) for seed in (5, 6)]
+    for _ in range(3):
+        drawn = [
+            torch.multinomial(p, 1, generator=own)[:, 0] for p, own in zip(probability_BlV, generators, strict=True)
+        ]
+        assert torch.equal(noise.draw(probability_BlV), torch.stack(drawn))
+
+
+def test_damaged_weights_are_one_sentence(student: Student) -> None:
+    inside(student.var).head.weight.data[0, 0] = float("nan")
+    with pytest.raises(RunFailed, match=r"var_d2.pth: the probabilities of tokens are not finite"):
+        sample_images(student, [0])
 
 
 @pytest.mark.parametrize("guidance", [GUIDANCE, SETTINGS[-1]])

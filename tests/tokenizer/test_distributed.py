@@ -38,6 +38,22 @@ leave(main(sys.argv[1:]))
 """
 
 
+COUNTS_CODES = """
+import os
+from types import SimpleNamespace
+import torch
+from refocus_ext.engine.distributed import join_world
+from refocus_ext.tokenizer.codebooks import Codebooks
+with join_world("cpu") as world:
+    books = Codebooks.__new__(Codebooks)
+    books.world, books.alias_revival = world, None
+    books.revival = SimpleNamespace(hits_V=torch.tensor([1, 10 * world.rank]))
+    saved = books.state_dict()["revival"]["hits_V"].tolist()
+    books.load_state_dict({"revival": {"hits_V": torch.tensor([2, 10])}})
+    os.write(1, f"rank {world.rank}: {saved} {books.revival.hits_V.tolist()}\\n".encode())
+"""
+
+
 def command(processes: int, data: Path, out: Path, *options: str, script: Path | None = None) -> list[str]:
     what = [str(script)] if script else ["-m", "refocus_ext"]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
@@ -79,17 +95,29 @@ def test_two_processes_are_one_run_and_the_number_may_change(image_tree: Path, t
     assert train_losses(tmp_path / "parts") == pytest.approx(train_losses(tmp_path / "one"), rel=2e-3)
 
 
-def test_nan_on_one_rank_and_sigterm(image_tree: Path, tmp_path: Path) -> None:
-    """A NaN on rank 1 alone makes neither rank update; SIGTERM to the launcher's children saves on all."""
+def test_nan_on_one_rank_and_a_broken_image(image_tree: Path, tmp_path: Path) -> None:
+    """A NaN on rank 1 alone makes neither rank update; an image that one process cannot read counts once."""
+    broken = image_tree / "train" / "cat" / "000.jpg"
+    broken.write_bytes(broken.read_bytes()[: broken.stat().st_size * 3 // 4])
     script = tmp_path / "poisoned.py"
     script.write_text(POISON_RANK_1)
     poisoned = launch(2, image_tree, tmp_path / "run", "--steps", "4", "--save-every", "1", script=script)
     assert poisoned.returncode == 0, poisoned.stderr
     assert "step 4 skipped: its loss or gradient is not finite" in poisoned.stdout
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [record["train/broken_images"] for record in records if "train/broken_images" in record][-1] == 1
     states = [torch.load(path, weights_only=True) for path in sorted((tmp_path / "run" / "checkpoints").glob("step-*"))]
     weights = [key for key in states[0]["vae"] if "ema_vocab_hit" not in key]
     assert [state["step"] for state in states] == [3, 4]
     assert all(torch.equal(states[0]["vae"][key], states[1]["vae"][key]) for key in weights)
+
+
+def test_a_checkpoint_has_the_code_hits_of_all_processes_and_they_count_once(image_tree: Path, tmp_path: Path) -> None:
+    script = tmp_path / "counts.py"
+    script.write_text(COUNTS_CODES)
+    done = launch(2, image_tree, tmp_path / "run", script=script)
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.splitlines()) == ["rank 0: [2, 10] [2, 10]", "rank 1: [2, 10] [0, 0]"]
 
 
 def test_sigterm_saves_and_the_same_command_continues(image_tree: Path, tmp_path: Path) -> None:

@@ -14,9 +14,10 @@ from torch import Tensor
 from patches import FastSampling, patched
 from patches.model_parts import compile_for_sampling
 from patches.sampling import Guidance, Noise, drop_kv_caches, sample
+from refocus_ext.engine.devices import uncompiled
 from refocus_ext.evidence.bench.gpu_report.bench import Bench, Comparison, frozen
 from refocus_ext.evidence.bench.gpu_report.cases.cuda_graph import Graphed
-from refocus_ext.evidence.bench.gpu_report.cases.student_step import SETTLE, eager
+from refocus_ext.evidence.bench.gpu_report.cases.student_step import SETTLE
 from refocus_ext.evidence.bench.gpu_report.turns import Part
 from refocus_ext.sampling.sampler import FOR_FID, image_seeds
 
@@ -84,7 +85,7 @@ def compiled(bench: Bench, depth: int, batch: int) -> Comparison:
 
     @contextlib.contextmanager
     def fast_and_eager() -> Iterator[None]:
-        with case.fast(), eager():
+        with case.fast(), uncompiled():
             yield
 
     parts = [

@@ -22,6 +22,7 @@ from refocus_ext.distill.options import DistillOptions
 from refocus_ext.distill.recipe import set_lr_and_decay
 from refocus_ext.distill.training import DistillTraining
 from refocus_ext.distill.validation import ValidationTokens
+from refocus_ext.engine.devices import uncompiled
 from refocus_ext.engine.step_result import StepResult
 from refocus_ext.engine.training import RunPlan
 from refocus_ext.errors import RunFailed
@@ -187,12 +188,7 @@ def compiled(bench: Bench, depth: int, batch: int) -> Comparison:
     run = step_of(case.training(options, networks), [case.tokens])
     flops = bench.step_flops(depth, batch, True)
     parts = [
-        Part(EAGER, run, ready=eager, check=step_was_taken, images=batch, flops=flops),
+        Part(EAGER, run, ready=uncompiled, check=step_was_taken, images=batch, flops=flops),
         Part(COMPILED, run, settle=SETTLE, check=step_was_taken, images=batch, flops=flops),
     ]
     return Comparison(f"torch.compile, stage 2's step of d{depth} with teacher, batch {batch}", parts)
-
-
-def eager() -> Any:
-    """Inside, what `torch.compile` has compiled runs eagerly."""
-    return torch.compiler.set_stance("force_eager")

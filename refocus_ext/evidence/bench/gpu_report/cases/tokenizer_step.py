@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 
+from refocus_ext.engine.devices import uncompiled
 from refocus_ext.engine.training import RunPlan
 from refocus_ext.evidence.bench.gpu_report.bench import Bench, Comparison, NoData, held_bytes
-from refocus_ext.evidence.bench.gpu_report.cases.student_step import SETTLE, eager, step_of, step_was_taken
+from refocus_ext.evidence.bench.gpu_report.cases.student_step import SETTLE, step_of, step_was_taken
 from refocus_ext.evidence.bench.gpu_report.turns import Part
 from refocus_ext.images.crops import Sample
 from refocus_ext.options.presets import preset
@@ -99,7 +100,7 @@ def estimate(bench: Bench, batch: int) -> str:
 def compiled(bench: Bench, batch: int) -> Comparison:
     training = training_of(bench, options_of(bench, batch, compile=True), untrained_lpips(bench.device))
     parts = [
-        part(bench, "eager", training, batch, ready=eager),
+        part(bench, "eager", training, batch, ready=uncompiled),
         part(bench, "compiled", training, batch, settle=SETTLE),
     ]
     alone = [replace(one, holds=lambda: 0) for one in parts]  # what the training holds is both parts'
