@@ -26,42 +26,62 @@ class Gaussian(NamedTuple):
     covariance: Tensor
 
 
+AT_ONCE = 4096  # features; a small batch would cost as many passes over the D x D sums as a large one
+
+
 class FeatureStatistics:
-    """Mean and covariance of features, batch by batch in float64; statistics of parts can be merged.
+    """Mean and covariance of features in float64, a few thousand at a time; statistics of parts can be merged.
 
     Centred sums (Chan et al., 1979) keep full precision for features far from 0.
     """
 
     def __init__(self) -> None:
-        self.count = 0
+        self._added = 0
         self._mean = torch.zeros(0, dtype=torch.float64)
         self._scatter = torch.zeros(0, 0, dtype=torch.float64)  # sum of (x - mean)(x - mean)^T
+        self._waiting: list[Tensor] = []
+
+    @property
+    def count(self) -> int:
+        """Features seen."""
+        return self._added + sum(map(len, self._waiting))
 
     def update(self, features_BD: Tensor) -> None:
         """Adds a batch of features (B,D); they are moved to the CPU."""
-        features = features_BD.detach().to("cpu", torch.float64)
-        if features.ndim != 2:
-            raise ValueError(f"features must be (B,D), got {tuple(features.shape)}")
+        if features_BD.ndim != 2:
+            raise ValueError(f"features must be (B,D), got {tuple(features_BD.shape)}")
+        width = self._waiting[0].shape[1] if self._waiting else len(self._mean)
+        if width and features_BD.shape[1] != width:
+            raise ValueError(f"features of width {features_BD.shape[1]} cannot be merged with those of width {width}")
+        self._waiting.append(features_BD.detach().to("cpu", copy=True))
+        if sum(map(len, self._waiting)) >= AT_ONCE:
+            self._add_waiting()
+
+    def merge(self, other: FeatureStatistics) -> None:
+        """Adds everything that `other` has seen."""
+        if other.count:
+            other._add_waiting()
+            self._add_waiting()
+            self._add(other._added, other._mean, other._scatter)
+
+    def _add_waiting(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        features = torch.cat(waiting).double() if waiting else torch.zeros(0)
         if len(features):
             mean = features.mean(0)
             centred = features - mean
             self._add(len(features), mean, centred.T @ centred)
 
-    def merge(self, other: FeatureStatistics) -> None:
-        """Adds everything that `other` has seen."""
-        if other.count:
-            self._add(other.count, other._mean, other._scatter)
-
     def _add(self, count: int, mean: Tensor, scatter: Tensor) -> None:
-        if not self.count:
-            self.count, self._mean, self._scatter = count, mean.clone(), scatter.clone()
+        if not self._added:
+            self._added, self._mean, self._scatter = count, mean.clone(), scatter.clone()
             return
         if mean.shape != self._mean.shape:
             raise ValueError(f"features of width {len(mean)} cannot be merged with those of width {len(self._mean)}")
-        total, shift = self.count + count, mean - self._mean
+        total, shift = self._added + count, mean - self._mean
         self._mean += shift * (count / total)
-        self._scatter += scatter + torch.outer(shift, shift) * (self.count * count / total)
-        self.count = total
+        self._scatter += scatter + torch.outer(shift, shift) * (self._added * count / total)
+        self._added = total
 
     @property
     def mean(self) -> Tensor:
@@ -72,6 +92,7 @@ class FeatureStatistics:
         """
         if not self.count:
             raise ValueError("no features have been seen")
+        self._add_waiting()
         return self._mean
 
     @property
@@ -83,7 +104,8 @@ class FeatureStatistics:
         """
         if self.count < 2:
             raise ValueError(f"a covariance needs at least 2 images, got {self.count}")
-        return self._scatter / (self.count - 1)
+        self._add_waiting()
+        return self._scatter / (self._added - 1)
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:

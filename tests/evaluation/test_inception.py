@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from refocus_ext.errors import UsageError
-from refocus_ext.evaluation import inception
+from refocus_ext.evaluation import frechet, inception
 from refocus_ext.evaluation.frechet import FeatureStatistics, Gaussian, frechet_distance
 from refocus_ext.evaluation.inception import INCEPTION_FILES, InceptionFeatures, load_inception, to_uint8
 from refocus_ext.images import picture
@@ -203,8 +203,12 @@ def statistics_of(*batches: Tensor) -> FeatureStatistics:
     return statistics
 
 
+@pytest.mark.parametrize("at_once", [1, 50, 4096])
 @pytest.mark.parametrize("offset", [0.0, 1e7])
-def test_streaming_equals_one_shot_even_far_from_zero(offset: float) -> None:
+def test_streaming_equals_one_shot_even_far_from_zero(
+    offset: float, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(frechet, "AT_ONCE", at_once)
     x = sample(200, offset=offset)
     s = statistics_of(*x.split([1, 60, 0, 3, 136]))
     assert s.count == 200
