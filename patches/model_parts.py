@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -33,12 +34,14 @@ def last_decoder_weight(vae: VQVAE) -> Tensor:
     return model.decoder.conv_out.weight
 
 
-class EagerConv2d(nn.Conv2d):
-    """A convolution that stays uncompiled inside a compiled network."""
+@cache
+def _eager_conv2d() -> type[nn.Conv2d]:
+    """A convolution that stays uncompiled inside a compiled network. Made when it is needed: `disable` imports Dynamo."""
 
-    @torch.compiler.disable
-    def forward(self, input: Tensor) -> Tensor:
-        return super().forward(input)
+    class EagerConv2d(nn.Conv2d):
+        forward = torch.compiler.disable(nn.Conv2d.forward)
+
+    return EagerConv2d
 
 
 def compile_autoencoder(vae: VQVAE, **options: Any) -> None:
@@ -51,7 +54,7 @@ def compile_autoencoder(vae: VQVAE, **options: Any) -> None:
         options: of `torch.compile`.
     """
     model: Any = vae
-    model.decoder.conv_out.__class__ = EagerConv2d
+    model.decoder.conv_out.__class__ = _eager_conv2d()
     model.encoder.compile(**options)
     model.decoder.compile(**options)
 

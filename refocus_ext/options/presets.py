@@ -20,8 +20,8 @@ _PAPER_TOKENIZER: Stage = dict(
 )
 # As VAR's authors train a VQVAE in their public vaex.
 _VAEX_TOKENIZER: Stage = {
-    **_PAPER_TOKENIZER, "disc": "dino", "disc_augment": "on", "gan_floor": 0.015, "batch_size": 768, "lr": 3e-4, "lr_end": 0.3,
-    "weight_decay": 0.005, "clip": 10.0, "dropout": 0.05,
+    **_PAPER_TOKENIZER, "disc": "dino", "disc_augment": "on", "bcr": 4.0, "gan_floor": 0.015, "gan_start": 0.22,
+    "gan_warmup": 2000, "batch_size": 768, "lr": 3e-4, "lr_end": 0.3, "weight_decay": 0.005, "clip": 10.0, "dropout": 0.05,
 }
 _PAPER_DISTILL: Stage = dict(
     depth=16, num_classes=1000, crops=10, steps=400_000, batch_size=256, lr=1e-4, workers=8, save_every=2500, keep=2,

@@ -28,7 +28,7 @@ def budget_of(
     backbone: nn.Module | None = None,
 ) -> tuple[StepCost, Budget]:
     """The cost of a step and its memory on each of `processes` processes, counted on fake tensors."""
-    modules = modules_of(vae, geometry, lpips, options.gan > 0, backbone, options.disc_augment == "on")
+    modules = modules_of(vae, geometry, lpips, options.gan > 0, backbone, options.disc_augment == "on", options.bcr)
     layout = options.channels_last
     cost = step_cost(
         modules,

@@ -263,6 +263,7 @@ def recipe_of(options: TokenizerOptions) -> TokenizerRecipe:
             options.gan_floor,
             options.lecam,
             augment=options.disc_augment == "on",
+            bcr=options.bcr,
         ),
         codebook_from_data=not options.init,
         codebook_images=options.codebook_images,

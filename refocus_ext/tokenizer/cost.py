@@ -118,18 +118,19 @@ def modules_of(
     critic: bool,
     backbone: nn.Module | None = None,
     augments: bool = False,
+    bcr: float = 0.0,
 ) -> Modules:
     """What takes part in a step; what is built later than the plan is an outline here.
 
     Args:
-        backbone, augments: as of `Adversary`.
+        backbone, augments, bcr: as of `Adversary`.
     """
     with torch.device("meta"):
         # a shared codebook belongs to the VQVAE; here the alias tokenizer has one of its size
         alias = AliasTokenizer(replace(geometry, codebook="own")) if geometry else None
         size = vae.focus_pyramid.image_size
         # in eval mode, in which it draws no view
-        adversary = Adversary(size, backbone=backbone, augments=augments).eval() if critic else None
+        adversary = Adversary(size, backbone=backbone, augments=augments, bcr=bcr).eval() if critic else None
     return Modules(vae, alias, lpips, adversary)
 
 

@@ -139,6 +139,12 @@ class TokenizerOptions(Options):
         choices=("on", "off"),
         added=True,
     )
+    bcr: float = LOSS(
+        0.0,
+        "weight of balanced consistency regularization: the discriminator's logits of an image changed by DiffAug shall not differ",
+        non_negative(float),
+        added=True,
+    )
     gan_start: float = LOSS(0.2, "share of the steps after which the adversarial loss begins", non_negative(float))
     gan_warmup: int = LOSS(1000, "steps over which it then grows to full weight", positive(int))
     gan_floor: float = LOSS(
@@ -250,7 +256,9 @@ class TokenizerOptions(Options):
         names: tuple[str, ...] = (
             alias if self.alias == "off" else ("alias_codes",) if self.alias_codebook == "shared" else ()
         )
-        names += ("gan_start", "gan_warmup", "gan_floor", "lecam", "disc", "disc_augment") if not self.gan else ()
+        names += (
+            ("gan_start", "gan_warmup", "gan_floor", "lecam", "disc", "disc_augment", "bcr") if not self.gan else ()
+        )
         names += ("codebook_images",) if self.init else ()
         names += ("dropout",) if self.only else ()
         return frozenset(names)

@@ -28,6 +28,7 @@ class CriticRecipe:
         floor: least adaptive weight.
         lecam: weight of LeCAM on the discriminator.
         augment: DiffAug on its images.
+        bcr: weight of balanced consistency regularization on the discriminator.
     """
 
     weight: float = 0.0
@@ -36,6 +37,7 @@ class CriticRecipe:
     floor: float = 0.1
     lecam: float = 0.0
     augment: bool = False
+    bcr: float = 0.0
 
 
 @dataclass(frozen=True)

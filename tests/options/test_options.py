@@ -141,15 +141,15 @@ def test_an_added_option_is_recorded_where_its_preset_turns_it_on() -> None:
     off = parsed("tokenizer", "--preset", "vaex", "--disc", "patch")
     on, before = parsed("tokenizer", "--preset", "vaex"), parsed("tokenizer", "--preset", "paper")
     assert (on.identity()["disc"], off.identity()["disc"]) == ("dino", "patch")
-    assert not {"disc", "disc_augment", "dropout"} & before.identity().keys()
+    assert not {"disc", "disc_augment", "dropout", "bcr"} & before.identity().keys()
 
 
 def test_the_recipe_of_vaex() -> None:
     ours, papers = parsed("tokenizer", "--preset", "vaex").to_dict(), parsed("tokenizer", "--preset", "paper").to_dict()
     changed = {name: value for name, value in ours.items() if papers.get(name) != value}
     assert changed == {
-        "preset": "vaex", "disc": "dino", "disc_augment": "on", "gan_floor": 0.015, "dropout": 0.05, "batch_size": 768,
-        "lr": 3e-4, "lr_end": 0.3, "weight_decay": 0.005, "clip": 10.0,
+        "preset": "vaex", "disc": "dino", "disc_augment": "on", "bcr": 4.0, "gan_floor": 0.015, "gan_start": 0.22,
+        "gan_warmup": 2000, "dropout": 0.05, "batch_size": 768, "lr": 3e-4, "lr_end": 0.3, "weight_decay": 0.005, "clip": 10.0,
     }  # fmt: skip
     assert (papers["clip"], papers["gan_floor"], papers["codebook_images"]) == (1.0, 0.1, 1024)
     assert {**parsed("distill", "--preset", "vaex").to_dict(), "preset": ""} == {

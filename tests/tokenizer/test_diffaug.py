@@ -69,7 +69,7 @@ def test_translation_shifts_by_up_to_an_eighth_and_fills_with_zero() -> None:
     assert {dy for dy, _ in shifts} == {dx for _, dx in shifts} == set(range(-4, 5))
 
 
-def test_the_hole_is_a_square_of_half_a_side() -> None:
+def test_the_hole_is_a_square_of_a_fifth_of_a_side() -> None:
     torch.manual_seed(0)
     x = batch(64) + 3
     cut = cutout(x)
@@ -77,7 +77,7 @@ def test_the_hole_is_a_square_of_half_a_side() -> None:
     assert torch.equal(cut.masked_fill(holes.unsqueeze(1), 0), x.masked_fill(holes.unsqueeze(1), 0))
     heights, widths = (holes.any(axis).sum(1) for axis in (2, 1))
     assert torch.equal(holes.sum((1, 2)), heights * widths), "a rectangle"
-    assert heights.max() == widths.max() == 16 and heights.min() >= 8, "of which the border cuts off half at most"
+    assert heights.max() == widths.max() == 6 and heights.min() >= 3, "of which the border cuts off half at most"
 
 
 def test_off_it_is_the_identity() -> None:
@@ -102,6 +102,23 @@ def test_real_and_reconstructed_images_are_both_augmented() -> None:
     part(x, x)
     real, fake = seen[0].chunk(2)
     assert not torch.equal(real, x) and not torch.equal(fake, x) and not torch.equal(real, fake)
+
+
+def test_balanced_consistency_adds_the_difference_of_the_logits() -> None:
+    """Between an image as the discriminator sees it and the same one changed by DiffAug, real and reconstructed."""
+    torch.manual_seed(0)
+    plain, consistent = Adversary(32, width=8), Adversary(32, width=8, bcr=4.0)
+    consistent.load_state_dict(plain.state_dict())
+    real, fake = batch(), -batch()
+    hinge, terms = plain(real, fake)
+    assert "bcr" not in terms
+    torch.manual_seed(1)
+    loss, terms = consistent(real, fake)
+    torch.manual_seed(1)
+    both = torch.cat((real, fake))
+    difference = (plain.discriminator(diffaug(both)) - plain.discriminator(both)).square().mean()
+    assert terms["bcr"] > 0 and torch.allclose(terms["bcr"], difference.detach())
+    assert torch.allclose(loss, hinge + 4 * difference)
 
 
 def test_the_generators_gradient_passes_the_augmentation() -> None:

@@ -150,6 +150,8 @@ class Adversary(nn.Module):
         decay: of LeCAM's moving averages.
         backbone: frozen features of `dino.DinoDiscriminator`; None makes a `PatchDiscriminator`.
         augments: DiffAug on every image that the discriminator sees.
+        bcr: weight of balanced consistency regularization (Zhao et al., 2021, bCR) in the discriminator's loss, which costs a
+            second pass: the mean squared difference of its logits of an image and of the same image changed by DiffAug.
 
     Raises:
         ValueError: images below 16 px.
@@ -163,6 +165,7 @@ class Adversary(nn.Module):
         decay: float = 0.999,
         backbone: nn.Module | None = None,
         augments: bool = False,
+        bcr: float = 0.0,
     ) -> None:
         super().__init__()
         self.discriminator: PatchDiscriminator | DinoDiscriminator
@@ -170,7 +173,7 @@ class Adversary(nn.Module):
             self.discriminator = PatchDiscriminator(layers_for(image_size), width)
         else:
             self.discriminator = DinoDiscriminator(backbone)
-        self.augments = augments
+        self.augments, self.bcr = augments, bcr
         self.lecam_weight = lecam
         self.lecam = LeCam(decay)
 
@@ -188,11 +191,11 @@ class Adversary(nn.Module):
         return hinge_generator_loss(functional_call(self.discriminator, frozen, (self._seen(fake_B3HW),)).float())
 
     def discriminator_loss(self, real_B3HW: Tensor, fake_B3HW: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Hinge loss, plus LeCAM if its weight is not 0; its gradient does not reach the images.
+        """Hinge loss, plus LeCAM and bCR if their weights are not 0; its gradient does not reach the images.
 
         Returns:
-            (loss, detached terms): "critic" the hinge loss, "logits_real" and "logits_fake" their means, and "lecam"
-            unweighted if it is used.
+            (loss, detached terms): "critic" the hinge loss, "logits_real" and "logits_fake" their means, and "lecam" and
+            "bcr" unweighted if they are used.
         """
         both = torch.cat([real_B3HW, fake_B3HW.to(real_B3HW.dtype)]).detach()  # one forward: each image is independent
         real, fake = self.discriminator(self._seen(both)).float().chunk(2)
@@ -203,6 +206,10 @@ class Adversary(nn.Module):
                 self.lecam.update(real, fake)
             penalty = self.lecam(real, fake)
             loss, terms["lecam"] = loss + self.lecam_weight * penalty, penalty.detach()
+        if self.bcr:
+            again = self.discriminator(diffaug(both)).float()
+            difference = F.mse_loss(again, torch.cat((real, fake)))
+            loss, terms["bcr"] = loss + self.bcr * difference, difference.detach()
         return loss, terms
 
     def forward(self, real_B3HW: Tensor, fake_B3HW: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

@@ -68,9 +68,9 @@ class Critic(NoCritic):
     ) -> None:
         self.recipe, self.start, self.world = recipe, recipe.start * steps, world
         self.lr, self.clip, self.dtype = lr, clip, dtype
-        self.adversary = Adversary(image_size, lecam=recipe.lecam, backbone=backbone, augments=recipe.augment).to(
-            world.device
-        )
+        self.adversary = Adversary(
+            image_size, lecam=recipe.lecam, backbone=backbone, augments=recipe.augment, bcr=recipe.bcr
+        ).to(world.device)
         self.parallel = world.parallel(self.adversary)
         groups = decay_groups(self.adversary, weight_decay)
         self.optimizer = torch.optim.AdamW(groups, lr=lr, weight_decay=weight_decay, **adamw)
