@@ -153,6 +153,9 @@ class TokenizerOptions(Options):
     lecam: float = LOSS(0.0, "weight of LeCAM on the discriminator", non_negative(float))
     commitment: float = LOSS(0.25, "beta of the VQ loss: commitment against codebook", non_negative(float))
     prefix: float = LOSS(1.0, "weight of a random state's prefix against F_k", non_negative(float))
+    prefix_trains: str = LOSS(
+        "all", "what it trains: encoder and decoder, or the decoder alone", choices=("all", "decoder"), added=True
+    )
     anchor: float = LOSS(1.0, "weight of a random state's unquantized D(T_k) against F_k", non_negative(float))
 
     consistency: float = LOSS(

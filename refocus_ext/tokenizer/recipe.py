@@ -7,12 +7,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class StructureWeights:
-    """Weights of the structure tokenizer's terms; `commitment` is beta of the VQ loss, `consistency` of `latent_consistency`."""
+    """Weights of the structure tokenizer's terms; `commitment` is beta of the VQ loss, `consistency` of `latent_consistency`.
+
+    With `prefix_trains` "decoder" the prefix's gradient ends at the decoder: it learns unfinished sums, and tokens do not change
+    for their sake.
+    """
 
     l1: float = 1.0
     l2: float = 1.0
     commitment: float = 0.25
     prefix: float = 1.0
+    prefix_trains: str = "all"
     anchor: float = 1.0
     consistency: float = 0.0
 

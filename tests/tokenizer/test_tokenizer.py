@@ -85,6 +85,23 @@ def test_a_term_of_weight_0_is_left_out(focus_vae: Any, images: Tensor) -> None:
     assert set(objective(images, state=0).terms) == {"recon", "commitment", "codebook"}
 
 
+def test_a_prefix_can_train_the_decoder_alone(focus_vae: Any, images: Tensor) -> None:
+    """The same value; the encoder's gradient is that of a run without prefixes, the decoder's is not."""
+    found = []
+    for weights in (StructureWeights(), StructureWeights(prefix_trains="decoder"), StructureWeights(prefix=0)):
+        torch.manual_seed(0)
+        focus_vae.zero_grad()
+        out = StructureObjective(focus_vae, weights).train()(images, state=0)
+        out.loss.backward()
+        model = inside(focus_vae)
+        grads = [part.conv_in.weight.grad.clone() for part in (model.encoder, model.decoder)]
+        found.append((out.terms.get("prefix"), *grads))
+    (value, encoder, decoder), (same, alone, own), (_, without, bare) = found
+    assert torch.equal(value, same) and not torch.allclose(encoder, alone)
+    assert torch.allclose(alone, without, atol=1e-7) and torch.allclose(own, decoder, atol=1e-6)
+    assert not torch.allclose(own, bare, atol=1e-6)
+
+
 def test_the_warm_up_weighs_the_anchor(focus_vae: Any, images: Tensor) -> None:
     objective = StructureObjective(focus_vae, StructureWeights(anchor=0.25)).train()
     out = objective(images, state=1, quantize=False)

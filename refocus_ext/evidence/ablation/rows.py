@@ -76,6 +76,9 @@ TABLE: dict[str, Row] = {
     # alias tokens log2(V) bits in place of 9.
     "sharp-states": Row("focus states without blur", Stage1("sharp", ("--blur", "sharp"))),
     "no-prefixes": Row("stage 1 without prefixes", Stage1("no-prefixes", ("--prefix", "0"))),
+    "decoder-prefixes": Row(
+        "prefixes train the decoder alone", Stage1("decoder-prefixes", ("--prefix-trains", "decoder"))
+    ),
     "no-anchor": Row("stage 1 without the anchor", Stage1("no-anchor", ("--anchor", "0"))),
     "half-views": Row("state 1 encoded at half size", Stage1("half", ("--views", "half"))),
     "sinc": Row("sinc filter", Stage1("sinc", ("--blur", "sinc"))),

@@ -121,8 +121,9 @@ class StructureObjective(nn.Module):
         scale = self.last_scale[state]
         # the sharp state's prefix is the reconstruction itself
         if self.weights.prefix and scale is not None and scale != len(f_hat_S) - 1:
-            pn = self.vae.quantize.v_patch_nums[scale]
-            prefix = straight_through(f_hat_S[scale], T, pn)
+            prefix = f_hat_S[scale].detach()
+            if self.weights.prefix_trains == "all":
+                prefix = straight_through(f_hat_S[scale], T, self.vae.quantize.v_patch_nums[scale])
             terms["prefix"] = self.pixel_loss(self.vae.decode_state(prefix, state).float(), focused)
         return terms
 
