@@ -47,7 +47,7 @@ from refocus_ext.engine.same_run import RunIdentity, file_meaning
 from refocus_ext.engine.training import RunPlan, TrainingData
 from refocus_ext.errors import named, offering
 from refocus_ext.images.checks import SmallImage, check_images
-from refocus_ext.images.class_numbers import class_list, digest_of, renumbered
+from refocus_ext.images.class_numbers import class_list, digest_of, numbers_in_use, renumbered
 from refocus_ext.images.sources.interface import ImageSource
 from refocus_ext.images.views import ViewPlan
 from refocus_ext.options.kinds import AUTO
@@ -353,7 +353,7 @@ def open_run(options: DistillOptions, prepared: Prepared, upstream: Upstream, wo
     """The run folder, with its configuration, class map and a copy of the student's tokenizer."""
     tokenizer, geometry = prepared.tokenizer, prepared.geometry
     weights = tokenizer.checksums()
-    config = {
+    config: dict[str, Any] = {
         "options": options.to_dict(),
         "student": student_entry(options, prepared.classes) | {"file": f"var_d{options.depth}.pth"},
         "vae": vae_entry(tokenizer),
@@ -364,6 +364,8 @@ def open_run(options: DistillOptions, prepared: Prepared, upstream: Upstream, wo
         "upstream": upstream.describe(),
         "torch": torch.__version__,
     }
+    if len(used := numbers_in_use(prepared.train)) < prepared.classes:
+        config["trained_classes"] = used
     run = RunFolder(
         Path(options.out),
         run_identity(options, prepared, world),

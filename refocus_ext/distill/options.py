@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
 
 from refocus_ext.distill.teacher.kinds import EMA, FROZEN, KINDS, OFF
-from refocus_ext.errors import UsageError
 from refocus_ext.optics.names import BLURS
 from refocus_ext.options import shared
 from refocus_ext.options.fields import Heading, Options
 from refocus_ext.options.kinds import non_negative, positive, share
-from refocus_ext.options.presets import DEEPER, Stage, default_tokenizer_run, preset_for, preset_names
+from refocus_ext.options.presets import DEEPER, Stage, default_tokenizer_run, preset_of_tokenizer
 from refocus_ext.tokenizer.options import TokenizerOptions
 
 DATA = Heading("what to train on")
@@ -224,22 +221,7 @@ class DistillOptions(Options):
         Raises:
             UsageError: the run's configuration names no preset of this version.
         """
-        run = Path(str(typed.get("tokenizer") or default_tokenizer_run(str(typed.get("data") or ""))))
-        if run.is_file():
-            return "vanilla"
-        if not (run / "config.json").is_file():
-            return super().choose_preset(typed)
-        theirs, their_data = "", ""
-        try:
-            options = json.loads((run / "config.json").read_text())["options"]
-            theirs, their_data = str(options["preset"]), str(options.get("data", ""))
-        except (OSError, ValueError, KeyError, TypeError):
-            pass
-        if theirs not in preset_names():
-            found = f"has the preset '{theirs}', which this version does not know" if theirs else "names no preset"
-            raise UsageError(f"--tokenizer {run} {found}; give --preset one of {', '.join(preset_names())}.")
-        given = str(typed.get("data") or "")
-        return preset_for(given) if theirs == "demo" and not their_data and given else theirs
+        return preset_of_tokenizer(str(typed.get("tokenizer") or ""), str(typed.get("data") or ""))
 
     @classmethod
     def implied(cls, typed: Mapping[str, object], name: str, stage: Stage) -> dict[str, object]:

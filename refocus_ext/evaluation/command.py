@@ -8,7 +8,17 @@ from refocus_ext.storage.results import results_file
 
 ADM = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches"
 REFERENCE_URL = f"{ADM}/imagenet/256/VIRTUAL_imagenet256_labeled.npz"
-OF_TOKENIZERS = ("tokenizer", "patch_nums", "blur", "focus_states", "rho_max", "data", "images", "lpips_weights")
+OF_TOKENIZERS = (
+    "tokenizer",
+    "patch_nums",
+    "blur",
+    "focus_states",
+    "rho_max",
+    "data",
+    "images",
+    "lpips_weights",
+    "crop_scale",
+)
 OF_SAMPLES = ("reference", "depth", "reference_size")
 NOT_FOR_WRITING = ("samples", "depth", "json", *OF_TOKENIZERS)
 

@@ -36,8 +36,8 @@ class EvalOptions(Options):
     )
     write_reference: str = SAMPLES(
         "",
-        "instead of measuring, write the statistics of --reference to this npz (mu, sigma, mu_s, sigma_s: ADM's and "
-        "pytorch-fid's tools read it); it can be a --reference from then on",
+        "instead of measuring, write the statistics of --reference to this npz (mu, sigma, mu_s, sigma_s: ADM's tools read it); "
+        "it can be a --reference from then on",
         metavar="FILE",
     )
     reference_size: int | None = SAMPLES(

@@ -55,6 +55,8 @@ def _images(path: Path, size: tuple[int, int] | None, threads: int) -> ImageSet:
             raise UsageError(
                 f"{path} holds no images (no arr_0), whose statistics could be computed; give another file."
             )
+        if size is not None:
+            raise UsageError(f"{path} is no folder, and its images are taken as they are; omit --reference-size.")
         return NpzImages(path)
     try:
         return FolderImages(path, size, threads)

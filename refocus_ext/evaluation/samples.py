@@ -218,6 +218,11 @@ def _notes(samples: ImageSet, reference: Reference, inception: InceptionFeatures
             "the reference's statistics were computed with other Inception weights than these: FID and sFID mean nothing; "
             "write them again with these weights."
         )
+    if reference.images is None and reference.spatial is None and reference.standard is None:
+        notes.append(
+            "the reference has statistics of pool3 alone, as pytorch-fid writes them: that resizes and scales images otherwise "
+            "than ADM does, which shifts FID; give the images, or statistics that `eval` wrote."
+        )
     if ordered:
         notes.append(
             "the samples are ordered by class: the Inception Score is computed on splits of "

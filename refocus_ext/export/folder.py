@@ -59,6 +59,8 @@ class Export:
             "pyramid": student.pyramid.to_dict() if student.pyramid else None,
             "training": _training(student),
         }
+        if trained := student.config.get("trained_classes"):
+            geometry["trained_classes"] = trained
         tensors = {name: _plain(state) for name, state in states.items()}
         return cls(tensors, geometry, student.classes)
 

@@ -100,7 +100,7 @@ class Crops(Dataset[Sample]):
 
     def _sample(self, key: SampleKey | int, index: int, image: Image.Image, broken: int) -> Sample:
         free = [side - self.size for side in image.size]
-        left, top, flip = free[0] // 2, free[1] // 2, False
+        left, top, flip = round(free[0] / 2), round(free[1] / 2), False  # torchvision's CenterCrop
         if self.random:
             assert isinstance(key, SampleKey)
             rng = np.random.default_rng(stream_seed(self.seed, Stream.CROPS, key.epoch, index))

@@ -103,19 +103,18 @@ def decode(file: BinaryIO, shorter: int | None = None, background: Colour = WHIT
 
 
 def load_resized(file: BinaryIO, shorter: int, square: bool = False, background: Colour = WHITE) -> Image.Image:
-    """RGB image whose shorter side is `shorter` pixels (Lanczos, as VAR), or of its central square.
+    """RGB image whose shorter side is `shorter` pixels (Lanczos, as VAR; the longer side rounded down, as torchvision does), or of
+    its central square.
 
     Raises:
         BrokenImage: it cannot or must not be decoded.
     """
     image = decode(file, shorter, background)
     image = central(image, 1 if square else LONGEST_KEPT)
-    width, height = image.size
-    scale = shorter / min(width, height)
+    short = min(image.size)
+    width, height = (shorter * side // short for side in image.size)
     with _reading():
-        return image.resize(
-            (max(shorter, round(width * scale)), max(shorter, round(height * scale))), Image.Resampling.LANCZOS
-        )
+        return image.resize((width, height), Image.Resampling.LANCZOS)
 
 
 def central(image: Image.Image, longest: int) -> Image.Image:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 from collections.abc import Mapping
+from pathlib import Path
 
 from refocus_ext.errors import UsageError
 
@@ -106,6 +109,31 @@ def _suffix(data: str) -> str:
 
 def _word(data: str) -> str:
     return data.partition(":")[0].removesuffix("-unseen")
+
+
+def preset_of_tokenizer(tokenizer: str, data: str) -> str:
+    """The preset of stage 2 where none is typed: that of the tokenizer's run, vanilla for a file of weights; where there is no
+    run yet, or that of the demo's photographs is given --data, as for a tokenizer.
+
+    Args:
+        tokenizer: a run folder or a file; without one the run folder of stage 1 for this data.
+
+    Raises:
+        UsageError: the run's configuration names no preset of this version.
+    """
+    run = Path(tokenizer or default_tokenizer_run(data))
+    if run.is_file():
+        return "vanilla"
+    if not (run / "config.json").is_file():
+        return preset_for(data)
+    theirs, their_data = "", ""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        options = json.loads((run / "config.json").read_text())["options"]
+        theirs, their_data = str(options["preset"]), str(options.get("data", ""))
+    if theirs not in PRESETS:
+        found = f"has the preset '{theirs}', which this version does not know" if theirs else "names no preset"
+        raise UsageError(f"--tokenizer {run} {found}; give --preset one of {', '.join(PRESETS)}.")
+    return preset_for(data) if theirs == "demo" and not their_data and data else theirs
 
 
 def preset_names() -> list[str]:

@@ -108,7 +108,7 @@ def edit(
     """
     x_13HW, kept_nn = x_13HW.to(student.device), kept_nn.to(student.device)
     idx_S = student.tokens(x_13HW)
-    decoded = to_unit(student.vae.idxBl_to_img(idx_S, same_shape=True, last_one=True)[0])
+    decoded = to_unit(student.vae.idxBl_to_img(idx_S, same_shape=True, last_one=True)[0].float())
     keep = KeptTokens(student, idx_S, kept_nn)
     edited = sample_images(student, labels, seed=seed, guidance=guidance, watch=watch, exchange=keep)
     kept_HW = kept_nn.repeat_interleave(STRIDE, 0).repeat_interleave(STRIDE, 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -78,11 +79,6 @@ def guidance_of(student: Student, options: SampleOptions, *, for_set: bool = Fal
     ).for_codes(student.geometry.vocab_size)
 
 
-def named_labels(student: Student) -> list[int]:
-    """The classes a student was trained on: those with names, or all if none has a name."""
-    return list(range(len(student.classes) or student.num_classes))
-
-
 def given_labels(student: Student, options: SampleOptions) -> list[int]:
     """The labels of --classes."""
     with named("--classes"):
@@ -96,7 +92,7 @@ def picture_labels(student: Student, options: SampleOptions, count: int) -> list
         total = options.count or max(count, len(classes))
     else:
         total = options.count or count
-        classes = spread(named_labels(student), total)
+        classes = spread(student.trained_classes, total)
     if total < len(classes):
         raise UsageError(f"--count {total} is less than the {len(classes)} classes given; raise it or name fewer.")
     return [classes[i * len(classes) // total] for i in range(total)]
@@ -104,7 +100,7 @@ def picture_labels(student: Student, options: SampleOptions, count: int) -> list
 
 def set_plan(student: Student, options: SampleOptions) -> Plan:
     """The plan of a set: classes alternate, so that any number of images is spread as evenly as possible."""
-    classes = given_labels(student, options) if options.classes else named_labels(student)
+    classes = given_labels(student, options) if options.classes else student.trained_classes
     total = options.count or (options.per_class or PER_CLASS) * len(classes)
     guidance = guidance_of(student, options, for_set=True)
     identity = {
@@ -179,11 +175,14 @@ def compare(sources: Sequence[str], options: SampleOptions, world: World) -> int
     students = [open_student(options, source, world, "--compare") for source in sources]
     with named("--compare"):
         check_same_classes(*students)
-    labels, guidance = picture_labels(students[0], options, 8), guidance_of(students[0], options)
+    labels = picture_labels(students[0], options, 8)
+    each = [guidance_of(student, options) for student in students]
+    # Both with the cfg of the first one; each keeps as many codes as it has.
+    guidance = replace(max(each, key=lambda one: one.top_k), cfg=each[0].cfg)
     images = []
-    for student in students:
+    for student, own in zip(students, each, strict=True):
         with ready(student, options):
-            images.append(draw_images(student, options, labels, guidance))
+            images.append(draw_images(student, options, labels, replace(own, cfg=guidance.cfg)))
     names = [Path(source).name for source in sources]
     picture = draw_comparison(students, names, images, labels, describe_guidance(guidance, options, students[0].device))
     return save(options.out or "compare.png", picture)

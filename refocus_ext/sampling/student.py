@@ -74,6 +74,11 @@ class Student:
     def device(self) -> torch.device:
         return device_of(self.var)
 
+    @property
+    def trained_classes(self) -> list[int]:
+        """The classes it was trained on: those that its run recorded where these are not all, or those with names, or all."""
+        return list(self.config.get("trained_classes") or range(len(self.classes) or self.num_classes))
+
     def labels(self, words: str) -> list[int]:
         """Labels of classes by number or name: '207,golden retriever'; 'none' is the label for no class.
 
@@ -93,8 +98,8 @@ class Student:
 
     @torch.no_grad()
     def tokens(self, x_B3HW: Tensor) -> list[Tensor]:
-        """Token maps of images in [-1,1]: one (B, pn*pn) int64 for each scale."""
-        with self.encoding() as vae:
+        """Token maps of images in [-1,1]: one (B, pn*pn) int64 for each scale; in fp32, whatever autocast is on."""
+        with self.encoding() as vae, torch.autocast(x_B3HW.device.type, enabled=False):
             return vae.img_to_idxBl(x_B3HW)
 
     def describe(self) -> str:

@@ -15,6 +15,7 @@ from refocus_ext.images.checks import SmallImage, check_images
 from refocus_ext.images.sources.interface import ImageSource
 from refocus_ext.images.sources.kinds import split_name
 from refocus_ext.images.views import ViewPlan
+from refocus_ext.options.presets import preset, preset_of_tokenizer
 from refocus_ext.tokens.bare_tokenizer import ASSUMED_BY, Assumed, WrongAssumption, open_tokenizer
 from refocus_ext.tokens.cache import CacheSource, build_cache, check_cache, default_folder, summary
 from refocus_ext.tokens.held_out import divided, share_of
@@ -59,8 +60,15 @@ def prepare(options: TokensOptions, device: torch.device, precision: str) -> tup
         with offering("--small-images upsample", SmallImage):
             note = check_images(images, tokenizer.pyramid.image_size, tokenizer.small_images(options.small_images))
     notes = images.notes() + ((note,) if note else ())
-    plan = ViewPlan(options.crops, options.hflip, options.seed)
+    plan = ViewPlan(options.crops or default_crops(options), options.hflip, options.seed)
     return CacheSource(tokenizer, images, plan, options.crop_scale, precision), name, notes
+
+
+def default_crops(options: TokensOptions) -> int:
+    """As many as `distill` with this tokenizer and these images, and no other option, reads from a cache."""
+    crops = preset(preset_of_tokenizer(options.tokenizer, options.data), "distill")["crops"]
+    assert isinstance(crops, int)
+    return crops
 
 
 def assumed_by(options: TokensOptions) -> Assumed:

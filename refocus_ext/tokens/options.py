@@ -40,7 +40,11 @@ class TokensOptions(Options):
     unfinished: bool = shared.unfinished(WHAT)
     small_images: str = shared.small_images_as_run(WHAT)
 
-    crops: int = VIEWS(4, "random crops of an image, which training uses in turn", positive(int))
+    crops: int | None = VIEWS(
+        None,
+        "random crops of an image, which training uses in turn; without it as many as `distill` uses",
+        positive(int),
+    )
     hflip: bool = VIEWS(False, "also tokenize the mirror image of each crop: twice as many views")
     crop_scale: float = shared.crop_scale(VIEWS)
     seed: int = VIEWS(0, "seed of the crops")

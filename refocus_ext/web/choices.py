@@ -15,9 +15,9 @@ LARGEST_SEED, LARGEST_CFG = 2**63 - 1, 20.0
 
 
 def classes_of(student: Student) -> list[tuple[str, int]]:
-    """The classes by name and label: those with names, or all if none has one; and no class."""
-    labels = range(len(student.classes) or student.num_classes)
-    return [(student.class_name(label), label) for label in (*labels, student.num_classes)]
+    """The classes that it was trained on by name and label, and no class."""
+    labels = (*student.trained_classes, student.num_classes)
+    return [(student.class_name(label), label) for label in labels]
 
 
 def checked_label(student: Student, label: Any) -> int:

@@ -128,6 +128,7 @@ def test_published_files_are_fine_tuned_without_a_stage_1_run(
     assert run_main(*words, *more) == 0
     assert "have their numbers among 5 classes (n02099601 is 3, n02123045 is 1)" in capsys.readouterr().out
     assert len(json.loads(Path("run/classes.json").read_text())) == 5
+    assert json.loads(Path("run/config.json").read_text())["trained_classes"] == [1, 3]
     assert run_main(*words, *more[:-2]) == 0  # already trained
     (tmp_path / "list.txt").write_text("n02123045\ncat\ndog\nn02099601\nbird\n")
     assert run_main(*words, *more[:-2]) == 2

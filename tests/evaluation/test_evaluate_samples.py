@@ -473,6 +473,7 @@ def test_others_read_our_file_and_we_theirs(
     assert found["counts"]["fid"] == {"samples": 50, "reference": None}
     said = capsys.readouterr().out
     assert "not measured: sFID, because the reference stores mu and sigma but no mu_s and sigma_s" in said
+    assert "as pytorch-fid writes them" in said and not any("pytorch-fid" in note for note in whole["notes"])
     assert "FID: 50 samples against statistics of an unknown number of reference images" in said
     assert "warning: 50 samples are fewer than 10,000" in said
 
@@ -492,6 +493,7 @@ def test_a_warning_ends_at_ten_thousand() -> None:
         (["--write-reference", "a.npz", "--reference", "mixed"], "or give --reference-size"),
         (["--write-reference", "a.npz", "--reference", "one"], "a covariance needs two"),
         (["--samples", "x", "--reference", "y", "--reference-size", "8"], "is for --write-reference"),
+        (["--samples", "x", "--reference", "y", "--crop-scale", "1"], "--crop-scale is for a tokenizer"),
     ],
 )
 def test_what_cannot_be_written_is_refused_first(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import re
 import shutil
 import tarfile
 from pathlib import Path
@@ -162,6 +163,37 @@ def test_shards_have_the_labels_of_their_files(folder: Path, shards: Path) -> No
     (shards / "classes.json").write_text('["tench"]')
     with pytest.raises(UsageError, match="names 1 classes, but its shards have labels up to 2"):
         find_split(str(shards), "train")
+
+
+def test_the_same_images_of_shards_are_held_out_wherever_they_lie(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a relative path, after a move; and the identity of a part says which they are."""
+    for file in shards.glob("*validation*"):
+        file.unlink()
+
+    def held(data: str) -> tuple[list[str], dict[str, Any]]:
+        val = find_images(data, 0.4)[1]
+        return [val.key(index) for index in range(len(val))], val.identity()
+
+    before = held(str(shards))
+    assert len(before[0]) >= 2 and all(name.startswith("/imagenet1k-train-000") for name in before[0])
+    monkeypatch.chdir(shards.parent)
+    assert held(shards.name) == before
+    assert held(str(shards.rename(tmp_path / "elsewhere"))) == before
+    assert re.fullmatch(r"a share of 0.4 \([0-9a-f]{16}\)", before[1]["part"])
+
+
+def test_a_json_without_a_label_does_no_harm_beside_a_cls(tmp_path: Path) -> None:
+    for number, order in enumerate((("json", "cls"), ("cls", "json"))):
+        members = {"cls": b"1", "json": json.dumps({"width": 8, "label": 0} if number else {"width": 8}).encode()}
+        with tarfile.open(tmp_path / f"train-{number}.tar", "w") as archive:
+            for key in ("a", "b"):
+                add(archive, f"{key}.jpg", b"image")
+                for extension in order:
+                    add(archive, f"{key}.{extension}", members[extension])
+    images = find_split(str(tmp_path), "train")
+    assert [images.label(index) for index in range(4)] == [1, 1, 1, 1]
 
 
 def test_what_is_missing_or_damaged_is_one_sentence(imagenet: Path, shards: Path) -> None:

@@ -67,6 +67,17 @@ def test_rows_are_images_in_any_order(dataset: Path) -> None:
     assert train.name(9).endswith("train-00001-of-00002.parquet, row 1 of row group 0")
 
 
+def test_the_same_rows_are_held_out_wherever_the_files_lie(dataset: Path, tmp_path: Path) -> None:
+    (dataset / "data" / "validation-00000-of-00001.parquet").unlink()
+    train, val = find_images(str(dataset), 0.3)
+    keys, identity = [val.key(index) for index in range(len(val))], val.identity()
+    assert {*keys} | {train.key(index) for index in range(len(train))} == {
+        f"/train-0000{file}-of-00002.parquet/{row}" for file, rows in ((0, 8), (1, 5)) for row in range(rows)
+    }
+    moved = find_images(str(dataset.rename(tmp_path / "elsewhere")), 0.3)[1]
+    assert [moved.key(index) for index in range(len(moved))] == keys and moved.identity() == identity
+
+
 def test_the_identity_follows_the_images_and_not_the_folder(dataset: Path, tmp_path: Path) -> None:
     before = find_split(str(dataset), "train").identity()
     moved = dataset.rename(tmp_path / "elsewhere")

@@ -25,6 +25,7 @@ from patches import load_upstream
 from patches.sampling import Guidance
 from refocus_ext.commands import main
 from refocus_ext.errors import RunFailed, UsageError
+from refocus_ext.export.folder import Export
 from refocus_ext.images.photographs import load_square
 from refocus_ext.images.picture import image_bytes
 from refocus_ext.optics.pyramid import FocusPyramid
@@ -138,6 +139,36 @@ def test_the_identity_of_a_set_is_that_of_sets_begun_before(student: Student) ->
         "compile": True,
     }
     assert json.dumps(jobs.set_plan(student, chosen).identity) == json.dumps(before)
+
+
+def test_a_student_of_a_part_of_its_classes_draws_those(tmp_path: Path) -> None:
+    """As after `distill --class-numbers`: its run records which; --classes still takes any."""
+    run = write_run(tmp_path / "run")
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | {"trained_classes": [1, 2]}))
+    student = load_student(run)
+    assert student.trained_classes == [1, 2]
+    assert jobs.picture_labels(student, options(), 4) == [1, 1, 2, 2]
+    assert jobs.set_plan(student, options(npz="a.npz", per_class=2)).labels == [1, 2, 1, 2]
+    assert jobs.picture_labels(student, options(classes="0"), 2) == [0, 0]
+    assert Export.of(student).geometry["trained_classes"] == [1, 2]
+
+
+def test_two_students_keep_as_many_codes_as_each_has(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever comes first; and both have the first one's cfg, which is lower for a demo."""
+    upstream = load_upstream()
+    larger = small_vae(upstream, vocab_size=128).requires_grad_(False).eval()
+    write_run(here / "larger", var=lively_var(upstream, vae=larger), preset="demo")
+    drawn: list[tuple[int, float]] = []
+
+    def draw(student: Student, options: SampleOptions, labels: list[int], guidance: Guidance) -> Tensor:
+        drawn.append((guidance.top_k, guidance.cfg))
+        return torch.zeros(len(labels), 3, 64, 64)
+
+    monkeypatch.setattr(jobs, "draw_images", draw)
+    assert main(["sample", "--compare", "runs/distill-d2", "larger"]) == 0
+    assert main(["sample", "--compare", "larger", "runs/distill-d2"]) == 0
+    assert drawn == [(64, 4.0), (128, 4.0), (128, 1.5), (64, 1.5)]
 
 
 def test_rng_batch_draws_upstreams_batch(here: Path, student: Student) -> None:
@@ -382,6 +413,7 @@ def test_edit_writes_pictures(here: Path, capsys: pytest.CaptureFixture[str]) ->
     assert Image.open("edits/edit-000.png").size == (64, 64)
     assert main([*words, "--outside"]) == 0
     assert "keeps pixels" in capsys.readouterr().out
+    assert main([*words, "--precision", "bf16"]) == 0  # encodes in fp32
     (here / "broken.jpg").write_text("no image")
     with pytest.raises(UsageError, match=r"broken\.jpg is not an image that can be opened"):
         load_square(str(here / "broken.jpg"), 64)

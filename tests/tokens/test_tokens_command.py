@@ -11,12 +11,15 @@ from typing import Any
 import pytest
 from runs import TINY, TRAINED_WITH, run_main
 
+from refocus_ext.commands import command_line
 from refocus_ext.errors import UsageError
 from refocus_ext.images.sources.folder import image_folder
 from refocus_ext.images.sources.kinds import demo_photographs
 from refocus_ext.images.views import ViewPlan
 from refocus_ext.optics.pyramid import FocusPyramid
-from refocus_ext.tokens.command import plan_lines, train_images
+from refocus_ext.options.presets import presets_of
+from refocus_ext.tokens.command import default_crops, plan_lines, train_images
+from refocus_ext.tokens.options import TokensOptions
 from refocus_ext.tokens.shards import Layout
 from refocus_ext.tokens.trained_tokenizer import Tokenizer
 
@@ -46,6 +49,20 @@ def test_the_plan_counts_views_and_tokens() -> None:
         "images: 5,000 of pictures/train, 8 views of each (4 random crops, each mirrored as well)",
         "tokens: 30 structure + 20 alias per view, 2,000,000 in all, 4.1 MB in 3 shards",
     ]
+
+
+@pytest.mark.parametrize("name", [*presets_of("distill"), "a file"])
+def test_it_makes_the_crops_that_distill_reads(name: str, tmp_path: Path) -> None:
+    """Without --crops in either: `tokens` makes what `distill` with the same tokenizer would make."""
+    if name == "a file":
+        run = tmp_path / "vae.pth"
+        run.touch()
+    else:
+        run = tmp_path / "run"
+        run.mkdir()
+        (run / "config.json").write_text(json.dumps({"options": {"preset": name}}))
+    distill: Any = command_line().parse_args(["distill", "--tokenizer", str(run)])
+    assert default_crops(TokensOptions(tokenizer=str(run))) == distill.crops > 0
 
 
 def test_one_of_a_thing_is_no_plural() -> None:

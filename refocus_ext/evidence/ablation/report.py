@@ -203,8 +203,7 @@ def draw_samples(path: Path, runs: Mapping[str, Path]) -> None:
     rows, headers = [], [""]
     for run in runs.values():
         student = load_student(run)
-        classes = len(student.classes) or student.num_classes
-        labels = (spread(range(classes), COLUMNS) * COLUMNS)[:COLUMNS]
+        labels = (spread(student.trained_classes, COLUMNS) * COLUMNS)[:COLUMNS]
         headers = [shorten(student.class_name(label), SIDE) for label in labels]
         rows.append(list(sample_images(student, labels, seed=0, guidance=FOR_FID) * 2 - 1))
     save_png(path, grid(rows, headers, names=list(runs), side=SIDE))

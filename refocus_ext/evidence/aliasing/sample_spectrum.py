@@ -7,7 +7,7 @@ streamed: an npz of 50,000 is never held in memory.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,8 +42,8 @@ def open_images(word: str, at_most: int | None, size: int | None = None) -> Imag
     """An npz with arr_0 (N,H,H,3) uint8, or a folder of images.
 
     Args:
-        size: resize and centre-crop a folder's images to this size, as training does; without it they must already be
-            square and equal, as samples are.
+        size: resize and centre-crop a folder's images to this size, as training does, all but those that have it; without it they
+            must already be square and equal, as samples are.
 
     Raises:
         UsageError: it is neither, or the sizes differ.
@@ -60,8 +60,12 @@ def _open_folder(word: str, at_most: int | None, size: int | None) -> ImageSet:
         note = check_images(images, size, "upsample")
         if note:
             print(f"note: {word}: {note}")
-        crops = Crops(images, size, random=False)
-        return ImageSet(word, len(crops), size, (crops[i].image for i in range(len(crops))))
+        whole = [size_of(images, index) == (size, size) for index in range(len(images))]
+        if 0 < sum(whole) < len(whole):
+            print(
+                f"note: {word}: {len(whole) - sum(whole)} of {len(whole)} images are resized to {size} px and cropped"
+            )
+        return ImageSet(word, len(images), size, _sized(images, size, whole))
     side = size_of(images, 0)[0]
     for index in range(len(images)):
         width, height = size_of(images, index)
@@ -72,13 +76,24 @@ def _open_folder(word: str, at_most: int | None, size: int | None) -> ImageSet:
     return ImageSet(word, len(images), side, _whole(images))
 
 
+def _sized(images: ImageSource, size: int, whole: Sequence[bool]) -> Iterator[Tensor]:
+    """Images that have the size as they are: enlarged and cropped they would lose their finest octave."""
+    crops = Crops(images, size, random=False)
+    for index, own in enumerate(whole):
+        yield _decoded(images, index) if own else crops[index].image
+
+
 def _whole(images: ImageSource) -> Iterator[Tensor]:
     for index in range(len(images)):
-        try:
-            with images.open(index) as file:
-                yield to_tensor(decode(file))
-        except BrokenImage as error:
-            raise RunFailed(f"{images.name(index)} {error}; replace or remove it.") from error
+        yield _decoded(images, index)
+
+
+def _decoded(images: ImageSource, index: int) -> Tensor:
+    try:
+        with images.open(index) as file:
+            return to_tensor(decode(file))
+    except BrokenImage as error:
+        raise RunFailed(f"{images.name(index)} {error}; replace or remove it.") from error
 
 
 def _open_npz(path: Path, at_most: int | None, size: int | None) -> ImageSet:

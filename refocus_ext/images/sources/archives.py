@@ -62,9 +62,13 @@ class TarImages(ImageSource):
     label_N: np.ndarray
     classes: tuple[str, ...]
     square: bool = False
+    names_parts = True
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def key(self, index: int) -> str:
+        return self.names[index]
 
     def name(self, index: int) -> str:
         file, name = Path(self.files[self.file_N[index]]), self.names[index]
@@ -204,14 +208,16 @@ def _index_shards(paths: list[Path]) -> _Index:
     rows, numbers, labels = [], [], []
     for number, path in enumerate(tqdm(paths, unit="shard", desc="indexing", disable=not sys.stderr.isatty())):
         images: dict[str, Entry] = {}
-        found: dict[str, int] = {}
+        labels_of: dict[str, dict[str, Entry]] = {"cls": {}, "json": {}}
         for entry in _entries(path):
             key, _, extension = entry.name.rpartition("/")[2].partition(".")
             key = f"{entry.name.rpartition('/')[0]}/{key}"
             if f".{extension.lower()}" in EXTENSIONS:
                 images[key] = entry
-            elif extension.lower() in ("cls", "json"):
-                found[key] = _label_in(path, entry)
+            elif extension.lower() in labels_of:
+                labels_of[extension.lower()][key] = entry
+        # KEY.json often holds other things, and is read only where there is no KEY.cls
+        found = {key: _label_in(path, entry) for key, entry in (labels_of["json"] | labels_of["cls"]).items()}
         if missing := sorted(images.keys() - found.keys()):
             raise UsageError(
                 f'{path} has no label for {images[missing[0]].name}; it takes KEY.cls or KEY.json with "label".'

@@ -18,12 +18,14 @@ class ImageSource(ABC):
     processes, so it must be picklable and small: it holds names, not pixels or open files.
 
     `classes[label]` is the name of a class. `square` images are cut to their central square before they are resized.
-    A `drawn` source has no files: training draws its images at their size, by `draw`.
+    A `drawn` source has no files: training draws its images at their size, by `draw`. If a source `names_parts`, the identity of
+    a part has a digest of its images: their keys once depended on the folder's path.
     """
 
     classes: tuple[str, ...]
     square: bool
     drawn: bool = False
+    names_parts: bool = False
 
     @abstractmethod
     def __len__(self) -> int: ...

@@ -44,6 +44,7 @@ class ParquetImages(ImageSource):
     label_N: np.ndarray
     classes: tuple[str, ...]
     square: bool = False
+    names_parts = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_kept", OrderedDict())
@@ -59,6 +60,12 @@ class ParquetImages(ImageSource):
     def name(self, index: int) -> str:
         group, row = self._place(index)
         return f"{self.files[self.file_G[group]]}, row {row} of row group {self.group_G[group]}"
+
+    def key(self, index: int) -> str:
+        """The file, and the row in it."""
+        file = self.file_G[self._place(index)[0]]
+        first = int(self.first_G[int(np.argmax(self.file_G == file))])
+        return f"/{Path(self.files[file]).name}/{index - first}"
 
     def label(self, index: int) -> int:
         return int(self.label_N[index])

@@ -160,12 +160,19 @@ def hold_out(images: ImageSource, share: float) -> Divided:
             "folder."
         )
     order = range(len(images))
+    which = f" ({_digest(images, held)})" if images.names_parts else ""
     note = (
         f"no val/: {len(held)} of {len(images)} images, chosen by their names, are held out for validation and never "
         f"trained on (share {share:g})"
     )
-    train = Part(images, tuple(i for i in order if i not in held), f"all but a share of {share:g}", (note,))
-    return Divided(train, Part(images, tuple(i for i in order if i in held), f"a share of {share:g}", (note,)))
+    train = Part(images, tuple(i for i in order if i not in held), f"all but a share of {share:g}{which}", (note,))
+    return Divided(train, Part(images, tuple(i for i in order if i in held), f"a share of {share:g}{which}", (note,)))
+
+
+def _digest(images: ImageSource, held: set[int]) -> str:
+    """Of the keys of the images that are held out."""
+    keys = "\n".join(images.key(index) for index in sorted(held))
+    return hashlib.sha256(keys.encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
 def _rank(key: str) -> float:
