@@ -6,7 +6,7 @@
 #   NPROC, NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT  processes and nodes, see docs/cluster.md (default: a process per GPU
 #          for the commands that are worth it, else one)
 set -euo pipefail
-here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+here="$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)"
 environment="$here/refocus_ext/environment.py"
 # glibc asks for huge pages: measured by `bench --section environment`; how threads wait is chosen in refocus_ext/threads.py
 export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"
@@ -19,7 +19,10 @@ bare_python() {
     local candidate
     for candidate in "${REFOCUS_PYTHON:-}" "$here/.venv/bin/python" python3 python; do
         [ -n "$candidate" ] && command -v "$candidate" >/dev/null 2>&1 || continue
-        "$candidate" -c 'import sys; raise SystemExit(sys.version_info < (3, 10))' 2>/dev/null || continue
+        if ! "$candidate" -c 'import sys; raise SystemExit(sys.version_info < (3, 10))' 2>/dev/null; then
+            [ "$candidate" != "${REFOCUS_PYTHON:-}" ] || fail "REFOCUS_PYTHON=$candidate is older than Python 3.10; name a newer one."
+            continue
+        fi
         command -v "$candidate"
         return
     done
@@ -92,9 +95,16 @@ add_extra() {
     install "$requirements" || fail "installing $requirements failed (above: why). The other commands do not need it."
 }
 
+# One that is there is kept; without pip (interrupted, or made by another tool) it gets pip.
 make_venv() {
-    [ -x "$here/.venv/bin/python" ] || "$1" -m venv "$here/.venv" ||
+    local python="$here/.venv/bin/python"
+    if [ -x "$python" ]; then
+        "$python" -m pip --version >/dev/null 2>&1 || "$python" -m ensurepip --default-pip >/dev/null 2>&1 ||
+            fail "$here/.venv has no pip and could not get it; on Debian or Ubuntu install python3-venv, or remove that folder."
+    elif ! "$1" -m venv "$here/.venv"; then
+        rm -rf "$here/.venv"
         fail "could not make .venv; on Debian or Ubuntu install python3-venv, or name an interpreter in REFOCUS_PYTHON."
+    fi
 }
 
 # pip install in .venv: every REFOCUS_TICK seconds (10) it says what pip is at, and if pip fails, its last lines.
@@ -103,7 +113,7 @@ install() {
     log="$(mktemp)"
     tick "$log" &
     ticker=$!
-    "$here/.venv/bin/python" -m pip install --disable-pip-version-check --progress-bar off "$@" >"$log" 2>&1 || code=$?
+    env -u PIP_TARGET -u PIP_PREFIX PIP_USER=0 "$here/.venv/bin/python" -m pip install --disable-pip-version-check --progress-bar off "$@" >"$log" 2>&1 || code=$?
     kill "$ticker" 2>/dev/null || true
     wait "$ticker" 2>/dev/null || true
     [ "$code" = 0 ] || tail -n 15 "$log"
@@ -154,6 +164,14 @@ if [ -n "${REFOCUS_PYTHON:-}" ] && ! command -v "$REFOCUS_PYTHON" >/dev/null 2>&
     echo "refocus: REFOCUS_PYTHON=$REFOCUS_PYTHON is no program; name an interpreter, or unset it." >&2
     exit 2
 fi
+for variable in NPROC NNODES; do
+    case "${!variable:-1}" in
+    0* | *[!0-9]*)
+        echo "refocus: $variable=${!variable} is not a whole number from 1; correct or unset it." >&2
+        exit 2
+        ;;
+    esac
+done
 base="$(bare_python)"
 # The list of commands, a command that does not exist, and the help of run.sh's own commands need no package.
 if [ "$#" -le 1 ]; then case "$command_name" in help | -h | --help) exec "$base" -m refocus_ext ;; esac; fi

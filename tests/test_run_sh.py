@@ -40,6 +40,24 @@ def test_run_sh_names_what_a_chosen_interpreter_lacks(tmp_path: Path) -> None:
     assert result.returncode == 1 and re.search(r"lacks torch, torchvision.*; install them, or unset it", result.stderr)
 
 
+def test_run_sh_refuses_words_of_the_environment_that_it_cannot_use(tmp_path: Path) -> None:
+    for name, value in (("NPROC", "2x"), ("NPROC", "0"), ("NNODES", "two")):
+        result = shell("tokenizer", "--dry-run", **{name: value})
+        assert result.returncode == 2 and f"{name}={value} is not a whole number from 1" in result.stderr
+    (tmp_path / "old").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "old").chmod(0o755)
+    result = shell("status", REFOCUS_PYTHON=str(tmp_path / "old"))
+    assert result.returncode == 1 and "older than Python 3.10" in result.stderr
+
+
+def test_run_sh_finds_itself_in_spite_of_cdpath() -> None:
+    result = subprocess.run(
+        ["bash", f"{ROOT.name}/run.sh", "help"], capture_output=True, text=True, cwd=ROOT.parent,
+        env=os.environ | {"CDPATH": str(ROOT.parent)},
+    )  # fmt: skip
+    assert result.returncode == 0 and result.stdout.startswith("ReFocus-VAR")
+
+
 def test_environment_check_sees_versions(monkeypatch: pytest.MonkeyPatch) -> None:
     from refocus_ext import environment
 
@@ -180,6 +198,7 @@ def new_machine(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str
             "PATH": f"{tmp_path / 'bare' / 'bin'}:/usr/bin:/bin",
             "HOME": str(tmp_path),
             "PIP_NO_INDEX": "1",
+            "PIP_USER": "1",
             "PIP_FIND_LINKS": str(tmp_path / "wheels") if wheels else "",
             "REFOCUS_TICK": "0.1",
             "PYTHONDONTWRITEBYTECODE": "1",
@@ -202,8 +221,10 @@ def test_without_network_there_is_the_list(new_machine: Callable[..., subprocess
 
 
 def test_options_are_read_before_the_heavy_packages_are_installed(
-    new_machine: Callable[..., subprocess.CompletedProcess[str]],
+    new_machine: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
+    """Into a .venv that an interrupted first call, or one without python3-venv, has left without pip."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "project" / ".venv")], check=True)
     helped = new_machine("tokenizer", "--help", wheels=True)
     assert helped.returncode == 0 and "--blur {disk" in helped.stdout
     assert "installing typed-argparse>=0.3.1,<0.4, which reads the options, into" in helped.stderr
