@@ -233,6 +233,10 @@ def _unknown(name: str) -> int:
 
 def _run(argv: list[str], mode: str, processes: int) -> int:
     """The exit code of a command that exists; its sentence is printed if it ends early."""
+    if argv != (argv := invocation.requeued(argv)):
+        _say_once(
+            "refocus: note: this job was requeued, so --resume is left out: the run goes on from its newest checkpoint"
+        )
     invocation.remember(argv)
     try:
         parser = command_line()

@@ -21,13 +21,15 @@ def again(changes: Mapping[str, str | None] | None = None) -> str:
     Args:
         changes: flag -> value, None for a flag without one.
 
-    >>> remember(["tokenizer", "--accumulate=2", "--data", "my pictures"])
+    `--resume` is left out of it, as it is where a run begins; the line then goes on from the newest checkpoint.
+
+    >>> remember(["tokenizer", "--accumulate=2", "--data", "my pictures", "--resume", "never"])
     >>> again({"--accumulate": "4", "--grad-checkpoint": None})
     "bash run.sh tokenizer --data 'my pictures' --accumulate 4 --grad-checkpoint"
     """
     changes = changes or {}
     kept: list[str] = []
-    words = iter(_words)
+    words = iter(_without_resume(_words))
     for word in words:
         flag, equals, _ = word.partition("=")
         if flag not in changes:
@@ -50,16 +52,39 @@ def record(command: str) -> dict[str, Any]:
     """
     if _words[:1] != [command]:
         return {}
+    # On several nodes a job's script starts the command on each: its words are what goes back there.
+    line = _line(_without_resume(_words), () if "NNODES" in os.environ else ("NPROC",))
+    return {"invocation": {"line": line, "folder": os.getcwd()}}
+
+
+def to_resume() -> str:
+    """How an interrupted run goes on: with `--resume never`, or from a given file, the same command would begin again.
+
+    >>> remember(["distill", "--depth", "8"])
+    >>> to_resume()
+    'rerun the same command to resume'
+    >>> remember(["distill", "--depth", "8", "--resume=never"])
+    >>> to_resume()
+    'to resume: bash run.sh distill --depth 8'
+    """
+    return "rerun the same command to resume" if _without_resume(_words) == _words else f"to resume: {again()}"
+
+
+def requeued(words: Sequence[str]) -> list[str]:
+    """The words of a command, without `--resume` where SLURM has put its job into the queue again: the run has begun."""
+    again_in_queue = os.environ.get("SLURM_RESTART_COUNT", "0") not in ("", "0")
+    return _without_resume(words) if again_in_queue else list(words)
+
+
+def _without_resume(words: Sequence[str]) -> list[str]:
     kept: list[str] = []
-    words = iter(_words)
-    for word in words:
+    rest = iter(words)
+    for word in rest:
         if word == "--resume":
-            next(words, None)
+            next(rest, None)
         elif not word.startswith("--resume="):
             kept.append(word)
-    # On several nodes a job's script starts the command on each: its words are what goes back there.
-    line = _line(kept, () if "NNODES" in os.environ else ("NPROC",))
-    return {"invocation": {"line": line, "folder": os.getcwd()}}
+    return kept
 
 
 def _line(words: Sequence[str], names: Sequence[str]) -> str:

@@ -66,6 +66,8 @@ def write_sign(run: Path, **changes: Any) -> None:
     sign = LifeSign(run)
     found = json.loads((run / FILE).read_text())
     sign.end()
+    if "beats" in changes:  # written with the last of them
+        changes = {"at": changes["beats"][-1][1], **changes}
     (run / FILE).write_text(json.dumps(found | changes))
 
 

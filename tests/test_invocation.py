@@ -27,6 +27,16 @@ def test_it_leaves_out_what_would_begin_the_run_again(resume: list[str]) -> None
     assert invocation.record("tokenizer")["invocation"]["folder"] == os.getcwd()
 
 
+def test_a_requeued_job_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SLURM starts the same words again; with `--resume never` the run would begin again at every time limit."""
+    words = ["tokenizer", "--resume", "never", "--steps", "9"]
+    monkeypatch.delenv("SLURM_RESTART_COUNT", raising=False)
+    assert invocation.requeued(words) == words
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert invocation.requeued(words) == ["tokenizer", "--steps", "9"]
+    assert invocation.requeued(words[3:]) == words[3:]
+
+
 def test_a_run_that_no_command_line_began_has_none() -> None:
     assert invocation.record("tokenizer") == {}
     invocation.remember(["ablate", "--demo"])

@@ -42,7 +42,7 @@ from refocus_ext.engine.distributed import World, join_world, planned, preflight
 from refocus_ext.engine.dry_run import print_whole_run
 from refocus_ext.engine.interruption import Interruption
 from refocus_ext.engine.memory.plan import free_memory
-from refocus_ext.engine.run_folder import RunFolder, check_run_folder, require_space, schedule_of
+from refocus_ext.engine.run_folder import RunFolder, check_run_folder, require_space, schedule_for
 from refocus_ext.engine.same_run import RunIdentity, file_meaning
 from refocus_ext.engine.training import RunPlan, TrainingData
 from refocus_ext.errors import named, offering
@@ -243,7 +243,7 @@ def _run(options: DistillOptions, world: World) -> int:
             network_plan(options, classes, world.device, start, source), upstream, tokenizer, geometry, world.device
         )
         recipe = recipe_of(options, held_out=val != train)
-        plan = RunPlan.of(options, schedule_of(Path(options.out)), gone)
+        plan = RunPlan.of(options, schedule_for(world, Path(options.out)), gone)
         training = DistillTraining(plan, recipe, world, run, tokenizer, networks, data, val)
         training.memory.checkpointing = not options.grad_checkpoint
         code = training.fit(interruption)

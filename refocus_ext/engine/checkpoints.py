@@ -15,6 +15,7 @@ from refocus_ext.engine.distributed import World
 from refocus_ext.errors import RunFailed, UsageError
 from refocus_ext.storage.atomic import remove, remove_torn, save_tensors, sha256
 
+LEFT = "left"  # folder of checkpoints that a run has left by going on from an earlier one
 REST = "rest.pt"  # of a sharded checkpoint: what every process holds whole
 
 
@@ -31,6 +32,10 @@ class CheckpointStore(Protocol):
 
     def newest_step(self) -> int | None:
         """Steps done at the newest checkpoint."""
+        ...
+
+    def set_aside(self, step: int) -> list[Path]:
+        """Moves what is newer than `step` out of the way; returns where it is now."""
         ...
 
     def paths(self) -> list[Path]:
@@ -92,30 +97,55 @@ class Checkpoints:
             raise RunFailed(
                 f"the checkpoint of step {step} could not be written to {self.folder} ({error}); the previous one is intact."
             ) from error
-        self.drop_old()
+        self.drop_old(path)
         return path
 
-    def drop_old(self) -> None:
-        """Deletes all but the newest `keep` checkpoints."""
+    def drop_old(self, written: Path) -> None:
+        """Deletes all but the newest `keep` checkpoints, and never the one just written."""
         for old in self.paths()[: -self.keep]:
-            remove(old)
+            if old != written:
+                remove(old)
+
+    def set_aside(self, step: int) -> list[Path]:
+        """Moves what is newer than `step` to `left/`: a run that goes on from there leaves it, or it is damaged. Otherwise it
+        would count as the newest, and be resumed from, or keep new checkpoints from being kept. Returns where it is now."""
+        moved = []
+        for path in entries_in(self.folder):
+            match = NAME.search(path.name)
+            if match and int(match[1]) > step:
+                there = self.folder / LEFT / path.name
+                there.parent.mkdir(exist_ok=True)
+                remove(there)
+                os.replace(path, there)
+                moved.append(there)
+        return moved
 
     def load_latest(self, say: Callable[[str], None] = print, world: World | None = None) -> dict[str, Any] | None:
-        """The newest intact state, or None; damaged checkpoints, and folders in their place, are reported and skipped."""
+        """The newest intact state, or None; damaged checkpoints, and folders in their place, are reported and skipped. Processes
+        take the list of rank 0, and skip what one of them cannot read."""
         entries = entries_in(self.folder)
+        if world:
+            entries = world.gather(entries)[0]
         for path in reversed(entries):
+            state, reason = None, f"{path} cannot be read by another process."
             try:
-                return load_checkpoint(path, world)
+                state = load_checkpoint(path, world)
             except UsageError as error:
-                older = path != entries[0]
-                say(
-                    f"{error} "
-                    + (
-                        "Falling back to the previous checkpoint."
-                        if older
-                        else "No checkpoint is left: starting from step 0."
-                    )
+                reason = str(error)
+            failed = state is None
+            if world:
+                (failed,) = world.any(failed)
+            if not failed:
+                return state
+            older = path != entries[0]
+            say(
+                f"{reason} "
+                + (
+                    "Falling back to the previous checkpoint."
+                    if older
+                    else "No checkpoint is left: starting from step 0."
                 )
+            )
         return None
 
 

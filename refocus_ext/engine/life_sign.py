@@ -1,7 +1,8 @@
 """running.json: what a run leaves in its folder while its process lives, so that `status` can tell a running one from a dead one.
 
-It names the process (host, boot, pid, when it began) and the last steps with their times. It is removed when the run ends. One that
-a killed process left behind does not mislead: on the same machine its process is not there any more (a pid that was given to
+It names the process (host, boot, pid, when it began), the last steps with their times, and when it was written: every 10 seconds
+with the steps, and by a thread every 30 where steps, validation or a token cache take longer. It is removed when the run ends. One
+that a killed process left behind does not mislead: on the same machine its process is not there any more (a pid that was given to
 another process has another beginning), and seen from another machine its last sign grows old. Imports no torch.
 """
 
@@ -12,6 +13,7 @@ import json
 import os
 import socket
 import sys
+import threading
 import time
 import uuid
 import weakref
@@ -22,6 +24,7 @@ from typing import Any, Literal
 
 FILE = "running.json"
 EVERY = 10.0  # seconds between two signs
+AT_LEAST = 30.0  # seconds after which the thread gives one
 BEATS = 12  # signs kept, for the rate
 PATIENCE = 300.0  # seconds without a sign after which a process of another machine may be dead
 
@@ -35,19 +38,28 @@ class LifeSign:
         run: the run folder; this process is the only one that writes to it.
     """
 
-    def __init__(self, run: Path, every: float = EVERY) -> None:
-        self.path, self.every = run / FILE, every
+    def __init__(self, run: Path, every: float = EVERY, at_least: float = AT_LEAST) -> None:
+        self.path, self.every, self.at_least = run / FILE, every, at_least
         self.told = -float("inf")
         self.beats: list[tuple[int, float]] = []
         self.facts = {**_process(), "began": time.time(), "token": uuid.uuid4().hex}
+        self._lock, self._over = threading.Lock(), threading.Event()
         self._write()
-        self._end = weakref.finalize(self, _remove, self.path, self.facts["token"], os.getpid())
+        self._end = weakref.finalize(self, _remove, self.path, self.facts["token"], os.getpid(), self._lock, self._over)
+        threading.Thread(target=_keep_alive, args=(weakref.ref(self), self._over, at_least), daemon=True).start()
 
     def beat(self, step: int) -> None:
         """The run lives and has done `step` steps; written at most every `every` seconds."""
-        if time.monotonic() - self.told >= self.every:
-            self.beats = [*self.beats, (step, time.time())][-BEATS:]
-            self._write()
+        with self._lock:
+            if time.monotonic() - self.told >= self.every:
+                self.beats = [*self.beats, (step, time.time())][-BEATS:]
+                self._write()
+
+    def alive(self) -> None:
+        """The process lives, whatever it does."""
+        with self._lock:
+            if not self._over.is_set() and time.monotonic() - self.told >= self.at_least:
+                self._write()
 
     def end(self) -> None:
         self._end()
@@ -57,7 +69,7 @@ class LifeSign:
         self.told = time.monotonic()
         beside = self.path.with_name(f".{FILE}.{os.getpid()}.part")
         try:
-            beside.write_text(json.dumps({**self.facts, "beats": self.beats}) + "\n")
+            beside.write_text(json.dumps({**self.facts, "at": time.time(), "beats": self.beats}) + "\n")
             os.replace(beside, self.path)
         except OSError as error:
             self.told = float("inf")
@@ -67,10 +79,21 @@ class LifeSign:
             )
 
 
-def _remove(path: Path, token: str, pid: int) -> None:
+def _keep_alive(sign: weakref.ref[LifeSign], over: threading.Event, every: float) -> None:
+    while not over.wait(every):
+        if (living := sign()) is None:
+            return
+        living.alive()
+        del living  # otherwise it could not end while this waits
+
+
+def _remove(path: Path, token: str, pid: int, lock: threading.Lock, over: threading.Event) -> None:
     """Removes a sign that is still this process's own: not that of a later run, and not from a forked loader process."""
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        if os.getpid() == pid and json.loads(path.read_text()).get("token") == token:
+    if os.getpid() != pid:
+        return
+    over.set()
+    with lock, contextlib.suppress(OSError, ValueError, AttributeError):
+        if json.loads(path.read_text()).get("token") == token:
             path.unlink()
 
 
@@ -112,7 +135,7 @@ class Seen:
     """A life sign as it was found.
 
     Attributes:
-        began: when the process opened the folder, seconds since 1970.
+        began, at: when the process opened the folder, and when it wrote this; seconds since 1970.
         beats: (steps done, when), oldest first; empty before the first step.
         here: whether this machine knows the process, and `life` is therefore no guess.
     """
@@ -123,10 +146,12 @@ class Seen:
     beats: tuple[tuple[int, float], ...]
     here: bool
     lives: bool  # as far as it is known here
+    at: float = 0.0
+    token: str = ""
 
     @property
     def last(self) -> float:
-        return self.beats[-1][1] if self.beats else self.began
+        return max(self.at, self.beats[-1][1] if self.beats else self.began)
 
     def silent_for(self, now: float) -> float:
         """Seconds since the last sign; 0 where another machine's clock is ahead."""
@@ -167,4 +192,32 @@ def _seen(found: Mapping[str, Any]) -> Seen:
         beats=tuple((int(step), float(at)) for step, at in found["beats"]),
         here=here,
         lives=here and _lives(pid, str(found["started"])),
+        at=float(found.get("at", 0.0)),
+        token=str(found.get("token", "")),
     )
+
+
+def other_writer(folder: Path, patience: float = 2 * AT_LEAST) -> Seen | None:
+    """Another process that writes to a folder, if one does. Of a process of another machine a sign that is not old is watched for
+    `patience` seconds: it lives if it gives another one.
+    """
+    seen = look(folder)
+    if seen is None or (seen.here and (not seen.lives or seen.pid == os.getpid())):
+        return None
+    if seen.here:
+        return seen
+    if seen.life(time.time()) == "silent":
+        return None
+    print(
+        f"{folder} has a sign of life of a process on {seen.host}; waiting up to {patience:.0f} s for another one",
+        flush=True,
+    )
+    end = time.monotonic() + patience
+    while time.monotonic() < end:
+        time.sleep(min(1.0, patience / 4))
+        again = look(folder)
+        if again is None or again.token != seen.token:
+            return None
+        if again.at > seen.at:
+            return again
+    return None

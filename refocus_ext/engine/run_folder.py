@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +12,8 @@ from typing import Any, NamedTuple
 from refocus_ext import invocation
 from refocus_ext.engine.boards import TENSORBOARD, Board, open_board
 from refocus_ext.engine.checkpoints import checkpoints_of
-from refocus_ext.engine.life_sign import LifeSign, look
+from refocus_ext.engine.distributed import World
+from refocus_ext.engine.life_sign import LifeSign, other_writer
 from refocus_ext.engine.same_run import Comparison, RunIdentity
 from refocus_ext.errors import UsageError, named
 from refocus_ext.storage.atomic import remove_torn, save_json, sha256, written_beside
@@ -178,12 +178,12 @@ def check_run_folder(path: Path, identity: RunIdentity, *, fresh: bool = False, 
 
 
 def _refuse_running(path: Path) -> None:
-    """Two processes must not write one folder. One of another machine may be dead, which cannot be known here."""
-    seen = look(path)
-    if seen is not None and seen.here and seen.lives and seen.pid != os.getpid():
+    """Two processes must not write one folder."""
+    if (seen := other_writer(path)) is not None:
+        where = "" if seen.here else f" on {seen.host}"
         raise UsageError(
-            f"--out {path} is being trained by the process {seen.pid}; wait for it (`bash run.sh status` shows it), stop it with "
-            f"`kill {seen.pid}`, which saves, or choose another --out."
+            f"--out {path} is being trained by the process {seen.pid}{where}; wait for it (`bash run.sh status` shows it), stop it "
+            f"with `kill {seen.pid}`{where}, which saves, or choose another --out."
         )
 
 
@@ -225,6 +225,11 @@ def schedule_in(config: Mapping[str, Any]) -> list[dict[str, int]]:
     return (
         [dict(entry) for entry in known] if known else [{"from_step": 0, "steps": config["identity"].get("steps", 0)}]
     )
+
+
+def schedule_for(world: World, path: Path) -> tuple[tuple[int, int], ...]:
+    """`schedule_of` as rank 0 reads it: another machine may not see the file yet."""
+    return world.gather(schedule_of(path) if world.main else ())[0]
 
 
 def schedule_of(path: Path) -> tuple[tuple[int, int], ...]:

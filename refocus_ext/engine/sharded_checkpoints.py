@@ -120,7 +120,7 @@ class ShardedSaver:
             remove(draft)
         else:
             publish_folder(draft, path)
-        self.store.drop_old()
+        self.store.drop_old(path)
 
     def finish(self) -> None:
         """Waits for the save that is under way.

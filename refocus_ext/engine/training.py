@@ -16,7 +16,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from refocus_ext import invocation
-from refocus_ext.engine.checkpoints import checkpoints_of, load_checkpoint
+from refocus_ext.counting import counted
+from refocus_ext.engine.checkpoints import CheckpointStore, checkpoints_of, load_checkpoint
 from refocus_ext.engine.devices import kind_of, uncompiled
 from refocus_ext.engine.distributed import World
 from refocus_ext.engine.interruption import Interruption, from_loader, leave_signals_to_parent
@@ -192,7 +193,7 @@ class Training(ABC):
                     self._read_all(progress)
                     self.save()
                     self._finish_saving()
-                    progress.say(f"saved step {self.step}; rerun the same command to resume")
+                    progress.say(f"saved step {self.step}; {invocation.to_resume()}")
                     return code
             self._finish_saving()
         finally:
@@ -365,6 +366,7 @@ class Training(ABC):
             else checkpoints.load_latest(self.world.say, self.world)
         )
         if state is None:
+            self._set_aside(checkpoints, 0)
             if self.plan.gone:
                 raise RunFailed(
                     f"no intact checkpoint is left in {self.plan.out}, and --init {self.plan.gone}, from which the run started, "
@@ -373,7 +375,14 @@ class Training(ABC):
             return
         self.load_state_dict(state)
         self.step = self.saved_at = int(state["step"])
+        self._set_aside(checkpoints, self.step)
         self.world.say(f"resuming after step {self.step}")
+
+    def _set_aside(self, checkpoints: CheckpointStore, step: int) -> None:
+        """Moves the checkpoints that the run leaves by going on from `step`."""
+        if self.run and (moved := checkpoints.set_aside(step)):
+            count = counted(len(moved), "newer checkpoint is", "newer checkpoints are")
+            self.world.say(f"{count} in {moved[0].parent} now; delete what you do not need")
 
     def _already_done(self) -> int:
         weights = self.weights()  # on every process: gathering sharded tensors needs all of them

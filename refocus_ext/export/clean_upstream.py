@@ -1,4 +1,4 @@
-"""Run by path in a separate process (`python -I clean_upstream.py JOB.json`): makes the bytes with upstream's files only.
+"""Run by path in a separate process (`python clean_upstream.py JOB.json`): makes the bytes with upstream's files only.
 
 It imports nothing of this project. It puts upstream's folder on sys.path, builds with upstream's builder, loads the files
 strictly with weights_only=True, samples, decodes, and fails if anything else of the project was imported.
@@ -10,6 +10,9 @@ import json
 import sys
 import warnings
 from pathlib import Path
+
+if __name__ == "__main__":  # Python 3.10 knows no PYTHONSAFEPATH, and the files beside this one are the project's
+    sys.path[:] = [path for path in sys.path if Path(path).resolve() != Path(__file__).resolve().parent]
 
 import torch
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import subprocess
 import sys
 import tempfile
@@ -16,6 +15,7 @@ from PIL import Image
 from patches.upstream import SUBMODULE, load_upstream, submodule_present
 from refocus_ext.errors import RunFailed, UsageError, named
 from refocus_ext.export.builder_arguments import NOTEBOOK, build_arguments, changes_for_notebook, vae_file_name
+from refocus_ext.export.clean_process import without_project
 from refocus_ext.export.options import NotebookOptions
 from refocus_ext.export.run_cells import code_cells
 from refocus_ext.sampling.student import Student, load_student
@@ -99,12 +99,12 @@ def run_notebook(notebook: Path, files: Mapping[str, Path], out: Path, device: s
     Raises:
         RunFailed: a cell raises, or no cell shows a picture.
     """
-    environment = os.environ | ({"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {})
+    environment = without_project() | ({"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {})
     with tempfile.TemporaryDirectory() as folder:
         for name, path in files.items():
             Path(folder, name).symlink_to(path.resolve())
         run = subprocess.run(
-            [sys.executable, "-I", str(SCRIPT), str(notebook.resolve()), str(SUBMODULE)],
+            [sys.executable, str(SCRIPT), str(notebook.resolve()), str(SUBMODULE)],
             cwd=folder, env=environment, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         if run.returncode:

@@ -1,4 +1,4 @@
-"""Run by path in a separate process (`python -I run_cells.py NOTEBOOK UPSTREAM`): a notebook's unedited code cells.
+"""Run by path in a separate process (`python run_cells.py NOTEBOOK UPSTREAM`): a notebook's unedited code cells.
 
 Cells share one namespace, as in Jupyter, in the working directory. Pictures they show are saved there as shown-000.png,
 shown-001.png, ... It imports nothing of this project.
@@ -12,6 +12,9 @@ import traceback
 import warnings
 from pathlib import Path
 from typing import Any
+
+if __name__ == "__main__":  # Python 3.10 knows no PYTHONSAFEPATH, and the files beside this one are the project's
+    sys.path[:] = [path for path in sys.path if Path(path).resolve() != Path(__file__).resolve().parent]
 
 from PIL import Image
 

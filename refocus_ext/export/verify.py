@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from patches.sampling import sample_as_upstream
 from patches.upstream import PINNED_REVISION, SUBMODULE, load_upstream, submodule_present
 from refocus_ext.errors import RunFailed, UsageError
 from refocus_ext.export.builder_arguments import build_arguments, builder_obstacle
+from refocus_ext.export.clean_process import without_project
 from refocus_ext.export.options import VerifyOptions
 from refocus_ext.sampling.sampler import Guidance
 from refocus_ext.sampling.student import Student, load_student
@@ -150,10 +150,10 @@ def _in_clean_process(job: Mapping[str, Any]) -> dict[str, str]:
         made = {name: Path(folder, name) for name in ("images", "decoded")}
         file = Path(folder, "job.json")
         file.write_text(json.dumps({**job, **{name: str(path) for name, path in made.items()}}))
-        # -I: ignores PYTHONPATH and the working directory; no GPU, because equality is promised on a CPU only.
+        # no GPU, because equality is promised on a CPU only
         run = subprocess.run(
-            [sys.executable, "-I", str(SCRIPT), str(file)],
-            capture_output=True, text=True, cwd=folder, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+            [sys.executable, str(SCRIPT), str(file)],
+            capture_output=True, text=True, cwd=folder, env=without_project() | {"CUDA_VISIBLE_DEVICES": ""},
         )  # fmt: skip
         if run.returncode:
             reason = (run.stderr.strip().splitlines() or ["no error output"])[-1].strip().rstrip(".")

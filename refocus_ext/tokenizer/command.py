@@ -19,7 +19,7 @@ from refocus_ext.engine.distributed import World, join_world, planned, preflight
 from refocus_ext.engine.dry_run import print_whole_run
 from refocus_ext.engine.interruption import Interruption
 from refocus_ext.engine.memory.plan import free_memory
-from refocus_ext.engine.run_folder import RunFolder, check_run_folder, require_space, schedule_of
+from refocus_ext.engine.run_folder import RunFolder, check_run_folder, require_space, schedule_for
 from refocus_ext.engine.same_run import RunIdentity, file_meaning
 from refocus_ext.engine.training import RunPlan
 from refocus_ext.errors import UsageError, named, offering
@@ -103,8 +103,9 @@ def check(prepared: Prepared, world: World) -> None:
 
 
 def disk_of(prepared: Prepared) -> int:
-    """Bytes of the checkpoints and weights of a run."""
-    return 3 * 3 * state_bytes(as_module(prepared.vae))
+    """Bytes of the checkpoints and weights of a run: three checkpoints while one is written, of weights, two moments and averaged
+    weights; and the weights themselves."""
+    return (3 * (4 if prepared.options.ema else 3) + 1) * state_bytes(as_module(prepared.vae))
 
 
 def within_memory(prepared: Prepared, frozen: FrozenNetworks, world: World, free: int | None) -> Prepared:
@@ -219,7 +220,7 @@ def _run(options: TokenizerOptions, world: World) -> int:
     world.barrier()  # rank 0 changes the folder only after the others have checked it
     run = open_run(prepared, upstream, world) if world.main else None
     world.barrier()  # the others read the folder only after rank 0 has prepared it
-    plan, recipe = RunPlan.of(options, schedule_of(Path(options.out)), gone), recipe_of(options)
+    plan, recipe = RunPlan.of(options, schedule_for(world, Path(options.out)), gone), recipe_of(options)
     data = Crops(train, options.image_size, scale=options.crop_scale, hflip=options.hflip, seed=options.seed)
     training: TokenizerTraining
     if options.only and geometry is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,8 +16,9 @@ from refocus_ext.counting import counted
 from refocus_ext.engine.devices import kind_of
 from refocus_ext.engine.distributed import World
 from refocus_ext.engine.interruption import Interruption
+from refocus_ext.engine.life_sign import LifeSign, other_writer
 from refocus_ext.engine.progress import duration
-from refocus_ext.errors import UsageError
+from refocus_ext.errors import RunFailed, UsageError
 from refocus_ext.images.checks import broken_limit
 from refocus_ext.images.order import SampleKey
 from refocus_ext.images.sources.interface import ImageSource
@@ -179,11 +181,32 @@ def build_cache(
         batch_size=batch_size or kind_of(world.device).views_at_once,
         workers=workers,
     )
-    built = builder.build(missing, broken, interruption)
+    built = _alone(folder, world, lambda: builder.build(missing, broken, interruption))
     if built.exit_code:
         there = len(find_shards(folder, layout))
         world.say(f"stopped with {there} of {layout.shards} shards finished; rerun the same command to resume")
     return built
+
+
+def _alone(folder: Path, world: World, build: Callable[[], Built]) -> Built:
+    """Builds while no other command does: two would write the same files.
+
+    Raises:
+        RunFailed: another one does.
+    """
+    seen = other_writer(folder) if world.main else None
+    (taken,) = world.any(seen is not None)
+    if taken:
+        who = f"the process {seen.pid} on {seen.host}" if seen else "another process"
+        raise RunFailed(
+            f"{folder} is being made by {who}; wait until it is finished and rerun the same command, which then reads it."
+        )
+    sign = LifeSign(folder) if world.main else None
+    try:
+        return build()
+    finally:
+        if sign:
+            sign.end()
 
 
 def _missing(folder: Path, layout: Layout, world: World) -> tuple[list[int], int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from queue import Queue
 from threading import Event
 from typing import TypeVar
@@ -48,9 +48,8 @@ class Worker:
                 yield value  # type: ignore[misc]  # only `tell` and END put values there
             job.result()
         finally:
-            gone.set()
+            gone.set()  # the one thread takes other work when this has ended; waiting for it here would stop the whole page
             job.cancel()
-            wait([job])
 
     def close(self) -> None:
         """Ends the work at what it tells next, and takes no more."""

@@ -36,6 +36,25 @@ def test_the_newest_two_are_kept_and_loaded(tmp_path: Path) -> None:
     assert Checkpoints(tmp_path / "none").load_latest() is None
 
 
+def test_what_is_newer_than_where_a_run_goes_on_is_set_aside(tmp_path: Path) -> None:
+    """Otherwise it would push out the new checkpoints, and be resumed from."""
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    for keep in (2, 3):
+        Checkpoints(tmp_path, keep).save(keep * 100, state(keep))
+    assert checkpoints.set_aside(300) == []
+    (moved,) = checkpoints.set_aside(200)
+    assert moved.parent == tmp_path / "left" and load_checkpoint(moved)["step"] == 300
+    new = checkpoints.save(250, state(9))
+    latest = checkpoints.load_latest()
+    assert latest and latest["step"] == 250 and checkpoints.paths() == [new]
+
+
+def test_the_checkpoint_just_written_is_kept(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    later = checkpoints.save(400, state(4))
+    assert checkpoints.save(300, state(3)).is_file() and later.is_file()
+
+
 def test_a_flipped_bit_is_seen_and_passed_over(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path)
     said: list[str] = []

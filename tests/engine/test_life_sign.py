@@ -8,13 +8,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from refocus_ext.engine.life_sign import FILE, PATIENCE, LifeSign, look
+from refocus_ext.engine.life_sign import FILE, PATIENCE, LifeSign, look, other_writer
 from refocus_ext.engine.run_folder import check_run_folder
 from refocus_ext.engine.same_run import RunIdentity
 from refocus_ext.errors import UsageError
@@ -158,3 +159,33 @@ def test_a_folder_that_another_process_trains_is_refused(tmp_path: Path) -> None
     process.wait()
     (tmp_path / FILE).rename(tmp_path.parent / FILE)
     check_run_folder(tmp_path, identity)
+
+
+def test_a_process_that_takes_no_step_gives_signs_too(tmp_path: Path) -> None:
+    """While it makes a token cache or validates, for longer than others wait; and none after its end."""
+    sign = LifeSign(tmp_path, at_least=0.05)
+    first = look(tmp_path)
+    assert first and first.at > 0
+    deadline = time.monotonic() + 10
+    while (seen := look(tmp_path)) is None or seen.at == first.at:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert seen.last == seen.at and not seen.beats
+    sign.end()
+    time.sleep(0.2)
+    assert look(tmp_path) is None
+
+
+def test_another_machines_process_lives_if_it_gives_another_sign(tmp_path: Path) -> None:
+    def write(at: float, token: str = "theirs") -> None:
+        facts = {"host": "gpu7", "place": "elsewhere", "pid": 12, "started": "", "began": at, "token": token}
+        (tmp_path / FILE).write_text(json.dumps({**facts, "at": at, "beats": []}))
+
+    assert other_writer(tmp_path, patience=0.2) is None, "there is none"
+    write(time.time() - 10 * PATIENCE)
+    assert other_writer(tmp_path, patience=60) is None, "it was silent for long, and is not waited for"
+    write(time.time())
+    assert other_writer(tmp_path, patience=0.2) is None, "it has died since"
+    threading.Timer(0.1, write, [time.time() + 1]).start()
+    found = other_writer(tmp_path, patience=5)
+    assert found and (found.host, found.pid) == ("gpu7", 12)

@@ -36,7 +36,7 @@ def images(tmp_path: Path) -> ImageSource:
 def options(**changes: Any) -> Any:
     values = dict(
         out="run", steps=9, batch_size=4, accumulate=2, seed=0, workers=0, save_every=2, picture_every=3,
-        resume="auto", preset="paper", data="data", dry_run=False,
+        resume="auto", preset="paper", data="data", dry_run=False, grad_checkpoint=False, compile=False,
     )  # fmt: skip
     return SimpleNamespace(**(values | changes))
 

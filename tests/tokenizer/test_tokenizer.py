@@ -345,6 +345,24 @@ def test_a_finished_run_is_left_as_it_is_and_a_lost_file_comes_back(
     assert [path.read_bytes() for path in weights] == [data for _, data in before]
 
 
+def test_a_run_can_go_on_from_an_earlier_checkpoint(
+    image_tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`--resume FILE`: what it leaves is set aside, what it writes is kept, and the same steps give the same weights."""
+    run = tmp_path / "run"
+    assert train(image_tree, run, "--steps", "6", "--save-every", "2") == 0
+    weights = (run / "vae.pth").read_bytes()
+    older, newer = sorted((run / "checkpoints").glob("step-*.pt"))
+    capsys.readouterr()
+    assert train(image_tree, run, "--steps", "6", "--save-every", "2", "--resume", str(older)) == 0
+    said = capsys.readouterr().out
+    assert f"1 newer checkpoint is in {run / 'checkpoints' / 'left'} now" in said and "resuming after step 4" in said
+    assert (run / "checkpoints" / "left" / newer.name).is_file()
+    kept = sorted(path.name[:13] for path in (run / "checkpoints").glob("step-*.pt"))
+    assert kept == ["step-00000004", "step-00000006"]
+    assert (run / "vae.pth").read_bytes() == weights
+
+
 def test_truncated_images_are_replaced_named_and_counted(
     image_tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -30,6 +30,7 @@ from patches import Focus, Upstream
 from refocus_ext.engine.devices import DeviceKind
 from refocus_ext.engine.distributed import World
 from refocus_ext.engine.interruption import Interruption
+from refocus_ext.engine.life_sign import FILE, LifeSign
 from refocus_ext.errors import RunFailed, UsageError
 from refocus_ext.images.crops import Crops
 from refocus_ext.images.order import StepBatches
@@ -177,6 +178,24 @@ def test_misuse_of_tokenize_is_told(small: Tokenizer, images_BCHW: Tensor) -> No
     assert (
         pick_precision("auto", torch.device("cpu")) == "fp32" and pick_precision("auto", torch.device("cuda")) == "tf32"
     )
+
+
+def test_two_commands_do_not_make_one_cache(tokenizer: Tokenizer, images: ImageList, tmp_path: Path) -> None:
+    """They would write the same files. The sign goes when the cache is finished."""
+    assert build(tmp_path / "cache", tokenizer, images).exit_code == 0
+    next((tmp_path / "cache").glob("shard-*.npy")).unlink()
+    sign = LifeSign(tmp_path / "cache")
+    found = json.loads((tmp_path / "cache" / FILE).read_text())
+    sign.end()
+    facts = {"pid": os.getppid(), "started": "", "token": "theirs"}
+    (tmp_path / "cache" / FILE).write_text(json.dumps(found | facts))
+    with pytest.raises(
+        RunFailed, match=rf"is being made by the process {os.getppid()} on .*; wait until it is finished"
+    ):
+        build(tmp_path / "cache", tokenizer, images)
+    (tmp_path / "cache" / FILE).unlink()
+    assert build(tmp_path / "cache", tokenizer, images).exit_code == 0
+    assert not (tmp_path / "cache" / FILE).exists()
 
 
 def test_validation_tokens_are_those_of_centre_crops(tokenizer: Tokenizer, images: ImageList) -> None:
