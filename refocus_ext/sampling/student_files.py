@@ -151,6 +151,7 @@ def _check_sums(files: Files, own_vae: bool) -> None:
     for path in (files.var, *([files.vae] if own_vae else [])):
         if path.name in expected and sha256(path) != expected[path.name]:
             raise UsageError(
-                f"{path} is not the file that its run wrote (its sha256 differs from the one recorded); restore the file, "
-                "or train or export the run again."
+                f"{path} is not the file that its run wrote (its sha256 differs from the one recorded). If the run is saving now, "
+                "try again in a minute; if it was killed, rerun its command, which writes the file again; otherwise restore the "
+                "file, or train or export the run again."
             )

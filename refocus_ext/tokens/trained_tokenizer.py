@@ -162,7 +162,8 @@ def check_weights(run: Path, config: dict[str, Any], name: str) -> None:
     if expected and sha256(run / name) != expected:
         raise UsageError(
             f"{run / name} is not the file that this run wrote (its sha256 differs from config.json's), so the weights are "
-            "not the ones its pyramid was trained with; restore the file, or train the run again."
+            "not the ones its pyramid was trained with. If the run is saving now, try again in a minute; if it was killed, rerun "
+            "its command, which writes the file again; otherwise restore the file, or train the run again."
         )
 
 
