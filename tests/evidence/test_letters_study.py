@@ -129,3 +129,17 @@ def test_the_table_of_guidances_has_the_means_of_what_is_recorded() -> None:
         runs = [recorded[f"{names[title]}-seed{seed}, cfg {cfg}"] for seed in (2, 3, 4)]
         mean = {name: sum(run[name] for run in runs) / 3 for name in runs[0]}
         assert cells == [MEANS[head][1].format(mean[MEANS[head][0]]) for head in rows[0][2:]], (title, cfg)
+
+
+def test_the_table_without_prefixes_has_what_is_recorded() -> None:
+    recorded = json.loads((ROOT / "docs" / "letters" / "guidance.json").read_text())
+    (section,) = re.findall(r"^### Without prefixes, without anchors\n([\s\S]*?)(?=^#|^!\[|\Z)", PAGE, flags=re.M)
+    heads, _, *rows = [
+        [cell.strip() for cell in line.strip("|\n").split("|")] for line in re.findall(r"^\|.*\n", section, flags=re.M)
+    ]
+    names = {row.title: name for name, row in TABLE.items()}
+    assert heads[1:] == ["cfg 0", "1.5", "3", "5"] and len(rows) >= 4
+    for title, *cells in rows:
+        for head, cell in zip(heads[1:], cells, strict=True):
+            run = recorded[f"{names[title]}-seed4, cfg {head.removeprefix('cfg ')}"]
+            assert cell == f"{run['legibility']:.1%} / {run['recall']:.3f} / {run['letters_fd']:.1f}", (title, head)
