@@ -243,10 +243,10 @@ class Training(ABC):
             self._finish_saving()
         self._watch_finiteness(read, progress)
         values = {"skipped": 1.0} if read.bad else read.values
-        if new_broken:  # on any process; each is told of all
+        if new_broken:  # on any process; each is told of all, so that all of them stop or none
             self.data.known_broken.update(*self.world.gather(self.data.known_broken))
         values["broken_images"] = float(len(self.data.known_broken))
-        if len(self.data.known_broken) > self.data.broken_limit:
+        if new_broken and len(self.data.known_broken) > self.data.broken_limit:
             raise RunFailed(
                 f"{len(self.data.known_broken)} images of {len(self.data)} cannot be decoded, more than the limit of "
                 f"{self.data.broken_limit}; check the folder. With these images removed it is other data, for a new run in "
