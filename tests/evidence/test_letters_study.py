@@ -87,7 +87,7 @@ def expected(head: str, row: dict[str, Any]) -> str:
         return f"{minus['mean']:+.3f}" if minus else ""
     name, form = MEANS[head]
     name = row["gap"] if name == "gap_teacher" else name
-    return form.format(row["mean"][name]) if name in row["mean"] else ""
+    return re.sub(r"^-(?=0\.0+$)", "", form.format(row["mean"][name])) if name in row["mean"] else ""
 
 
 def test_the_differences_that_are_shown_are_all_whose_interval_has_no_zero() -> None:
