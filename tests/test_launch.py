@@ -88,12 +88,20 @@ def test_a_killed_process_is_told_by_the_launcher(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("handlers_back")
 def test_a_killed_process_comes_before_those_that_failed_for_want_of_it(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     """Both end between two looks at them; the one of rank 0 ends second and is looked at first."""
-    dies = "import os, signal, sys; os.environ['RANK'] == '1' and os.kill(os.getpid(), signal.SIGKILL); sys.exit(1)"
+    dies = """
+import os, signal, sys, time
+if os.environ["RANK"] == "1":
+    open(sys.argv[1], "w").close()
+    os.kill(os.getpid(), signal.SIGKILL)
+while not os.path.exists(sys.argv[1]):
+    time.sleep(0.01)
+sys.exit(1)
+"""
     monkeypatch.setattr(launch, "TICK", 3.0)
-    assert launch.launch(["-c", dies], 2, 1, 0, "127.0.0.1", 1) == 128 + signal.SIGKILL
+    assert launch.launch(["-c", dies, str(tmp_path / "dies")], 2, 1, 0, "127.0.0.1", 1) == 128 + signal.SIGKILL
     assert capfd.readouterr().err == "refocus: process 1 of this machine was killed (too little memory?)\n"
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from refocus_ext.errors import RunFailed
 from refocus_ext.storage.atomic import written_beside
 
 BACKGROUND, INK, FAINT = (255, 255, 255), (20, 20, 20), (110, 110, 110)
@@ -31,7 +32,8 @@ def font_of(points: int, bold: bool = False) -> Any:
 
 def to_image(image_3HW: Tensor, side: int | None = None) -> Image.Image:
     """(3,H,W) in [-1,1] -> PIL; enlarged to `side` pixels without smoothing when that is a whole multiple."""
-    array = image_3HW.detach().float().clamp(-1, 1).add(1).mul(127.5).round().byte().permute(1, 2, 0).cpu().numpy()
+    values = _finite(image_3HW.detach().float().clamp(-1, 1).add(1).mul(127.5).round())
+    array = values.byte().permute(1, 2, 0).cpu().numpy()
     picture = Image.fromarray(array)
     if side and side != picture.width:
         exact = side % picture.width == 0
@@ -40,8 +42,23 @@ def to_image(image_3HW: Tensor, side: int | None = None) -> Image.Image:
 
 
 def image_bytes(image_B3HW: Tensor) -> np.ndarray:
-    """(B,3,H,W) in [0,1] -> (B,H,W,3) uint8, clamped and rounded to nearest, as in a PNG."""
-    return image_B3HW.float().clamp(0, 1).mul(255).round().byte().permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    """(B,3,H,W) in [0,1] -> (B,H,W,3) uint8, clamped and rounded to nearest, as in a PNG.
+
+    Raises:
+        RunFailed: a value is not finite.
+    """
+    values = _finite(image_B3HW.float().clamp(0, 1).mul(255).round())
+    return values.byte().permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+
+def _finite(image: Tensor) -> Tensor:
+    """The same, on the host."""
+    image = image.cpu()
+    if not image.isfinite().all():
+        raise RunFailed(
+            "an image has values that are not finite: the weights that made it are damaged, or need another precision."
+        )
+    return image
 
 
 def grid(

@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from patches.sampling import Exchange, Guidance, Noise, Watch, sample, to_unit
-from refocus_ext.errors import RunFailed
 from refocus_ext.sampling.student import Student
 from refocus_ext.seeds import image_seed
 
@@ -45,17 +44,11 @@ def sample_images(
     """Images `first`, `first + 1`, ... of `seed`, one for each label: (B,3,H,W) in [0,1], float32.
 
     Each depends only on its number, label and seed (with another batch size, up to the last bits).
-
-    Raises:
-        RunFailed: the student's probabilities are not finite.
     """
     label_B = torch.tensor(labels, device=student.device)
     noise = Noise(image_seeds(seed, range(first, first + len(labels))), student.device)
     guidance = (guidance or Guidance()).for_codes(student.geometry.vocab_size)
-    try:
-        return sample(student.var, label_B, noise, guidance, watch=watch, exchange=exchange)
-    except FloatingPointError as error:
-        raise RunFailed(f"{student.files.var}: {error}.") from None
+    return sample(student.var, label_B, noise, guidance, watch=watch, exchange=exchange)
 
 
 class Prefixes:

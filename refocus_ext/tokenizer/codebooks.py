@@ -193,7 +193,7 @@ class Codebooks:
             return {}
         counts: dict[str, float] = {}
         idx, pool = [i for out in outputs for i in out.idx_S], [r for out in outputs for r in out.residual_S]
-        if self.shared and self.alias is not None:  # a code that alias tokens use is in use
+        if idx and self.shared and self.alias is not None:  # a code that alias tokens use is in use
             idx += [i * self.alias.spacing for out in aliases for i in out.idx_K]
             pool += [p for out in aliases for p in out.points_K]
         if idx:

@@ -14,6 +14,7 @@ from torch import Tensor
 from patches import Upstream
 from patches.sampling import sample_as_upstream
 from refocus_ext.errors import RunFailed
+from refocus_ext.images.picture import image_bytes, to_image
 from refocus_ext.sampling.sampler import (
     Guidance,
     KeptTokens,
@@ -76,8 +77,10 @@ def test_codes_are_drawn_as_multinomial_draws_them() -> None:
 
 def test_damaged_weights_are_one_sentence(student: Student) -> None:
     inside(student.var).head.weight.data[0, 0] = float("nan")
-    with pytest.raises(RunFailed, match=r"var_d2.pth: the probabilities of tokens are not finite"):
-        sample_images(student, [0])
+    image = sample_images(student, [0])
+    for draw in (image_bytes, lambda image_B3HW: to_image(image_B3HW[0])):
+        with pytest.raises(RunFailed, match="not finite: the weights that made it are damaged"):
+            draw(image)
 
 
 @pytest.mark.parametrize("guidance", [GUIDANCE, SETTINGS[-1]])

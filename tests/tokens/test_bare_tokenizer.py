@@ -139,7 +139,7 @@ def test_eval_measures_a_file(vae_file: Path, image_tree: Path, capsys: Any, tmp
 def test_tokens_go_beside_the_file(vae_file: Path, image_tree: Path, capsys: Any) -> None:
     words = ("tokens", "--tokenizer", str(vae_file), "--data", str(image_tree), "--device", "cpu", "--workers", "0")
     assert run_main(*words, *OPTIONS) == 0
-    assert "12 images, 48 views, 1,440 tokens" in capsys.readouterr().out
+    assert "12 images, 120 views, 3,600 tokens" in capsys.readouterr().out
     assert Path(f"{vae_file}.tokens/index.json").is_file()
     assert run_main(*words, *OPTIONS, "--blur", "disk") == 2
     assert "pyramid.blur = none (this run wants disk)" in capsys.readouterr().err
