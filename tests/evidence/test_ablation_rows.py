@@ -83,6 +83,16 @@ def test_an_alias_tokenizer_alone_is_trained_after_the_structure_it_stands_besid
     assert all(row.tokenizer.structure in ("", *rows.BY_NAME) for row in TABLE.values())
 
 
+def test_options_of_all_rows_do_not_undo_what_a_row_changes() -> None:
+    values: dict[str, Any] = dict(preset("demo", "ablate"))
+    common = {"tokenizer_options": "--blur disk --lr 1e-3", "distill_options": "--teacher copies --lr 1e-3"}
+    options = AblateOptions(preset="demo", rows=("baseline", "full"), out="o", **values, **common)
+    none, baseline, disk, full = (parsed(*step.words) for step in command.commands(options, Results(options, ())))
+    read = lambda of, *names: tuple(getattr(of, name) for name in names)  # noqa: E731
+    assert (read(none, "blur", "lr"), read(disk, "blur", "lr")) == (("none", 1e-3), ("disk", 1e-3))
+    assert (read(baseline, "teacher", "lr"), read(full, "teacher", "lr")) == (("off", 1e-3), ("copies", 1e-3))
+
+
 def test_every_teacher_is_compared_with_none() -> None:
     """On the same tokens, whatever the teacher is."""
     run = [{"points": [{"step": 1}], "ce_student": 3.0}]

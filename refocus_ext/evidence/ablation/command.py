@@ -114,24 +114,25 @@ def commands(options: AblateOptions, known: Results) -> list[Step]:
                     plan.append(Step(tokenizer_words(options, stage1, seed, seeded), seed))
                     made.add(stage1)
             words = ["distill", *seeded, "--tokenizer", str(tokenizer_folder(options, row.tokenizer, seed))]
-            words += ["--depth", str(options.depth), "--steps", str(options.distill_steps), *row.teacher, *watched]
+            words += ["--depth", str(options.depth), "--steps", str(options.distill_steps), *watched]
             if is_given(options, row.tokenizer):  # beside the tokenizer lies the cache of one seed
                 words += ["--cache", str(Path(options.out) / f"tokens-seed{seed}")]
             if row.source:
                 words += ["--teacher-from", str(folder(options, row.source, seed))]
-            words += ["--out", str(folder(options, name, seed)), *shlex.split(options.distill_options)]
+            words += ["--out", str(folder(options, name, seed)), *shlex.split(options.distill_options), *row.teacher]
             plan.append(Step(words, seed, name if name in options.rows else ""))
     return plan
 
 
 def tokenizer_words(options: AblateOptions, stage1: Stage1, seed: int, seeded: Sequence[str]) -> list[str]:
-    """The command that trains a tokenizer."""
+    """The command that trains a tokenizer. What the row changes stands last: options of all rows do not undo it."""
     out = str(tokenizer_folder(options, stage1, seed))
-    words = ["tokenizer", *seeded, *stage1.options, "--steps", str(options.tokenizer_steps), "--out", out]
+    words = ["tokenizer", *seeded, "--steps", str(options.tokenizer_steps), "--out", out, *warm_up(options)]
+    words += [*shlex.split(options.tokenizer_options), *stage1.options]
     if stage1.structure:
         vae = tokenizer_folder(options, BY_NAME[stage1.structure], seed) / "vae.pth"
         words += ["--only", "alias", "--init", str(vae)]
-    return [*words, *warm_up(options), *shlex.split(options.tokenizer_options)]
+    return words
 
 
 def trained(names: Sequence[str]) -> list[str]:

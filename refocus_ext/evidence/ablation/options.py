@@ -62,8 +62,12 @@ class AblateOptions(Options):
     depth: int = BUDGET(None, "D of the students", positive(int))
     tokenizer_steps: int = BUDGET(None, "steps of each tokenizer", positive(int))
     distill_steps: int = BUDGET(None, "steps of each student", positive(int))
-    tokenizer_options: str = BUDGET("", "further options of `tokenizer` for all rows, in quotes", metavar="WORDS")
-    distill_options: str = BUDGET("", "further options of `distill` for all rows, in quotes", metavar="WORDS")
+    tokenizer_options: str = BUDGET(
+        "",
+        "further options of `tokenizer` for all rows, in quotes; those that a row changes stay as the row has them",
+        metavar="WORDS",
+    )
+    distill_options: str = BUDGET("", "the same of `distill`", metavar="WORDS")
 
     points: int = MEASURE(4, "checkpoints of each student that are measured, the last one included", positive(int))
     images: int = MEASURE(None, "images sampled at each point, and at most as many taken from the data", positive(int))
