@@ -326,7 +326,7 @@ def run_identity(options: DistillOptions, prepared: Prepared, world: World) -> R
             "small_images": prepared.tokenizer.small_images(options.small_images),
             "type of device": world.device.type,
         },
-        defaults=options.defaults(),
+        defaults=options.unrecorded(),
         idle=options.idle(),
         command="distill",
     )

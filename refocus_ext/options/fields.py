@@ -38,6 +38,7 @@ class Option(Arg):
         identity: whether it is part of what makes two runs the same run (resume refuses a change).
         added: whether it came after runs had been made: config.json and its identity then hold it only where it is not the
             default and the preset's, so that those runs stay the same runs.
+        earlier: of an option whose default has changed: the value of runs that do not record it.
         told: whether a resumed run says that it has changed; such an option is not part of the identity.
         follows: the option in proportion to which a preset's value is scaled, where this one is not given.
         shown: what --help shows in the place of its value, or of each of its words.
@@ -47,6 +48,7 @@ class Option(Arg):
     unit: str
     identity: bool
     added: bool
+    earlier: object
     told: bool
     follows: str
     shown: str | tuple[str, ...] | None
@@ -86,6 +88,7 @@ class Heading:
         nargs: NArgs | None = None,
         identity: bool = True,
         added: bool = False,
+        earlier: object = None,
         told: bool = False,
         positional: bool = False,
     ) -> T: ...
@@ -102,6 +105,7 @@ class Heading:
         nargs: NArgs | None = None,
         identity: bool = True,
         added: bool = False,
+        earlier: object = None,
         told: bool = False,
         positional: bool = False,
         follows: str = "",
@@ -113,6 +117,7 @@ class Heading:
             text: help, one clause; unit and default are appended.
             kind: parser of the text, or of each word; by default the annotated type, of words str.
             choices: the values it can have, or what returns them.
+            earlier: see `Option`.
             told: it does not change the result of a run; a resumed run says that it has changed.
             nargs: how many words it takes, "+" for one or more, "*" for any number; their annotation is a tuple.
             positional: a bare word on the command line, which may be left out.
@@ -132,7 +137,7 @@ class Heading:
         )
         option.heading, option.unit, option.follows = self.title, unit, follows
         option.identity, option.told = identity and not told, told
-        option.shown, option.added = metavar, added
+        option.shown, option.added, option.earlier = metavar, added, earlier
         return option
 
 
@@ -226,6 +231,15 @@ class Options(TypedArgs):
         stages = presets_of(self.stage)
         stage = stages.get(str(getattr(self, "preset", "")), {})
         return {name: _plain(stage.get(name, option.default)) for name, option in self.fields().items()}
+
+    def unrecorded(self) -> dict[str, object]:
+        """What they were in a run of this preset that does not record them."""
+        return self.defaults() | self.earlier()
+
+    @classmethod
+    def earlier(cls) -> dict[str, object]:
+        """Those whose default has changed, with the value of runs that do not record them."""
+        return {name: option.earlier for name, option in cls.fields().items() if option.earlier is not None}
 
 
 def _plain(value: object) -> object:

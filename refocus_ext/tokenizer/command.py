@@ -145,7 +145,7 @@ def identity_of(prepared: Prepared, world: World) -> RunIdentity:
             "precision": precision_name(autocast_dtype(options.precision, world.device)),
         },
         told=options.told() | {"processes": world.size, "type of device": world.device.type},
-        defaults=options.defaults(),
+        defaults=options.unrecorded(),
         idle=options.idle(),
         following=frozenset(name for name, option in options.fields().items() if option.follows),
         command="tokenizer",

@@ -152,9 +152,14 @@ class TokenizerOptions(Options):
     )
     lecam: float = LOSS(0.0, "weight of LeCAM on the discriminator", non_negative(float))
     commitment: float = LOSS(0.25, "beta of the VQ loss: commitment against codebook", non_negative(float))
-    prefix: float = LOSS(1.0, "weight of a random state's prefix against F_k", non_negative(float))
+    prefix: float = LOSS(
+        0.0, "weight of a random state's prefix against F_k, 0: no such term", non_negative(float), earlier=1.0
+    )
     prefix_trains: str = LOSS(
-        "all", "what it trains: encoder and decoder, or the decoder alone", choices=("all", "decoder"), added=True
+        "decoder",
+        "what that term trains: the decoder alone, or all networks, so that coarse tokens change for its sake",
+        choices=("decoder", "all"),
+        earlier="all",
     )
     anchor: float = LOSS(1.0, "weight of a random state's unquantized D(T_k) against F_k", non_negative(float))
 
@@ -223,19 +228,23 @@ class TokenizerOptions(Options):
 
     @classmethod
     def begun(cls, typed: Mapping[str, object], stage: Stage) -> dict[str, object]:
-        """Its values that follow the steps, of the run in --out where it is extended, or where they are the preset's own:
-        until they followed the steps, every run had those."""
+        """Values of the run in --out: options whose default has changed since it began, and those that follow the steps where it
+        is extended, or where they are the preset's own: until they followed the steps, every run had those."""
         if typed.get("resume") == "never":
             return {}
         try:
             file = Path(str(typed.get("out") or default_tokenizer_run(str(typed.get("data") or "")))) / "config.json"
             config = json.loads(file.read_text())
             theirs = config["options"]
+            changed = cls.earlier()
+            kept = (
+                {} if changed.keys() <= theirs.keys() else {name: theirs.get(name, changed[name]) for name in changed}
+            )
             followers = [name for name, option in cls.fields().items() if option.follows]
             same = theirs["steps"] == typed.get("steps", stage["steps"])
             if typed.get("extend") or (same and len(config.get("schedule", ())) > 1):
-                return {name: theirs[name] for name in followers}
-            return {name: stage[name] for name in followers if same and theirs[name] == stage[name]}
+                return kept | {name: theirs[name] for name in followers}
+            return kept | {name: stage[name] for name in followers if same and theirs[name] == stage[name]}
         except (OSError, ValueError, KeyError, TypeError):  # no run of this command
             return {}
 
@@ -262,6 +271,7 @@ class TokenizerOptions(Options):
         names += (
             ("gan_start", "gan_warmup", "gan_floor", "lecam", "disc", "disc_augment", "bcr") if not self.gan else ()
         )
+        names += ("prefix_trains",) if self.blur == "none" or not self.prefix else ()
         names += ("codebook_images",) if self.init else ()
         names += ("dropout",) if self.only else ()
         return frozenset(names)

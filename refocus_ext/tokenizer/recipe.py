@@ -16,8 +16,8 @@ class StructureWeights:
     l1: float = 1.0
     l2: float = 1.0
     commitment: float = 0.25
-    prefix: float = 1.0
-    prefix_trains: str = "all"
+    prefix: float = 0.0
+    prefix_trains: str = "decoder"
     anchor: float = 1.0
     consistency: float = 0.0
 

@@ -10,7 +10,7 @@ from runs import parsed
 from refocus_ext.evidence.ablation import command, differences, rows
 from refocus_ext.evidence.ablation.options import AblateOptions, row_list
 from refocus_ext.evidence.ablation.report import table_lines
-from refocus_ext.evidence.ablation.results import Results
+from refocus_ext.evidence.ablation.results import Results, budget_differences, budget_of
 from refocus_ext.evidence.ablation.rows import GROUPS, PAPER, ROWS, TABLE, Row, Stage1
 from refocus_ext.options.presets import preset
 
@@ -85,12 +85,30 @@ def test_an_alias_tokenizer_alone_is_trained_after_the_structure_it_stands_besid
 
 def test_options_of_all_rows_do_not_undo_what_a_row_changes() -> None:
     values: dict[str, Any] = dict(preset("demo", "ablate"))
-    common = {"tokenizer_options": "--blur disk --lr 1e-3", "distill_options": "--teacher copies --lr 1e-3"}
-    options = AblateOptions(preset="demo", rows=("baseline", "full"), out="o", **values, **common)
+    values |= {"tokenizer_options": "--blur disk --lr 1e-3", "distill_options": "--teacher copies --lr 1e-3"}
+    options = AblateOptions(preset="demo", rows=("baseline", "full"), out="o", **values)
     none, baseline, disk, full = (parsed(*step.words) for step in command.commands(options, Results(options, ())))
     read = lambda of, *names: tuple(getattr(of, name) for name in names)  # noqa: E731
     assert (read(none, "blur", "lr"), read(disk, "blur", "lr")) == (("none", 1e-3), ("disk", 1e-3))
     assert (read(baseline, "teacher", "lr"), read(full, "teacher", "lr")) == (("off", 1e-3), ("copies", 1e-3))
+
+
+def test_a_budget_has_the_options_of_stage_1_whose_default_has_changed() -> None:
+    values: dict[str, Any] = dict(preset("letters", "ablate"))
+    options = AblateOptions(preset="letters", data="letters", **values)
+    now = budget_of(options)
+    before = budget_of(options.replace(tokenizer_options="--lr 1e-3 --prefix 1 --prefix-trains=all"))
+    assert (now["prefix"], now["prefix_trains"]) == (0, "decoder") and (before["prefix"], before["prefix_trains"]) == (
+        1,
+        "all",
+    )
+    assert "prefix" not in budget_of(options.replace(tokenizer="run")), "that run has its own"
+    then = {name: value for name, value in now.items() if not name.startswith("prefix")}
+    assert list(budget_differences(now, then)) == [("prefix", 0, 1), ("prefix_trains", "decoder", "all")]
+    assert not [name for name, *_ in budget_differences(before, then) if name.startswith("prefix")]
+    assert list(budget_differences(now, dict(now))) == []
+    demo = budget_of(options.replace(preset="demo"))
+    assert (demo["prefix"], demo["prefix_trains"]) == (1, "all"), "as it was"
 
 
 def test_every_teacher_is_compared_with_none() -> None:

@@ -90,10 +90,17 @@ def expected(head: str, row: dict[str, Any]) -> str:
     return re.sub(r"^-(?=0\.0+$)", "", form.format(row["mean"][name])) if name in row["mean"] else ""
 
 
-def test_the_differences_that_are_shown_are_all_whose_interval_has_no_zero() -> None:
-    """Of the paper's rows and the one without blur, in the measures that the report compares."""
-    recorded = json.loads((ROOT / "docs" / "letters" / "results.json").read_text())["rows"]
-    results = {row: [recorded[row][seed] for seed in "234"] for row in (*PAPER, "sharp-states")}
+@pytest.mark.parametrize(
+    ("file", "rows"),
+    [
+        ("results.json", ("baseline", "full", "no-refocusing", "decoder-prefixes", "all-prefixes")),
+        ("all-prefixes.json", (*PAPER, "sharp-states")),
+    ],
+)
+def test_the_differences_that_are_shown_are_all_whose_interval_has_no_zero(file: str, rows: tuple[str, ...]) -> None:
+    """In the measures that the report compares."""
+    recorded = json.loads((ROOT / "docs" / "letters" / file).read_text())["rows"]
+    results = {row: [recorded[row][seed] for seed in "234"] for row in rows}
     compared = {
         (name, other, measure): Difference(**found)
         for name in results
@@ -102,44 +109,37 @@ def test_the_differences_that_are_shown_are_all_whose_interval_has_no_zero() -> 
         if measure in DIFFERENCES
     }
     apart = {key: d for key, d in compared.items() if d.margin is not None and abs(d.mean) > d.margin}
-    (table,) = re.findall(r"^\| row \| beside \| measure \| difference \|\n\|.*\n((?:\|.*\n)+)", PAGE, flags=re.M)
+    section = next(part for part in re.split(r"^## ", PAGE, flags=re.M) if f"--known docs/letters/{file}" in part)
+    (table,) = re.findall(r"^\| row \| beside \| measure \| difference \|\n\|.*\n((?:\|.*\n)+)", section, flags=re.M)
     shown = {
         (name, other, measure): value.split(" ([")[0]
         for name, other, measure, value in (
             (cell.strip() for cell in line.strip("|").split("|")) for line in table.splitlines()
         )
     }
-    assert f"Of its {len(compared)}\n95% intervals" in PAGE
+    assert f"Of its {len(compared)}\n95% intervals" in section
     assert shown == {
         (TABLE[name].title, TABLE[other].title, DIFFERENCES[measure][0]): DIFFERENCES[measure][1](d.mean, d.margin)
         for (name, other, measure), d in apart.items()
     }
 
 
-def test_the_table_of_guidances_has_the_means_of_what_is_recorded() -> None:
+@pytest.mark.parametrize(
+    ("file", "rows"),
+    [
+        ("guidance.json", ("baseline", "full", "decoder-prefixes")),
+        ("all-prefixes-guidance.json", ("gaussian", "sharp-states")),
+    ],
+)
+def test_a_table_of_guidances_has_the_means_of_what_is_recorded(file: str, rows: tuple[str, ...]) -> None:
     """Of three seeds, as `legibility --student .. --cfg .. --json` names them."""
-    recorded = json.loads((ROOT / "docs" / "letters" / "guidance.json").read_text())
-    (section,) = re.findall(r"^### At which guidance\?\n([\s\S]*?)(?=^##|\Z)", PAGE, flags=re.M)
-    rows = [
-        [cell.strip() for cell in line.strip("|\n").split("|")] for line in re.findall(r"^\|.*\n", section, flags=re.M)
-    ]
-    assert rows[0] == ["row", "cfg", "read", "recall", "distance"] and len(rows) == 2 + 12
-    names = {TABLE[name].title: name for name in ("baseline", "gaussian", "sharp-states")}
-    for title, cfg, *cells in rows[2:]:
+    recorded = json.loads((ROOT / "docs" / "letters" / file).read_text())
+    after = PAGE[PAGE.index(f"(letters/{file})") :]
+    table = re.findall(r"(?:^\|.*\n)+", after, flags=re.M)[0].splitlines()
+    heads, _, *lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
+    assert heads == ["row", "cfg", "read", "recall", "distance"] and len(lines) == 4 * len(rows)
+    names = {TABLE[name].title: name for name in rows}
+    for title, cfg, *cells in lines:
         runs = [recorded[f"{names[title]}-seed{seed}, cfg {cfg}"] for seed in (2, 3, 4)]
         mean = {name: sum(run[name] for run in runs) / 3 for name in runs[0]}
-        assert cells == [MEANS[head][1].format(mean[MEANS[head][0]]) for head in rows[0][2:]], (title, cfg)
-
-
-def test_the_table_without_prefixes_has_what_is_recorded() -> None:
-    recorded = json.loads((ROOT / "docs" / "letters" / "guidance.json").read_text())
-    (section,) = re.findall(r"^### Without prefixes, without anchors\n([\s\S]*?)(?=^#|^!\[|\Z)", PAGE, flags=re.M)
-    heads, _, *rows = [
-        [cell.strip() for cell in line.strip("|\n").split("|")] for line in re.findall(r"^\|.*\n", section, flags=re.M)
-    ]
-    names = {row.title: name for name, row in TABLE.items()}
-    assert heads[1:] == ["cfg 0", "1.5", "3", "5"] and len(rows) >= 4
-    for title, *cells in rows:
-        for head, cell in zip(heads[1:], cells, strict=True):
-            run = recorded[f"{names[title]}-seed4, cfg {head.removeprefix('cfg ')}"]
-            assert cell == f"{run['legibility']:.1%} / {run['recall']:.3f} / {run['letters_fd']:.1f}", (title, head)
+        assert cells == [MEANS[head][1].format(mean[MEANS[head][0]]) for head in heads[2:]], (title, cfg)

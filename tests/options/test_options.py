@@ -43,6 +43,8 @@ def test_config_json_is_byte_for_byte_what_it_was(line: str) -> None:
         before = BEFORE[line][theirs]
         if "attention" in before:
             before["attention"] = "auto"  # another default since then, the same values on a CPU
+        if options.stage == "tokenizer" and options.preset != "demo":
+            before["prefix"] = 0.0  # another default since then, which resuming such a run leaves aside
         if options.preset == "demo" and options.stage in SINCE:  # the demo has another recipe since then
             before |= {name: value for name, value in SINCE[options.stage].items() if name in before}
         if options.stage == "distill":
@@ -53,8 +55,8 @@ def test_config_json_is_byte_for_byte_what_it_was(line: str) -> None:
         if theirs == "identity":
             before = {name: value for name, value in before.items() if name not in told}
         assert json.dumps({name: value for name, value in ours.items() if name in before}) == json.dumps(before)
-        # options since then: off unless they are typed, but for the size of the codebook's sample
-        added = [name for name in ours if name not in before and name != "codebook_images"]
+        # options since then: off unless they are typed, but for the size of the codebook's sample and what prefixes train
+        added = [name for name in ours if name not in before and name not in ("codebook_images", "prefix_trains")]
         assert not options.given(*added)
 
 
@@ -235,6 +237,25 @@ def test_a_run_of_an_earlier_version_resumes(tmp_path: Path) -> None:
     assert parsed("tokenizer", "--steps", "2400", *words[3:]).warm_autoencoder == 800, "of other steps: another run"
     (tmp_path / "run" / "config.json").write_text("{")
     assert parsed(*words).warm_autoencoder == 400
+
+
+def test_a_run_keeps_the_values_whose_default_has_changed_since(tmp_path: Path) -> None:
+    """Prefixes trained all networks, with weight 1; what they train is recorded by no run of that time."""
+
+    def prefixes(*more: str) -> tuple[float, str]:
+        options = parsed("tokenizer", *more)
+        return options.prefix, options.prefix_trains
+
+    run, now = str(tmp_path / "run"), str(tmp_path / "now")
+    write_config(tmp_path / "run", steps=900, warm_autoencoder=200, warmup=20, prefix=1.0)
+    letters = ("--preset", "letters", "--data", "letters")
+    assert prefixes(*letters, "--out", run) == (1.0, "all")
+    assert prefixes(*letters, "--out", run, "--resume", "never") == (0.0, "decoder")
+    assert prefixes(*letters, "--out", run, "--prefix", "0.5") == (0.5, "all"), "what is typed wins"
+    write_config(tmp_path / "now", **parsed("tokenizer", *letters, "--prefix", "1").to_dict())
+    assert prefixes(*letters, "--out", now) == (0.0, "decoder"), "another run than the one that typed it"
+    assert parsed("tokenizer", *letters).unrecorded()["prefix_trains"] == "all"
+    assert prefixes() == prefixes("--out", run) == (1.0, "all"), "the demo's are what they were"
 
 
 # ------------------------------------------------------------------------------------------------ imports

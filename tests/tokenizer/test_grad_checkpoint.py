@@ -72,7 +72,7 @@ def test_every_pass_runs_twice_and_the_adaptive_weight_runs_none(
     vae: Any, pyramid: FocusPyramid, images: Tensor
 ) -> None:
     Focus(pyramid, recomputes=True).apply(vae)
-    objective = StructureObjective(vae.train(), StructureWeights())
+    objective = StructureObjective(vae.train(), StructureWeights(prefix=1))
     passes = {"encoder": 0, "decoder": 0}
     for name in passes:
         inside(vae).get_submodule(name).register_forward_pre_hook(

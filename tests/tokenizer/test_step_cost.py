@@ -44,12 +44,12 @@ class Step:
         self.alias = build_alias(self.geometry, self.vae, CPU)
         self.lpips = untrained_lpips() if full else None
         self.critic = Adversary(64) if full else None
-        self.objective = TokenizerObjective(StructureObjective(self.vae, StructureWeights()), self.alias)
+        self.objective = TokenizerObjective(StructureObjective(self.vae, StructureWeights(prefix=1)), self.alias)
         self.x = torch.rand(IMAGES, 3, 64, 64) * 2 - 1
 
     def cost(self) -> Any:
         modules = modules_of(self.vae, self.geometry, self.lpips, self.critic is not None)
-        return step_cost(modules, StructureWeights(), CPU, self.dtype)
+        return step_cost(modules, StructureWeights(prefix=1), CPU, self.dtype)
 
     def loss(self) -> Tensor:
         """As `TokenizerTraining._backward` adds it up."""
@@ -141,14 +141,14 @@ def test_counting_changes_nothing(upstream: Upstream) -> None:
 
 def test_plain_var_encodes_and_decodes_once(vae: Any) -> None:
     Focus(FocusPyramid(image_size=64, states=3, blur="none")).apply(vae)
-    cost = step_cost(modules_of(vae.train(), None, None, False), StructureWeights(), CPU)
+    cost = step_cost(modules_of(vae.train(), None, None, False), StructureWeights(prefix=1), CPU)
     assert (cost.encodes, cost.decodes, cost.mean_decodes) == (1, 1, 1)
 
 
 def test_a_frozen_vqvae_costs_the_alias_tokenizer_alone(focus_vae: Any, pyramid: FocusPyramid) -> None:
     geometry = AliasGeometry.of(pyramid, stride=8, codes=64, code_dim=8, width=16, codebook="own")
     modules = modules_of(focus_vae.requires_grad_(False).eval(), geometry, None, False)
-    cost = step_cost(modules, StructureWeights(), CPU)
+    cost = step_cost(modules, StructureWeights(prefix=1), CPU)
     need = memory_need(modules, cost, averaged=True, processes=1, checkpointed=False)
     own = 4 * sum(parameter.numel() for parameter in modules.alias.parameters()) if modules.alias else 0
     assert cost.encodes == cost.decodes == 0 < cost.losses.saved_bytes and need.gradients == own
@@ -156,7 +156,7 @@ def test_a_frozen_vqvae_costs_the_alias_tokenizer_alone(focus_vae: Any, pyramid:
 
 def test_weights_are_counted_with_all_their_copies(focus_vae: Any) -> None:
     modules = modules_of(focus_vae.train(), None, None, False)
-    cost = step_cost(modules, StructureWeights(), CPU)
+    cost = step_cost(modules, StructureWeights(prefix=1), CPU)
     count = sum(parameter.numel() for parameter in focus_vae.parameters())
     alone, many = (memory_need(modules, cost, averaged=True, processes=n, checkpointed=False) for n in (1, 8))
     assert alone.fixed + alone.gradients - cost.fixed_bytes == 4 * 5 * count, "weight, gradient, two moments, average"
@@ -228,4 +228,4 @@ def test_an_lpips_of_other_layers_is_counted(focus_vae: Any) -> None:
             return (image - target).square().flatten(1).mean(1)
 
     modules = modules_of(focus_vae.train(), None, Distance(), False)
-    assert step_cost(modules, StructureWeights(), CPU).perceptual.saved_bytes == 4 * 3 * 64 * 64
+    assert step_cost(modules, StructureWeights(prefix=1), CPU).perceptual.saved_bytes == 4 * 3 * 64 * 64

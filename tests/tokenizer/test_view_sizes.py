@@ -98,7 +98,7 @@ def test_prefix_and_anchor_are_decoded_at_the_views_size(build: Any, images: Ten
         return decode(f_hat)
 
     vae.__dict__["decode"] = watched
-    out = StructureObjective(vae, StructureWeights()).train()(images, state)
+    out = StructureObjective(vae, StructureWeights(prefix=1)).train()(images, state)
     assert sides == [4, *([2**state] * (2 if state < 2 else 1))]
     out.loss.backward()
     assert vae.encoder.conv_in.weight.grad.isfinite().all()
@@ -128,7 +128,7 @@ def test_validation_also_decodes_smaller_views_at_the_images_size(build: Any, im
 def test_smaller_views_cost_less(build: Any) -> None:
     counts = {}
     for views in ("full", "half", "decimated"):
-        cost = step_cost(modules_of(build(views=views), None, None, False), StructureWeights(), CPU)
+        cost = step_cost(modules_of(build(views=views), None, None, False), StructureWeights(prefix=1), CPU)
         counts[views] = cost
     assert counts["half"].encodes == 2.25 and counts["decimated"].encodes == 1 + 1 / 4 + 1 / 16
     assert counts["decimated"].mean_decodes == pytest.approx(1 + (2 / 16 + 2 / 4 + 1) / 3)
@@ -149,8 +149,8 @@ def test_consistency_is_the_relative_distance_of_pooled_latents() -> None:
 def test_consistency_is_a_term_of_the_loss(build: Any, images: Tensor) -> None:
     vae = build(views="decimated").eval()
     with torch.no_grad():
-        plain = StructureObjective(vae, StructureWeights()).eval()(images, 0)
-        with_it = StructureObjective(vae, StructureWeights(consistency=2.0)).eval()(images, 0)
+        plain = StructureObjective(vae, StructureWeights(prefix=1)).eval()(images, 0)
+        with_it = StructureObjective(vae, StructureWeights(prefix=1, consistency=2.0)).eval()(images, 0)
     assert "consistency" not in plain.terms and with_it.terms["consistency"] > 0
     assert float(with_it.loss - plain.loss) == pytest.approx(2 * float(with_it.terms["consistency"]), rel=1e-3)
 
@@ -165,7 +165,7 @@ def test_sharp_states_differ_from_blurred_ones_in_the_blur_alone(build: Any, ima
     noisy = some.structure_views(images, training=True)
     stds = [float((view - images).std()) for view in noisy]
     assert stds == pytest.approx(list(some.noise_levels), rel=0.1)
-    out = StructureObjective(vae, StructureWeights()).train()(images, 0)
+    out = StructureObjective(vae, StructureWeights(prefix=1)).train()(images, 0)
     assert {"recon", "prefix", "anchor"} <= set(out.terms) and math.isfinite(out.loss.item())
     vae.eval()
     with torch.no_grad():

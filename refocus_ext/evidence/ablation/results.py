@@ -3,15 +3,19 @@ machines, or of runs that are deleted, make one report."""
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from refocus_ext.errors import UsageError
 from refocus_ext.evidence.ablation.options import AblateOptions
+from refocus_ext.options.presets import preset
 from refocus_ext.storage.atomic import save_json
+from refocus_ext.tokenizer.options import TokenizerOptions
 
 FILE = "results.json"
 BUDGET = (
@@ -29,17 +33,30 @@ Numbers = dict[str, Any]
 
 
 def budget_of(options: AblateOptions) -> Numbers:
-    """The options that all rows of one comparison share."""
-    return {name: getattr(options, name) for name in BUDGET}
+    """The options that all rows of one comparison share, with those of stage 1 whose default has changed."""
+    return {name: getattr(options, name) for name in BUDGET} | ({} if options.tokenizer else _changed(options))
+
+
+def _changed(options: AblateOptions) -> Numbers:
+    """Their values: as --tokenizer-options has them, the preset's, or the default."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    stage = preset(options.preset, "tokenizer")
+    for name in TokenizerOptions.earlier():
+        option = TokenizerOptions.fields()[name]
+        parser.add_argument(
+            "--" + name.replace("_", "-"), type=option.type or str, default=stage.get(name, option.default)
+        )
+    return vars(parser.parse_known_args(shlex.split(options.tokenizer_options))[0])
 
 
 def budget_differences(ours: Numbers, theirs: Numbers) -> Iterator[tuple[str, Any, Any]]:
     """Name, our value and theirs, where two budgets differ. Data and tokenizer may lie elsewhere on another machine: the last
-    part of their path counts. Files from before the option have no tokenizer, as if none had been given."""
+    part of their path counts. What files from before an option lack is what held then."""
+    earlier = {"tokenizer": "", **TokenizerOptions.earlier()}
     for name, value in ours.items():
-        other = theirs.get(name, "" if name == "tokenizer" else None)
+        other = theirs.get(name, earlier.get(name))
         if (Path(value).name != Path(str(other)).name) if name in ("data", "tokenizer") else (value != other):
-            yield name, value or "none", other or "none"
+            yield name, "none" if value == "" else value, "none" if other == "" else other
 
 
 class Results:

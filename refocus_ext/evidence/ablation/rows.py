@@ -77,7 +77,11 @@ TABLE: dict[str, Row] = {
     "sharp-states": Row("focus states without blur", Stage1("sharp", ("--blur", "sharp"))),
     "no-prefixes": Row("stage 1 without prefixes", Stage1("no-prefixes", ("--prefix", "0"))),
     "decoder-prefixes": Row(
-        "prefixes train the decoder alone", Stage1("decoder-prefixes", ("--prefix-trains", "decoder"))
+        "prefixes that train the decoder alone",
+        Stage1("decoder-prefixes", ("--prefix", "1", "--prefix-trains", "decoder")),
+    ),
+    "all-prefixes": Row(
+        "prefixes that train the tokens too", Stage1("all-prefixes", ("--prefix", "1", "--prefix-trains", "all"))
     ),
     "no-anchor": Row("stage 1 without the anchor", Stage1("no-anchor", ("--anchor", "0"))),
     "half-views": Row("state 1 encoded at half size", Stage1("half", ("--views", "half"))),
