@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 from runs import parsed
 
+from refocus_ext.errors import UsageError
 from refocus_ext.evidence.ablation import command, differences, rows
 from refocus_ext.evidence.ablation.options import AblateOptions, row_list
 from refocus_ext.evidence.ablation.report import table_lines
@@ -109,6 +111,9 @@ def test_a_budget_has_the_options_of_stage_1_whose_default_has_changed() -> None
     assert list(budget_differences(now, dict(now))) == []
     demo = budget_of(options.replace(preset="demo"))
     assert (demo["prefix"], demo["prefix_trains"]) == (1, "all"), "as it was"
+    for wrong in ("--prefix many", "--lr '1e-3"):
+        with pytest.raises(UsageError, match=re.escape(f"--tokenizer-options '{wrong}': ")):
+            budget_of(options.replace(tokenizer_options=wrong))
 
 
 def test_every_teacher_is_compared_with_none() -> None:

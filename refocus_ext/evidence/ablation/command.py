@@ -36,6 +36,7 @@ def main(options: AblateOptions) -> int:
     if options.demo and options.preset != "demo":
         raise UsageError(f"--demo means --preset demo; omit it to use --preset {options.preset}.")
     check_rows(options)
+    budget_of(options)  # refuses wrong --tokenizer-options
     with named("--json"):
         json_file = results_file(options.json) if options.json else None
     with named("--known"):

@@ -38,15 +38,20 @@ def budget_of(options: AblateOptions) -> Numbers:
 
 
 def _changed(options: AblateOptions) -> Numbers:
-    """Their values: as --tokenizer-options has them, the preset's, or the default."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    stage = preset(options.preset, "tokenizer")
+    """Their values: as --tokenizer-options has them, the preset's, or the default.
+
+    Raises:
+        UsageError: a value is none of the option.
+    """
+    stage, fields = preset(options.preset, "tokenizer"), TokenizerOptions.fields()
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     for name in TokenizerOptions.earlier():
-        option = TokenizerOptions.fields()[name]
-        parser.add_argument(
-            "--" + name.replace("_", "-"), type=option.type or str, default=stage.get(name, option.default)
-        )
-    return vars(parser.parse_known_args(shlex.split(options.tokenizer_options))[0])
+        usual = stage.get(name, fields[name].default)
+        parser.add_argument("--" + name.replace("_", "-"), type=fields[name].type or str, default=usual)
+    try:
+        return vars(parser.parse_known_args(shlex.split(options.tokenizer_options))[0])
+    except (argparse.ArgumentError, ValueError) as error:  # ValueError: a quote that does not end
+        raise UsageError(f"--tokenizer-options '{options.tokenizer_options}': {error}.") from None
 
 
 def budget_differences(ours: Numbers, theirs: Numbers) -> Iterator[tuple[str, Any, Any]]:
