@@ -32,7 +32,7 @@ class FocusPyramid:
         rho_max: radius of the blurriest state, pixels.
         blur: "disk" (the paper), "gaussian" (equal variance), "sinc" (near-ideal filter at each state's new Nyquist) or
             "none": the structure path sees x itself, without noise, while the low and alias views keep the disk; or "sharp":
-            as "none", but with everything else that focus states have: K views with noise, prefixes and anchors (an ablation).
+            as "none", but with everything else that focus states have: K views with noise and losses of their own (an ablation).
         noise_min, noise_max: noise beta of the first and of the last state, in units of the image.
         stride: of the encoder, pixels per latent cell.
         views: at which size the structure tokenizer encodes F_k: "full" resolution, "decimated" by s_k (r_k = Q_L(L_k) by the

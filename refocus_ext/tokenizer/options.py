@@ -80,7 +80,7 @@ class TokenizerOptions(Options):
 
     blur: str = FOCUS(
         "disk",
-        "defocus PSF; none is plain VAR, sharp is none with the noise, prefixes and anchors of focus states (an ablation)",
+        "defocus PSF; none is plain VAR, sharp is none with the noise and terms of focus states (an ablation)",
         choices=BLURS,
     )
     focus_states: int = FOCUS(None, "K, number of focus states", positive(int))

@@ -12,7 +12,7 @@ from refocus_ext.errors import UsageError
 from refocus_ext.evidence.ablation import command, differences, rows
 from refocus_ext.evidence.ablation.options import AblateOptions, row_list
 from refocus_ext.evidence.ablation.report import table_lines
-from refocus_ext.evidence.ablation.results import Results, budget_differences, budget_of
+from refocus_ext.evidence.ablation.results import Results, budget_differences, budget_of, way_out
 from refocus_ext.evidence.ablation.rows import GROUPS, PAPER, ROWS, TABLE, Row, Stage1
 from refocus_ext.options.presets import preset
 
@@ -107,7 +107,13 @@ def test_a_budget_has_the_options_of_stage_1_whose_default_has_changed() -> None
     assert "prefix" not in budget_of(options.replace(tokenizer="run")), "that run has its own"
     then = {name: value for name, value in now.items() if not name.startswith("prefix")}
     assert list(budget_differences(now, then)) == [("prefix", 0, 1), ("prefix_trains", "decoder", "all")]
-    assert not [name for name, *_ in budget_differences(before, then) if name.startswith("prefix")]
+    # an ablation that was begun then can be had again
+    told = way_out(list(budget_differences(now, then)))
+    assert "add --prefix 1.0 --prefix-trains all to --tokenizer-options" in told
+    assert list(budget_differences(before, then | {"tokenizer_options": "--lr 1e-3"})) == []
+    assert list(budget_differences(before, {**before})) == []
+    assert list(budget_differences(now, then | {"tokenizer_options": "--prefix 0 --prefix-trains decoder"})) == []
+    assert way_out([("depth", 4, 6), ("prefix", 0.0, 1.0)]) == ""
     assert list(budget_differences(now, dict(now))) == []
     demo = budget_of(options.replace(preset="demo"))
     assert (demo["prefix"], demo["prefix_trains"]) == (1, "all"), "as it was"

@@ -13,7 +13,7 @@ import pytest
 
 from refocus_ext.commands import main
 from refocus_ext.evidence.ablation import command
-from refocus_ext.evidence.ablation.differences import Difference, summarise
+from refocus_ext.evidence.ablation.differences import Difference, paired, summarise
 from refocus_ext.evidence.ablation.rows import PAPER, TABLE
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -143,3 +143,25 @@ def test_a_table_of_guidances_has_the_means_of_what_is_recorded(file: str, rows:
         runs = [recorded[f"{names[title]}-seed{seed}, cfg {cfg}"] for seed in (2, 3, 4)]
         mean = {name: sum(run[name] for run in runs) / 3 for name in runs[0]}
         assert cells == [MEANS[head][1].format(mean[MEANS[head][0]]) for head in heads[2:]], (title, cfg)
+
+
+def test_no_guidance_tells_the_full_method_from_plain_var() -> None:
+    """As page and README say: no difference of theirs, seed by seed, is beyond its 95% interval."""
+    recorded = json.loads((ROOT / "docs" / "letters" / "guidance.json").read_text())
+
+    def difference(measure: str, cfg: str) -> Difference:
+        ours, theirs = (
+            [recorded[f"{row}-seed{seed}, cfg {cfg}"][measure] for seed in (2, 3, 4)] for row in ("full", "baseline")
+        )
+        return paired(ours, theirs)
+
+    for cfg in ("0", "1.5", "3", "5"):
+        for measure in ("legibility", "letters_fd", "precision", "recall"):
+            found = difference(measure, cfg)
+            assert found.margin is not None and abs(found.mean) < found.margin, (measure, cfg)
+    read = [
+        f"{100 * d.mean:+.1f} +- {100 * (d.margin or 0):.1f}"
+        for d in (difference("legibility", c) for c in ("0", "1.5", "3", "5"))
+    ]
+    told = "(read at cfg 0 by {} points, at 1.5, 3 and 5 by {}, {} and {})".format(*read)
+    assert told in " ".join(PAGE.split())

@@ -20,7 +20,7 @@ from refocus_ext.evidence.ablation.differences import summarise
 from refocus_ext.evidence.ablation.measure import Measure, inception_if_there, measure_run, reader_if_letters
 from refocus_ext.evidence.ablation.options import AblateOptions
 from refocus_ext.evidence.ablation.report import write_report
-from refocus_ext.evidence.ablation.results import Results, budget_differences, budget_of
+from refocus_ext.evidence.ablation.results import Results, budget_differences, budget_of, way_out
 from refocus_ext.evidence.ablation.rows import BY_NAME, DISK, TABLE, Stage1
 from refocus_ext.options.presets import preset
 from refocus_ext.storage.atomic import save_json
@@ -172,11 +172,11 @@ def bind(options: AblateOptions) -> None:
     file = Path(options.out) / "ablate.json"
     if file.is_file():
         theirs = json.loads(file.read_text())
-        if different := next(budget_differences(ours, theirs), None):
-            name, value, other = different
+        if different := list(budget_differences(ours, theirs)):
+            name, value, other = different[0]
             raise UsageError(
                 f"--out {options.out} holds an ablation with {name} = {other}, this one has "
-                f"{value}; rows must be compared under one budget; choose another --out."
+                f"{value}; rows must be compared under one budget; choose another --out{way_out(different)}."
             )
         return
     file.parent.mkdir(parents=True, exist_ok=True)

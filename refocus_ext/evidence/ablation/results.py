@@ -33,35 +33,47 @@ Numbers = dict[str, Any]
 
 
 def budget_of(options: AblateOptions) -> Numbers:
-    """The options that all rows of one comparison share, with those of stage 1 whose default has changed."""
-    return {name: getattr(options, name) for name in BUDGET} | ({} if options.tokenizer else _changed(options))
-
-
-def _changed(options: AblateOptions) -> Numbers:
-    """Their values: as --tokenizer-options has them, the preset's, or the default.
+    """The options that all rows of one comparison share, with those of stage 1 whose default has changed; they stand beside
+    `tokenizer_options` and not in it. A given tokenizer has its own.
 
     Raises:
-        UsageError: a value is none of the option.
+        UsageError: --tokenizer-options has a wrong value of one of them.
     """
     stage, fields = preset(options.preset, "tokenizer"), TokenizerOptions.fields()
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    for name in TokenizerOptions.earlier():
-        usual = stage.get(name, fields[name].default)
-        parser.add_argument("--" + name.replace("_", "-"), type=fields[name].type or str, default=usual)
+    usual = {name: stage.get(name, fields[name].default) for name in TokenizerOptions.earlier()}
     try:
-        return vars(parser.parse_known_args(shlex.split(options.tokenizer_options))[0])
+        return _spelt_out({name: getattr(options, name) for name in BUDGET}, usual)
     except (argparse.ArgumentError, ValueError) as error:  # ValueError: a quote that does not end
         raise UsageError(f"--tokenizer-options '{options.tokenizer_options}': {error}.") from None
+
+
+def _spelt_out(budget: Numbers, usual: Numbers) -> Numbers:
+    """A budget with the options of stage 1 whose default has changed, `usual` where it has none of them."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for name, value in usual.items():
+        kind = TokenizerOptions.fields()[name].type or str
+        parser.add_argument("--" + name.replace("_", "-"), type=kind, default=budget.get(name, value))
+    found, others = parser.parse_known_args(shlex.split(str(budget.get("tokenizer_options") or "")))
+    changed = {} if budget.get("tokenizer") else vars(found)
+    return budget | {"tokenizer_options": shlex.join(others)} | changed
 
 
 def budget_differences(ours: Numbers, theirs: Numbers) -> Iterator[tuple[str, Any, Any]]:
     """Name, our value and theirs, where two budgets differ. Data and tokenizer may lie elsewhere on another machine: the last
     part of their path counts. What files from before an option lack is what held then."""
-    earlier = {"tokenizer": "", **TokenizerOptions.earlier()}
+    theirs = _spelt_out({"tokenizer": "", **theirs}, TokenizerOptions.earlier())
     for name, value in ours.items():
-        other = theirs.get(name, earlier.get(name))
+        other = theirs.get(name)
         if (Path(value).name != Path(str(other)).name) if name in ("data", "tokenizer") else (value != other):
             yield name, "none" if value == "" else value, "none" if other == "" else other
+
+
+def way_out(differences: Sequence[tuple[str, Any, Any]]) -> str:
+    """How to have their budget, where it differs in options of stage 1 whose default has changed alone; else ''."""
+    if not {name for name, *_ in differences} <= TokenizerOptions.earlier().keys():
+        return ""
+    words = " ".join(f"--{name.replace('_', '-')} {theirs}" for name, _, theirs in differences)
+    return f", or add {words} to --tokenizer-options for the budget that it has"
 
 
 class Results:
@@ -116,9 +128,10 @@ class Results:
             raise UsageError(f"{file} cannot be read ({error.strerror}); give a results.json.") from error
         except (ValueError, KeyError, TypeError) as error:
             raise UsageError(f"{file} is no results.json of `ablate`.") from error
-        if different := next(budget_differences(self.head["budget"] | {"images": self.head["images"]}, theirs), None):
-            name, ours, other = different
+        if different := list(budget_differences(self.head["budget"] | {"images": self.head["images"]}, theirs)):
+            name, ours, other = different[0]
             raise UsageError(
-                f"{file} has rows with {name} = {other}, this call has {ours}; rows must be compared under one budget."
+                f"{file} has rows with {name} = {other}, this call has {ours}; rows must be compared under one budget; "
+                f"omit the file{way_out(different)}."
             )
         return rows

@@ -72,8 +72,8 @@ TABLE: dict[str, Row] = {
     "gaussian": Row("Gaussian blur", Stage1("gaussian", ("--blur", "gaussian")), (), 3.32, 286.7),
     "no-teacher": Row("without the teacher", DISK, OFF, 3.06, 294.8),
     "shared-codebook": Row("shared codebook", Stage1("shared", ("--alias-codebook", "shared")), (), 3.14, 292.1),
-    # Not in the paper: one change at a time. "no-refocusing" drops noise, prefixes and anchors too, and "shared-codebook" gives
-    # alias tokens log2(V) bits in place of 9.
+    # Not in the paper: one change at a time. "no-refocusing" drops noise and terms of focus states too, and
+    # "shared-codebook" gives alias tokens log2(V) bits in place of 9.
     "sharp-states": Row("focus states without blur", Stage1("sharp", ("--blur", "sharp"))),
     "no-prefixes": Row("stage 1 without prefixes", Stage1("no-prefixes", ("--prefix", "0"))),
     "decoder-prefixes": Row(
