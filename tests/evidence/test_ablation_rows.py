@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import parsed
+from runs import parsed, run_main
 
 from refocus_ext.errors import UsageError
 from refocus_ext.evidence.ablation import command, differences, rows
 from refocus_ext.evidence.ablation.options import AblateOptions, row_list
 from refocus_ext.evidence.ablation.report import table_lines
-from refocus_ext.evidence.ablation.results import Results, budget_differences, budget_of, way_out
+from refocus_ext.evidence.ablation.results import OtherBudget, Results, budget_differences, budget_of
 from refocus_ext.evidence.ablation.rows import GROUPS, PAPER, ROWS, TABLE, Row, Stage1
 from refocus_ext.options.presets import preset
 
@@ -108,18 +110,42 @@ def test_a_budget_has_the_options_of_stage_1_whose_default_has_changed() -> None
     then = {name: value for name, value in now.items() if not name.startswith("prefix")}
     assert list(budget_differences(now, then)) == [("prefix", 0, 1), ("prefix_trains", "decoder", "all")]
     # an ablation that was begun then can be had again
-    told = way_out(list(budget_differences(now, then)))
-    assert "add --prefix 1.0 --prefix-trains all to --tokenizer-options" in told
+    words = OtherBudget("", list(budget_differences(now, then))).words
+    assert words == "--prefix 1.0 --prefix-trains all"
+    assert list(budget_differences(budget_of(options.replace(tokenizer_options=words)), then)) == []
     assert list(budget_differences(before, then | {"tokenizer_options": "--lr 1e-3"})) == []
     assert list(budget_differences(before, {**before})) == []
     assert list(budget_differences(now, then | {"tokenizer_options": "--prefix 0 --prefix-trains decoder"})) == []
-    assert way_out([("depth", 4, 6), ("prefix", 0.0, 1.0)]) == ""
+    assert OtherBudget("", [("depth", 4, 6), ("prefix", 0.0, 1.0)]).words == ""
     assert list(budget_differences(now, dict(now))) == []
     demo = budget_of(options.replace(preset="demo"))
     assert (demo["prefix"], demo["prefix_trains"]) == (1, "all"), "as it was"
     for wrong in ("--prefix many", "--lr '1e-3"):
-        with pytest.raises(UsageError, match=re.escape(f"--tokenizer-options '{wrong}': ")):
+        with pytest.raises(UsageError, match=re.escape(f"'{wrong}': ")):
             budget_of(options.replace(tokenizer_options=wrong))
+
+
+def test_an_ablation_of_before_says_how_to_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    values: dict[str, Any] = dict(preset("letters", "ablate"))
+    options = AblateOptions(preset="letters", data="letters", **values)
+    then = {name: value for name, value in budget_of(options).items() if not name.startswith("prefix")}
+    (tmp_path / "ablate.json").write_text(json.dumps(then))
+    old = tmp_path / "old.json"
+    old.write_text(json.dumps({"budget": then, "images": options.images, "rows": {}}))
+    words = ("ablate", "--data", "letters", "--out", str(tmp_path))
+    for more in ((), ("--known", str(old), "--dry-run")):
+        assert run_main(*words, *more) == 2
+        assert (
+            "go on with theirs: add --prefix 1.0 --prefix-trains all to --tokenizer-options.\n"
+            in capsys.readouterr().err
+        )
+    now = ("--tokenizer-options", "--lr 6e-4 --prefix 1 --prefix-trains all")
+    old.write_text(
+        json.dumps({"budget": then | {"tokenizer_options": "--lr 6e-4"}, "images": options.images, "rows": {}})
+    )
+    assert run_main(*words, *now, "--known", str(old), "--dry-run") == 0
+    assert run_main(*words, "--tokenizer-options", "--lr 1 --prefix many") == 2
+    assert "refocus: --tokenizer-options: '--lr 1 --prefix many': " in capsys.readouterr().err
 
 
 def test_every_teacher_is_compared_with_none() -> None:

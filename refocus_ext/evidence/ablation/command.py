@@ -20,7 +20,7 @@ from refocus_ext.evidence.ablation.differences import summarise
 from refocus_ext.evidence.ablation.measure import Measure, inception_if_there, measure_run, reader_if_letters
 from refocus_ext.evidence.ablation.options import AblateOptions
 from refocus_ext.evidence.ablation.report import write_report
-from refocus_ext.evidence.ablation.results import Results, budget_differences, budget_of, way_out
+from refocus_ext.evidence.ablation.results import OtherBudget, Results, budget_differences, budget_of
 from refocus_ext.evidence.ablation.rows import BY_NAME, DISK, TABLE, Stage1
 from refocus_ext.options.presets import preset
 from refocus_ext.storage.atomic import save_json
@@ -36,10 +36,11 @@ def main(options: AblateOptions) -> int:
     if options.demo and options.preset != "demo":
         raise UsageError(f"--demo means --preset demo; omit it to use --preset {options.preset}.")
     check_rows(options)
-    budget_of(options)  # refuses wrong --tokenizer-options
+    with named("--tokenizer-options"):
+        budget_of(options)
     with named("--json"):
         json_file = results_file(options.json) if options.json else None
-    with named("--known"):
+    with named("--known"), offering_their_budget():
         known = Results(options, options.known)
     plan = commands(options, known)
     if options.dry_run:
@@ -50,7 +51,8 @@ def main(options: AblateOptions) -> int:
         with named("--tokenizer"):
             read_config(Path(options.tokenizer))
     device = pick_device(options.device)
-    bind(options)
+    with offering_their_budget():
+        bind(options)
     inception = inception_if_there(options.inception_weights, device)
     reader = reader_if_letters(options.data, device)
     for number, step in enumerate(plan, start=1):
@@ -166,6 +168,19 @@ def tokenizer_folder(options: AblateOptions, stage1: Stage1, seed: int) -> Path:
     return Path(options.out) / f"tokenizer-{stage1.name}-seed{seed}"
 
 
+@contextlib.contextmanager
+def offering_their_budget() -> Iterator[None]:
+    """Appends to the message of an OtherBudget inside the words that make it this call's, where there are some."""
+    try:
+        yield
+    except OtherBudget as error:
+        if error.words:
+            error.args = (
+                f"{str(error).removesuffix('.')}, or go on with theirs: add {error.words} to --tokenizer-options.",
+            )
+        raise
+
+
 def bind(options: AblateOptions) -> None:
     """Raises UsageError if --out holds an ablation with another budget."""
     ours = budget_of(options)
@@ -174,10 +189,11 @@ def bind(options: AblateOptions) -> None:
         theirs = json.loads(file.read_text())
         if different := list(budget_differences(ours, theirs)):
             name, value, other = different[0]
-            raise UsageError(
+            message = (
                 f"--out {options.out} holds an ablation with {name} = {other}, this one has "
-                f"{value}; rows must be compared under one budget; choose another --out{way_out(different)}."
+                f"{value}; rows must be compared under one budget; choose another --out."
             )
+            raise OtherBudget(message, different)
         return
     file.parent.mkdir(parents=True, exist_ok=True)
     save_json(file, ours)

@@ -37,14 +37,14 @@ def budget_of(options: AblateOptions) -> Numbers:
     `tokenizer_options` and not in it. A given tokenizer has its own.
 
     Raises:
-        UsageError: --tokenizer-options has a wrong value of one of them.
+        UsageError: a wrong value of one of them.
     """
     stage, fields = preset(options.preset, "tokenizer"), TokenizerOptions.fields()
     usual = {name: stage.get(name, fields[name].default) for name in TokenizerOptions.earlier()}
     try:
         return _spelt_out({name: getattr(options, name) for name in BUDGET}, usual)
     except (argparse.ArgumentError, ValueError) as error:  # ValueError: a quote that does not end
-        raise UsageError(f"--tokenizer-options '{options.tokenizer_options}': {error}.") from None
+        raise UsageError(f"'{options.tokenizer_options}': {error}.") from None
 
 
 def _spelt_out(budget: Numbers, usual: Numbers) -> Numbers:
@@ -68,12 +68,15 @@ def budget_differences(ours: Numbers, theirs: Numbers) -> Iterator[tuple[str, An
             yield name, "none" if value == "" else value, "none" if other == "" else other
 
 
-def way_out(differences: Sequence[tuple[str, Any, Any]]) -> str:
-    """How to have their budget, where it differs in options of stage 1 whose default has changed alone; else ''."""
-    if not {name for name, *_ in differences} <= TokenizerOptions.earlier().keys():
-        return ""
-    words = " ".join(f"--{name.replace('_', '-')} {theirs}" for name, _, theirs in differences)
-    return f", or add {words} to --tokenizer-options for the budget that it has"
+class OtherBudget(UsageError):
+    """Rows of another budget. Where it differs in options of stage 1 whose default has changed alone, `words` are those options
+    as it has them, else ''."""
+
+    def __init__(self, message: str, differences: Sequence[tuple[str, Any, Any]]) -> None:
+        super().__init__(message)
+        known = {name for name, *_ in differences} <= TokenizerOptions.earlier().keys()
+        pairs = [f"--{name.replace('_', '-')} {theirs}" for name, _, theirs in differences]
+        self.words = " ".join(pairs) if known else ""
 
 
 class Results:
@@ -83,7 +86,7 @@ class Results:
         known: files that other calls wrote, here or on other machines.
 
     Raises:
-        UsageError: a file is none of `ablate`, or its rows have another budget or number of images.
+        UsageError: a file is none of `ablate`, or (OtherBudget) its rows have another budget or number of images.
     """
 
     def __init__(self, options: AblateOptions, known: Sequence[str]) -> None:
@@ -130,8 +133,8 @@ class Results:
             raise UsageError(f"{file} is no results.json of `ablate`.") from error
         if different := list(budget_differences(self.head["budget"] | {"images": self.head["images"]}, theirs)):
             name, ours, other = different[0]
-            raise UsageError(
-                f"{file} has rows with {name} = {other}, this call has {ours}; rows must be compared under one budget; "
-                f"omit the file{way_out(different)}."
+            message = (
+                f"{file} has rows with {name} = {other}, this call has {ours}; rows must be compared under one budget."
             )
+            raise OtherBudget(message, different)
         return rows
