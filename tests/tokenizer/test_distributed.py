@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -84,13 +85,13 @@ def test_two_processes_are_one_run_and_the_number_may_change(image_tree: Path, t
     whole = launch(2, image_tree, tmp_path / "two", "--steps", "6")
     assert whole.returncode == 0, whole.stderr
     assert whole.stdout.count("upstream: ") == 1, "only rank 0 talks"
-    for processes, stop in ((2, 2), (1, 4), (2, None)):
-        part = launch(processes, image_tree, tmp_path / "parts", "--steps", "6")
-        assert part.returncode == 0, part.stderr
-        if stop:  # as if it had been killed after step `stop`: later checkpoints are gone
-            for path in (tmp_path / "parts" / "checkpoints").glob("step-*"):
-                if int(path.name.split("-")[1]) > stop:
-                    path.unlink()
+    shutil.copytree(tmp_path / "two", tmp_path / "parts")
+    for processes, begun in ((1, 4), (2, 5)):
+        for path in (tmp_path / "parts" / "checkpoints").glob("step-*"):
+            if int(path.name.split("-")[1]) > begun:  # as if it had been killed after that step
+                path.unlink()
+        part = launch(processes, image_tree, tmp_path / "parts", "--steps", "6", "--save-every", "1")
+        assert part.returncode == 0 and f"resuming after step {begun}" in part.stdout, part.stderr
     assert train_losses(tmp_path / "two") == pytest.approx(train_losses(tmp_path / "one"), rel=2e-3)
     assert train_losses(tmp_path / "parts") == pytest.approx(train_losses(tmp_path / "one"), rel=2e-3)
 

