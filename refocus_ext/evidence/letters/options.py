@@ -36,7 +36,7 @@ class LegibilityOptions(Options):
     data: str = WHAT(
         "",
         f"the kind of letters: {', '.join(DRAWN)}; each also as NAME-unseen (fonts that training never has) or NAME:DIR (fonts of "
-        "a folder); without it that of the run, of files and of spoiled letters letters",
+        "a folder); without it the kind that the run was trained on, for files and spoiled letters 'letters'",
         metavar="NAME",
     )
     reader: str = HOW(
