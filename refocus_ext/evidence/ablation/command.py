@@ -58,10 +58,15 @@ def main(options: AblateOptions) -> int:
     for number, step in enumerate(plan, start=1):
         print(f"\n[{number}/{len(plan)}] bash run.sh {shlex.join(step.words)}", flush=True)
         if code := launch(step.words):
-            if code >= 128:  # 128 + a signal: interrupted and saved
+            if code >= 128:  # 128 + a signal: interrupted and saved, or before there was anything to save
                 print("stopped; rerun the same command to resume")
                 return code
-            raise RunFailed(f"`bash run.sh {shlex.join(step.words)}` ended with exit code {code}; its output is above.")
+            how = f"ended with exit code {code}; its output is above"
+            if code == -signal.SIGKILL:
+                how = (
+                    "was killed (SIGKILL; where memory runs out the system does that); rerun the same command to resume"
+                )
+            raise RunFailed(f"`bash run.sh {shlex.join(step.words)}` {how}.")
         if step.row:
             share = val_share(options, step)
             measure = Measure(inception, options.data, options.images, options.batch_size, device, share, reader)
@@ -206,7 +211,8 @@ def launch(words: Sequence[str]) -> int:
     with forwarded(process):
         while True:
             try:
-                return process.wait()
+                code = process.wait()
+                return 128 - code if code < 0 and code != -signal.SIGKILL else code  # as a shell tells signals
             except KeyboardInterrupt:  # Ctrl-C reached it too: it saves and exits with 130
                 continue
 
