@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from refocus_ext.engine.devices import pick_device
-from refocus_ext.engine.interruption import WARNINGS
+from refocus_ext.engine.interruption import SIGNALS, WARNINGS
 from refocus_ext.errors import RunFailed, UsageError, named
 from refocus_ext.evidence.ablation.differences import summarise
 from refocus_ext.evidence.ablation.measure import Measure, inception_if_there, measure_run, reader_if_letters
@@ -62,10 +62,10 @@ def main(options: AblateOptions) -> int:
                 print("stopped; rerun the same command to resume")
                 return code
             how = f"ended with exit code {code}; its output is above"
+            if code < 0:
+                how = f"was killed by {signal.Signals(-code).name}"
             if code == -signal.SIGKILL:
-                how = (
-                    "was killed (SIGKILL; where memory runs out the system does that); rerun the same command to resume"
-                )
+                how += ", as the system does where memory runs out; rerun the same command to resume"
             raise RunFailed(f"`bash run.sh {shlex.join(step.words)}` {how}.")
         if step.row:
             share = val_share(options, step)
@@ -212,7 +212,7 @@ def launch(words: Sequence[str]) -> int:
         while True:
             try:
                 code = process.wait()
-                return 128 - code if code < 0 and code != -signal.SIGKILL else code  # as a shell tells signals
+                return 128 - code if -code in SIGNALS else code  # before it could handle the signal
             except KeyboardInterrupt:  # Ctrl-C reached it too: it saves and exits with 130
                 continue
 
