@@ -213,6 +213,17 @@ def test_cross_entropies_compare_between_rows_of_the_same_tokens_only() -> None:
         "baseline": {"full": False}, "full": {"no-teacher": True}, "no-refocusing": {"full": False, "baseline": True},
         "no-teacher": {"full": False},
     }  # fmt: skip
+
+
+def test_a_teacher_apart_stands_for_none() -> None:
+    """Its student is that without a teacher, to the bit, so the row that it gives its teacher needs no other one beside."""
+    run = lambda ce: {"points": [{"step": 4, "thumbnail_fd": 1.0}], "ce_student": ce}  # noqa: E731
+    results = {"apart": [run(1.5)], "frozen": [run(1.25)], "logits-only": [run(2.0)]}
+    against = {name: differences.summarise(name, results)["against"] for name in results}
+    assert {name: list(others) for name, others in against.items()} == {
+        "apart": [], "frozen": ["apart"], "logits-only": ["apart"],
+    }  # fmt: skip
+    assert against["frozen"]["apart"]["ce_student"] == {"mean": -0.25, "margin": None}
     assert summary["full"]["against"]["no-teacher"]["ce_student"] == {"mean": -0.25, "margin": None}
     lines = difference_lines(summary, ["thumbnail_fd"])
     assert (

@@ -24,7 +24,8 @@ def summarise(name: str, results: Mapping[str, Sequence[dict[str, Any]]]) -> dic
     """Mean and sample standard deviation over seeds of each number of the last point, and its differences from other rows.
 
     "against" maps a row to the differences (this row's number minus the other's, seed by seed): of its distances from the
-    full method, and of the cross-entropy from the row that has the same tokens but no teacher, and from the row's controls.
+    full method, and of the cross-entropy from rows of the same tokens whose student no teacher taught, and from the row's
+    controls.
     """
     row, values = TABLE[name], last_numbers(results[name])
     against: dict[str, dict[str, Any]] = {}
@@ -33,10 +34,9 @@ def summarise(name: str, results: Mapping[str, Sequence[dict[str, Any]]]) -> dic
         distances = [key for key in values if not key.startswith(("ce_", "gap_"))]
         against["full"] = {key: dataclasses.asdict(paired(values[key], theirs[key])) for key in distances}
     for other in results:
-        without = (
-            TABLE[other].tokenizer.tokens == row.tokenizer.tokens and not TABLE[other].has_teacher and row.has_teacher
-        )
-        if without or other in row.controls:
+        same_tokens = TABLE[other].tokenizer.tokens == row.tokenizer.tokens
+        untaught = same_tokens and row.has_teacher and not TABLE[other].teaches and other != name
+        if untaught or other in row.controls:
             theirs = last_numbers(results[other])
             against[other] = {"ce_student": dataclasses.asdict(paired(values["ce_student"], theirs["ce_student"]))}
     return {

@@ -46,6 +46,11 @@ class Row:
         return self.teacher != OFF
 
     @property
+    def teaches(self) -> bool:
+        """Whether the student learns anything from a teacher: one apart changes no bit of it."""
+        return self.teacher != OFF and not set(NOTHING) <= set(itertools.pairwise(self.teacher))
+
+    @property
     def gap(self) -> str:
         """The measured number that is the teacher's gap with the alias tokens that it was trained with."""
         for shown in ("other", "constant"):
@@ -56,8 +61,9 @@ class Row:
 
 OFF = ("--teacher", "off")
 EMA = ("--teacher", "ema")
+NOTHING = (("--lambda-feat", "0"), ("--lambda-logit", "0"))
 # A second VAR that learns beside the student and teaches it nothing: the student is bit for bit that of --teacher off.
-APART = ("--teacher", "separate", "--lambda-feat", "0", "--lambda-logit", "0")
+APART = ("--teacher", "separate", *itertools.chain(*NOTHING))
 # Outputs alone: eq. 13 compares features of one network, run twice.
 FROZEN = ("--teacher", "frozen", "--lambda-feat", "0", "--lambda-logit", "1")
 DISK = Stage1("disk")
