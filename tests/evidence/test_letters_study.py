@@ -93,7 +93,7 @@ def expected(head: str, row: dict[str, Any]) -> str:
 @pytest.mark.parametrize(
     ("file", "rows"),
     [
-        ("results.json", ("baseline", "full", "no-refocusing", "decoder-prefixes", "all-prefixes")),
+        ("results.json", ("baseline", "full", "no-refocusing", "sharp-states", "decoder-prefixes", "all-prefixes")),
         ("all-prefixes.json", (*PAPER, "sharp-states")),
     ],
 )
@@ -127,7 +127,7 @@ def test_the_differences_that_are_shown_are_all_whose_interval_has_no_zero(file:
 @pytest.mark.parametrize(
     ("file", "rows"),
     [
-        ("guidance.json", ("baseline", "full", "decoder-prefixes")),
+        ("guidance.json", ("baseline", "full", "sharp-states", "decoder-prefixes")),
         ("all-prefixes-guidance.json", ("gaussian", "sharp-states")),
     ],
 )
@@ -145,23 +145,42 @@ def test_a_table_of_guidances_has_the_means_of_what_is_recorded(file: str, rows:
         assert cells == [MEANS[head][1].format(mean[MEANS[head][0]]) for head in heads[2:]], (title, cfg)
 
 
+RECORDED_GUIDANCE = json.loads((ROOT / "docs" / "letters" / "guidance.json").read_text())
+
+
+def at_guidance(row: str, other: str, measure: str, cfg: str) -> Difference:
+    """Of three seeds, the row less the other."""
+    ours, theirs = (
+        [RECORDED_GUIDANCE[f"{name}-seed{seed}, cfg {cfg}"][measure] for seed in (2, 3, 4)] for name in (row, other)
+    )
+    return paired(ours, theirs)
+
+
 def test_no_guidance_tells_the_full_method_from_plain_var() -> None:
     """As page and README say: no difference of theirs, seed by seed, is beyond its 95% interval."""
-    recorded = json.loads((ROOT / "docs" / "letters" / "guidance.json").read_text())
-
-    def difference(measure: str, cfg: str) -> Difference:
-        ours, theirs = (
-            [recorded[f"{row}-seed{seed}, cfg {cfg}"][measure] for seed in (2, 3, 4)] for row in ("full", "baseline")
-        )
-        return paired(ours, theirs)
-
     for cfg in ("0", "1.5", "3", "5"):
         for measure in ("legibility", "letters_fd", "precision", "recall"):
-            found = difference(measure, cfg)
+            found = at_guidance("full", "baseline", measure, cfg)
             assert found.margin is not None and abs(found.mean) < found.margin, (measure, cfg)
     read = [
         f"{100 * d.mean:+.1f} +- {100 * (d.margin or 0):.1f}"
-        for d in (difference("legibility", c) for c in ("0", "1.5", "3", "5"))
+        for d in (at_guidance("full", "baseline", "legibility", c) for c in ("0", "1.5", "3", "5"))
     ]
     told = "(read at cfg 0 by {} points, at 1.5, 3 and 5 by {}, {} and {})".format(*read)
     assert told in " ".join(PAGE.split())
+
+
+def test_what_blur_is_worth_at_each_guidance() -> None:
+    """As page and README say of the full method without blur."""
+    less = [at_guidance("full", "sharp-states", "legibility", cfg) for cfg in ("0", "1.5", "3", "5")]
+    first, *others = [f"{100 * d.mean:.1f} +- {100 * (d.margin or 0):.1f}" for d in less]
+    assert [d.mean > (d.margin or 0) for d in less] == [True, False, False, False]
+    page, readme = (" ".join(text.split()) for text in (PAGE, (ROOT / "README.md").read_text()))
+    assert f"Without blur {first} points fewer are read than with it at cfg 0" in page
+    assert "at 1.5, 3 and 5 it is {}, {} and {} points fewer".format(*others) in page
+    assert f"blur helps a little ({first} points without guidance)" in readme
+    recall = at_guidance("sharp-states", "full", "recall", "0")
+    assert f"at the same recall ({recall.mean:.3f} +- {recall.margin:.3f})" in page
+    for cfg in ("0", "1.5", "3", "5"):
+        beside_var = at_guidance("sharp-states", "baseline", "legibility", cfg)
+        assert abs(beside_var.mean) < (beside_var.margin or 0), "as the page says"
