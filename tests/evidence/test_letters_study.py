@@ -37,7 +37,7 @@ DIFFERENCES = {
     "moire": ("moire", lambda mean, margin: f"{mean:+.2f} +- {margin:.2f} dB"),
     "ce_student": ("cross-entropy", lambda mean, margin: f"{mean:+.3f} +- {margin:.3f} nats per token"),
 }
-MINUS = {"minus that without a teacher": "no-teacher"}
+MINUS = {"minus that without a teacher": "no-teacher", "minus the first row's": "apart"}
 
 
 class Shown(NamedTuple):
@@ -184,3 +184,16 @@ def test_what_blur_is_worth_at_each_guidance() -> None:
     for cfg in ("0", "1.5", "3", "5"):
         beside_var = at_guidance("sharp-states", "baseline", "legibility", cfg)
         assert abs(beside_var.mean) < (beside_var.margin or 0), "as the page says"
+
+
+def test_what_a_frozen_teacher_gives_is_not_owed_to_alias_tokens() -> None:
+    """As page and README say."""
+    recorded = json.loads((ROOT / "docs" / "letters" / "frozen.json").read_text())["rows"]
+    results = {row: [runs[seed] for seed in "01"] for row, runs in recorded.items() if row != "no-teacher"}
+    assert recorded["no-teacher"]["0"]["ce_student"] == recorded["apart"]["0"]["ce_student"], "to the bit"
+    against = summarise("frozen", results)["against"]
+    gain, owed = (Difference(**against[row]["ce_student"]) for row in ("apart", "frozen-constant"))
+    page, readme = (" ".join(text.split()) for text in (PAGE, (ROOT / "README.md").read_text()))
+    assert f"makes its student better by {-gain.mean:.3f} +- {gain.margin:.3f} nats per token" in page
+    assert f"their students are equal ({owed.mean:.3f} +- {owed.margin:.3f})" in page
+    assert f"one that is trained first and frozen by {-gain.mean:.3f}, and as much if it knows nothing" in readme
