@@ -243,6 +243,13 @@ def bf16_note(precision: str, device: torch.device) -> str | None:
     return None
 
 
+def slow_fp16_note(precision: str, device: torch.device) -> str | None:
+    """A sentence for the plan of a network of convolutions: PyTorch has no fast fp16 kernels for their gradients on a CPU."""
+    if precision == "fp16" and device.type == "cpu":
+        return "fp16 is slow on a CPU: gradients of convolutions took hundreds of times as long as in bf16; give --precision bf16"
+    return None
+
+
 def cpu_flags() -> set[str]:
     """What Linux says that the processor can do; empty elsewhere."""
     with contextlib.suppress(OSError):

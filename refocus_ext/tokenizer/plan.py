@@ -12,7 +12,7 @@ from patches import Focus, Upstream
 from patches.protocols import VQVAE, as_module
 from patches.vae_init import init_vae_weights
 from refocus_ext.engine.checks import check_run_options
-from refocus_ext.engine.devices import bf16_note, precision_in_words
+from refocus_ext.engine.devices import bf16_note, precision_in_words, slow_fp16_note
 from refocus_ext.errors import UsageError, named
 from refocus_ext.images.sources.interface import ImageSource, classes_in_words
 from refocus_ext.optics.pyramid import FocusPyramid
@@ -203,8 +203,8 @@ def print_plan(
         f"quantization), peak lr {options.alias_lr if options.only else options.lr:g}, "
         f"in {precision_in_words(options.precision, device)} on {device}"
     )
-    if faster := bf16_note(options.precision, device):
-        print(f"note: {faster}")
+    if about := bf16_note(options.precision, device) or slow_fp16_note(options.precision, device):
+        print(f"note: {about}")
 
 
 def _maps(options: TokenizerOptions, pyramid: FocusPyramid, state: int) -> str:

@@ -121,3 +121,6 @@ def test_a_cpu_with_a_unit_for_bf16_is_told_of(monkeypatch: pytest.MonkeyPatch) 
     assert "AVX512_BF16; --precision bf16" in (devices.bf16_note("auto", cpu) or "")
     monkeypatch.setattr(devices, "cpu_flags", lambda: {"avx2", "avx512f"})
     assert devices.bf16_note("auto", cpu) is None
+    assert "fp16 is slow on a CPU" in (devices.slow_fp16_note("fp16", cpu) or "")
+    assert devices.slow_fp16_note("bf16", cpu) is None
+    assert devices.slow_fp16_note("fp16", torch.device("cuda")) is None
