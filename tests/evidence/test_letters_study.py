@@ -196,4 +196,4 @@ def test_what_a_frozen_teacher_gives_is_not_owed_to_alias_tokens() -> None:
     page, readme = (" ".join(text.split()) for text in (PAGE, (ROOT / "README.md").read_text()))
     assert f"makes its student better by {-gain.mean:.3f} +- {gain.margin:.3f} nats per token" in page
     assert f"their students are equal ({owed.mean:.3f} +- {owed.margin:.3f})" in page
-    assert f"one that is trained first and frozen by {-gain.mean:.3f}, and as much if it knows nothing" in readme
+    assert f"a teacher that is trained first and frozen by {-gain.mean:.3f}, and as much if it knows nothing" in readme
