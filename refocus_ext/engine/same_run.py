@@ -27,6 +27,7 @@ class RunIdentity:
         defaults: the value of an option that an old config.json lacks, because it did not exist yet.
         idle: options without effect, given the others.
         following: options laid out over the steps, unless they are given.
+        networks: checksums of the frozen networks in the loss, by the option that names their file. Old runs do not record them.
         command: whose run it is.
     """
 
@@ -36,11 +37,13 @@ class RunIdentity:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     idle: frozenset[str] = frozenset()
     following: frozenset[str] = frozenset()
+    networks: Mapping[str, str] = field(default_factory=dict)
     command: str = ""
 
     def record(self) -> dict[str, Any]:
         """Its entries in config.json."""
-        return {"identity": dict(self.options), "meant": dict(self.meant), "told": dict(self.told)}
+        entries = {"identity": dict(self.options), "meant": dict(self.meant), "told": dict(self.told)}
+        return entries | ({"networks": dict(self.networks)} if self.networks else {})
 
     def compare(self, config: Mapping[str, Any]) -> Comparison:
         """With a run's config.json; entries that an old one lacks are taken as what they were then.
@@ -64,6 +67,10 @@ class RunIdentity:
                 found.refused[name] = f"{name} = {short(our)}, where there is something else now"
             else:
                 found.refused[name] = f"{name} = {short(their)}, this one has {short(our)}"
+        networks = dict(config.get("networks") or {})
+        for name, our in self.networks.items():
+            if (their := networks.get(name, our)) != our:
+                found.refused[name] = f"{name} = a network of checksum {their[:12]}, this one has {our[:12]}"
         for name, value in json.loads(json.dumps(self.told)).items():
             before = told_before.get(name, value)
             if before != value:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from pathlib import Path
 
 import torch
@@ -11,12 +12,21 @@ from torch import Tensor, nn
 from refocus_ext.errors import UsageError
 from refocus_ext.storage.reading import open_weights, refuse_folder
 
-__all__ = ["find_weights", "load_strictly", "read_state_dict", "refuse_folder", "state_bytes"]
+__all__ = ["checksum", "find_weights", "load_strictly", "read_state_dict", "refuse_folder", "state_bytes"]
 
 
 def state_bytes(module: nn.Module) -> int:
     """Size of its weights and buffers."""
     return sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
+
+
+def checksum(network: nn.Module) -> str:
+    """sha256 of its parameters' shapes and values; their names and order, which differ between libraries, do not count."""
+    each = []
+    for parameter in network.parameters():
+        values = parameter.detach().cpu().float().contiguous()
+        each.append(hashlib.sha256(str(tuple(values.shape)).encode() + values.numpy().tobytes()).digest())
+    return hashlib.sha256(b"".join(sorted(each))).hexdigest()
 
 
 # ------------------------------------------------------------------------------------------------ any network's weights

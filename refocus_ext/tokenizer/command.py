@@ -32,7 +32,7 @@ from refocus_ext.optics.pyramid import FocusPyramid
 from refocus_ext.options.kinds import AUTO
 from refocus_ext.seeds import Stream, stream_seed
 from refocus_ext.storage.atomic import save_json
-from refocus_ext.storage.weights import state_bytes
+from refocus_ext.storage.weights import checksum, state_bytes
 from refocus_ext.tokenizer.alias.geometry import AliasGeometry
 from refocus_ext.tokenizer.alias.training import AliasTraining
 from refocus_ext.tokenizer.budget import SMALLER, budget_of, print_cost
@@ -57,6 +57,11 @@ class FrozenNetworks(NamedTuple):
 
     lpips: nn.Module | None
     backbone: nn.Module | None  # of the discriminator
+
+    def checksums(self) -> dict[str, str]:
+        """By the option that names each network's file."""
+        by_option = {"lpips_weights": self.lpips, "disc_weights": self.backbone}
+        return {option: checksum(network) for option, network in by_option.items() if network is not None}
 
 
 class Prepared(NamedTuple):
@@ -86,19 +91,19 @@ def preflight(options: TokenizerOptions, processes: int) -> None:
     cpu = torch.device("cpu")
     prepared = prepare(load_upstream(), options, cpu)
     frozen, world = frozen_networks(prepared.options, cpu), World(0, processes, device)
-    check(prepared, world)
+    check(prepared, frozen, world)
     with contextlib.redirect_stdout(io.StringIO()):  # the run prints its plan itself
         within_memory(prepared, frozen, world, kind_of(device).free_memory(device))
 
 
-def check(prepared: Prepared, world: World) -> None:
+def check(prepared: Prepared, frozen: FrozenNetworks, world: World) -> None:
     """Raises UsageError if the run cannot begin as planned: its batch, its folder, the space for it. Writes nothing."""
     options = prepared.options
     check_share(options, prepared.train, world.size)
     out, fresh = Path(options.out), options.resume == "never"
     if not fresh:
         check_classes(out, prepared.train.classes)
-    check_run_folder(out, identity_of(prepared, world), fresh=fresh, extend=options.extend)
+    check_run_folder(out, identity_of(prepared, frozen, world), fresh=fresh, extend=options.extend)
     require_space(out, disk_of(prepared), fresh=fresh)
 
 
@@ -134,7 +139,7 @@ def within_memory(prepared: Prepared, frozen: FrozenNetworks, world: World, free
     return prepared._replace(options=options)
 
 
-def identity_of(prepared: Prepared, world: World) -> RunIdentity:
+def identity_of(prepared: Prepared, frozen: FrozenNetworks, world: World) -> RunIdentity:
     """What makes another invocation the same run."""
     options = prepared.options
     return RunIdentity(
@@ -148,6 +153,7 @@ def identity_of(prepared: Prepared, world: World) -> RunIdentity:
         defaults=options.unrecorded(),
         idle=options.idle(),
         following=frozenset(name for name, option in options.fields().items() if option.follows),
+        networks=frozen.checksums(),
         command="tokenizer",
     )
 
@@ -212,13 +218,13 @@ def _run(options: TokenizerOptions, world: World) -> int:
     frozen = load(prepared.options, device)
     prepared = within_memory(prepared, frozen, world, free)
     if options.dry_run:
-        frozen_networks(prepared.options, device)  # refuses what the run would refuse
+        frozen = frozen_networks(prepared.options, device)  # refuses what the run would refuse
     options, _, train, val, geometry, vae, _, gone = prepared
-    check(prepared, world)
+    check(prepared, frozen, world)
     if options.dry_run:
         return 0
     world.barrier()  # rank 0 changes the folder only after the others have checked it
-    run = open_run(prepared, upstream, world) if world.main else None
+    run = open_run(prepared, frozen, upstream, world) if world.main else None
     world.barrier()  # the others read the folder only after rank 0 has prepared it
     plan, recipe = RunPlan.of(options, schedule_for(world, Path(options.out)), gone), recipe_of(options)
     data = Crops(train, options.image_size, scale=options.crop_scale, hflip=options.hflip, seed=options.seed)
@@ -322,7 +328,7 @@ def counted_lpips(options: TokenizerOptions, device: torch.device) -> nn.Module 
     return untrained_lpips()
 
 
-def open_run(prepared: Prepared, upstream: Upstream, world: World) -> RunFolder:
+def open_run(prepared: Prepared, frozen: FrozenNetworks, upstream: Upstream, world: World) -> RunFolder:
     """The run folder, with its configuration and class map written."""
     options, geometry = prepared.options, prepared.geometry
     config = {
@@ -335,7 +341,7 @@ def open_run(prepared: Prepared, upstream: Upstream, world: World) -> RunFolder:
     fresh = options.resume == "never"
     run = RunFolder(
         Path(options.out),
-        identity_of(prepared, world),
+        identity_of(prepared, frozen, world),
         config,
         fresh=fresh,
         extend=options.extend,

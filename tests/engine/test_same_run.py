@@ -80,6 +80,16 @@ def test_options_without_effect_do_not_count() -> None:
     assert not identity(idle=frozenset({"gan_start"})).compare(old).refused
 
 
+def test_the_networks_of_a_loss_are_compared_by_content() -> None:
+    ours = identity(networks={"lpips_weights": "a" * 64})
+    assert ours.record()["networks"] == {"lpips_weights": "a" * 64}
+    assert not ours.compare({"identity": OURS}).refused, "an old run does not say which network it had"
+    assert not ours.compare({"identity": OURS, "networks": {"lpips_weights": "a" * 64}}).refused
+    other = {"identity": OURS, "networks": {"lpips_weights": "b" * 64}}
+    sentence = "lpips_weights = a network of checksum bbbbbbbbbbbb, this one has aaaaaaaaaaaa"
+    assert ours.compare(other).refused == {"lpips_weights": sentence}
+
+
 def test_the_meaning_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("x")
     (tmp_path / "b").write_text("x")

@@ -10,11 +10,28 @@ from torch import nn
 
 from refocus_ext.errors import UsageError
 from refocus_ext.storage.upstream_weights import vae_state_dict, var_state_dict
-from refocus_ext.storage.weights import find_weights, load_strictly, read_state_dict, refuse_folder, state_bytes
+from refocus_ext.storage.weights import (
+    checksum,
+    find_weights,
+    load_strictly,
+    read_state_dict,
+    refuse_folder,
+    state_bytes,
+)
 
 
 def test_size_counts_weights_and_buffers() -> None:
     assert state_bytes(nn.BatchNorm1d(3)) == 4 * 3 * 4 + 8  # weight, bias, mean, variance; a count of 8 bytes
+
+
+def test_a_networks_checksum_is_that_of_its_values() -> None:
+    layers = [nn.Linear(2, 3), nn.Linear(3, 2)]
+    whole = checksum(nn.Sequential(*layers))
+    assert whole == checksum(nn.ModuleDict({"b": layers[1], "a": layers[0]})), "other names, another order"
+    assert whole == checksum(nn.Sequential(*layers).eval().requires_grad_(False))
+    with torch.no_grad():
+        layers[0].weight[0, 0] += 1e-3
+    assert whole != checksum(nn.Sequential(*layers))
 
 
 def test_the_given_file_or_the_first_in_torchs_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

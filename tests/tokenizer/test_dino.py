@@ -297,7 +297,9 @@ def train(data: Path, out: Path, *options: str) -> int:
     return main(["tokenizer", *TINY, "--data", str(data), "--out", str(out), *options])
 
 
-def test_a_run_resumes_to_the_bit(image_tree: Path, tmp_path: Path, weights: Path) -> None:
+def test_a_run_resumes_to_the_bit(
+    image_tree: Path, tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """With its own weights, DiffAug, dropout and decay groups, interrupted after the critic has begun."""
     words = [*GAN, "--disc-weights", str(weights), "--disc-augment", "on", "--dropout", "0.1", "--weight-decay", "0.05"]
     words += ["--ema", "0.9", "--save-every", "1", "--lecam", "0.1"]
@@ -312,6 +314,14 @@ def test_a_run_resumes_to_the_bit(image_tree: Path, tmp_path: Path, weights: Pat
     (last,) = (tmp_path / "whole" / "checkpoints").glob("step-00000006-*.pt")
     state = torch.load(last, weights_only=True)
     assert not [name for name in state["adversary"] if "backbone" in name]
+    # the same file elsewhere is the same network; another network under the same name is refused, also by a plan
+    torch.manual_seed(1)
+    elsewhere = tmp_path / "elsewhere.pth"
+    for other, code in ((torch.load(weights, weights_only=True), 0), (untrained_dino(WIDTH).state_dict(), 2)):
+        torch.save(other, elsewhere)
+        for mode in ([], ["--dry-run"]):
+            assert train(image_tree, tmp_path / "parts", *words, "--disc-weights", str(elsewhere), *mode) == code
+            assert ("disc_weights = a network of checksum" in capsys.readouterr().err) == bool(code)
 
 
 @pytest.mark.parametrize("mode", ["--dry-run", ""])
