@@ -18,7 +18,7 @@ from refocus_ext.evidence.ablation.rows import PAPER, TABLE
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "letters.md").read_text()
-
+EARLIER = (ROOT / "docs" / "letters" / "prefixes.md").read_text()  # the rows with prefixes that train the tokens
 
 MEANS = {
     "held-out cross-entropy": ("ce_student", "{:.3f}"),
@@ -50,7 +50,7 @@ class Shown(NamedTuple):
 
 def documented() -> Iterator[Shown]:
     for command_line, after in re.findall(
-        r"^bash run\.sh (ablate (?:.*\\\n)*.*--known docs/.*)$\n```\n([\s\S]*?)(?=^```|\Z)", PAGE, flags=re.M
+        r"^bash run\.sh (ablate (?:.*\\\n)*.*--known docs/.*)$\n```\n([\s\S]*?)(?=^```|\Z)", PAGE + EARLIER, flags=re.M
     ):
         table = re.findall(r"(?:^\|.*\n)+", after, flags=re.M)[0].splitlines()
         cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
@@ -109,7 +109,9 @@ def test_the_differences_that_are_shown_are_all_whose_interval_has_no_zero(file:
         if measure in DIFFERENCES
     }
     apart = {key: d for key, d in compared.items() if d.margin is not None and abs(d.mean) > d.margin}
-    section = next(part for part in re.split(r"^## ", PAGE, flags=re.M) if f"--known docs/letters/{file}" in part)
+    section = next(
+        part for part in re.split(r"^##? ", PAGE + EARLIER, flags=re.M) if f"--known docs/letters/{file}" in part
+    )
     (table,) = re.findall(r"^\| row \| beside \| measure \| difference \|\n\|.*\n((?:\|.*\n)+)", section, flags=re.M)
     shown = {
         (name, other, measure): value.split(" ([")[0]
@@ -134,7 +136,7 @@ def test_the_differences_that_are_shown_are_all_whose_interval_has_no_zero(file:
 def test_a_table_of_guidances_has_the_means_of_what_is_recorded(file: str, rows: tuple[str, ...]) -> None:
     """Of three seeds, as `legibility --student .. --cfg .. --json` names them."""
     recorded = json.loads((ROOT / "docs" / "letters" / file).read_text())
-    after = PAGE[PAGE.index(f"(letters/{file})") :]
+    after = next(page.split(link)[1] for page in (PAGE, EARLIER) if (link := f"{file})") in page)
     table = re.findall(r"(?:^\|.*\n)+", after, flags=re.M)[0].splitlines()
     heads, _, *lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
     assert heads == ["row", "cfg", "read", "recall", "distance"] and len(lines) == 4 * len(rows)
