@@ -148,10 +148,10 @@ def of_student(options: LegibilityOptions, device: torch.device) -> Result:
         check_classes(data, student.classes, word)
     size = same("image size", {word: student.image_size for word, student in students.items()})
     judge = Judge(options, data, size, device)
-    short = len({Path(word).name for word in students}) == len(students)
+    short = len({Path(word).resolve().name for word in students}) == len(students)
     rows = {}
     for word, student in students.items():
-        whose = "samples" if len(students) == 1 else Path(word).name if short else word
+        whose = Path(word).resolve().name if short else word
         for cfg in options.cfg:
             name = f"{whose}, cfg {cfg:g}"
             guidance = replace(FOR_FID, cfg=cfg)
