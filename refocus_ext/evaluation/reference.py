@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -48,10 +48,16 @@ def open_reference(name: str, like: ImageSet, threads: int) -> Reference:
     pool, spatial = (_stored(path, *names) for names in STATISTICS.values())
     if images is None and pool is None:
         raise UsageError(f"{path} holds neither images (arr_0) nor statistics (mu and sigma); give another file.")
-    count, standard = _array(path, COUNT), _array(path, STANDARD)
+    count, standard = _single(path, COUNT), _single(path, STANDARD)
     return Reference(
         images, pool, spatial, None if count is None else int(count), None if standard is None else bool(standard)
     )
+
+
+def _single(path: Path, name: str) -> Any | None:
+    """A number of an npz, if there is one under this name; other programs' arrays of that name are none."""
+    found = _array(path, name)
+    return found.item() if found is not None and found.size == 1 and found.dtype.kind in "biuf" else None
 
 
 def _stored(path: Path, mean: str, covariance: str, width: int) -> Gaussian | None:

@@ -59,6 +59,8 @@ def changes_for_notebook(arguments: Mapping[str, Any]) -> list[str]:
     """What to change in the notebook, such as 'V=8192' or 'MODEL_DEPTH=20'; empty if it runs unedited."""
     given = {**arguments, "patch_nums": tuple(arguments["patch_nums"])}
     changes = [f"{NOTEBOOK_NAMES.get(name, name)}={value}" for name, value in given.items() if value != NOTEBOOK[name]]
+    if (name := vae_file_name(given)) != vae_file_name(NOTEBOOK):
+        changes.append(f"vae_ckpt='{name}'")
     if given["depth"] not in NOTEBOOK_DEPTHS:
         changes.append(f"the assert below MODEL_DEPTH, which allows {', '.join(map(str, NOTEBOOK_DEPTHS))}")
     if given["num_classes"] <= NOTEBOOK_LAST_LABEL:

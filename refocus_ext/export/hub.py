@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import filecmp
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from refocus_ext.errors import RunFailed, UsageError, named
-from refocus_ext.export.folder import check_folder, is_ours
+from refocus_ext.export.folder import CARD, WEIGHTS, check_folder, is_ours
 from refocus_ext.export.options import PullOptions
 from refocus_ext.sampling.student_files import GEOMETRY_FILE
 from refocus_ext.storage.atomic import copy_file, sha256
@@ -92,6 +93,8 @@ def main(options: PullOptions) -> int:
     if not any(name.startswith("var_d") for name in names):
         raise RunFailed(f"{options.repository} has no VAR in upstream's format (var_dN.pth); pull another repository.")
     with named("--to"):
+        for path in left_over(snapshot, folder, names):
+            path.unlink()
         copy(snapshot, folder, names)
     print(f"{folder}:\n" + "\n".join(f"  {name:<34}{shown_size((folder / name).stat().st_size)}" for name in names))
     check_sums(folder)
@@ -133,6 +136,29 @@ def download(repository: str, revision: str | None, wanted: Sequence[str]) -> Pa
         raise UsageError(f"{address(repository)} has no revision {revision}; give a branch, tag or commit.") from None
     except Exception as error:
         raise RunFailed(f"{repository}{at} could not be downloaded ({_reason(error)}); rerun the command.") from error
+
+
+def left_over(snapshot: Path, folder: Path, names: Sequence[str]) -> list[Path]:
+    """The files of an earlier download that belong to none of the networks in `folder` once `names` are copied to it.
+
+    Raises:
+        UsageError: networks of another student would stay there, with a VAE, geometry or class names that are not theirs.
+    """
+    others = [path for path in sorted(folder.glob("*")) if is_ours(path.name) and path.name not in names]
+    new = [name for name in names if not _same_file(snapshot / name, folder / name)]
+    staying = [path.name for path in others if path.name.startswith("var_d")]
+    if not staying:
+        return others if any(WEIGHTS.fullmatch(name) for name in new) else []
+    if foreign := [name for name in new if not name.startswith("var_d") and name != CARD]:
+        raise UsageError(
+            f"{folder} holds {staying[0]} of another student, to which this repository's {foreign[0]} does not belong; choose "
+            "another folder."
+        )
+    return []
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    return other.is_file() and filecmp.cmp(one, other, shallow=False)
 
 
 def copy(snapshot: Path, folder: Path, names: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from patches.upstream import SUBMODULE, load_upstream, submodule_present
 from refocus_ext.errors import RunFailed, UsageError, named
-from refocus_ext.export.builder_arguments import NOTEBOOK, build_arguments, changes_for_notebook, vae_file_name
+from refocus_ext.export.builder_arguments import build_arguments, changes_for_notebook, vae_file_name
 from refocus_ext.export.clean_process import without_project
 from refocus_ext.export.options import NotebookOptions
 from refocus_ext.export.run_cells import code_cells
@@ -63,8 +63,6 @@ def notebook_files(options: NotebookOptions) -> dict[str, Path]:
 def check_geometry(student: Student) -> None:
     """Raises UsageError, with what to change in the notebook, unless it is written for this geometry."""
     if changes := changes_for_notebook(build_arguments(student)):
-        if (name := vae_file_name(build_arguments(student))) != vae_file_name(NOTEBOOK):
-            changes.append(f"vae_ckpt='{name}'")
         raise UsageError(
             f"the unedited {DEMO.name} cannot load {student.files.var}; in a copy of it change {', '.join(changes)}."
         )

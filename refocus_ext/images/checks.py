@@ -68,7 +68,9 @@ def header_of(images: ImageSource, index: int, shorter: int | None = None) -> He
     except BrokenImage as error:
         raise UsageError(f"{images.name(index)} {error}; remove it or replace it.") from None
     except OSError as error:
-        raise UsageError(f"{images.name(index)} cannot be read ({error.strerror}); remove it or replace it.") from None
+        raise UsageError(
+            f"{images.name(index)} cannot be read ({error.strerror or error}); remove it or replace it."
+        ) from None
 
 
 def size_of(images: ImageSource, index: int) -> tuple[int, int]:

@@ -28,10 +28,10 @@ def read_class_names(path: Path) -> tuple[str, ...]:
     """
     try:
         text = path.read_text(encoding="utf-8")
-        names = json.loads(text) if text.lstrip().startswith("[") else text.splitlines()
+        names = json.loads(text) if text.lstrip().startswith(("[", "{")) else text.splitlines()
     except (OSError, ValueError):
         raise UsageError(f"{path} cannot be read as class names; give a JSON list, or one name per line.") from None
-    if not names or not all(isinstance(name, str) for name in names):
+    if not names or isinstance(names, dict) or not all(isinstance(name, str) for name in names):
         raise UsageError(f"{path} holds no class names; give a JSON list of strings, or one name per line.")
     return tuple(name.strip() for name in names)
 

@@ -14,6 +14,8 @@ import numpy as np
 from refocus_ext.errors import RunFailed, UsageError
 from refocus_ext.storage.atomic import written_beside
 
+MADE_BY = "made_by.json"  # in the archive, if it does not fit into its comment
+
 
 class NpzImages:
     """arr_0 of an npz, read as a stream, compressed or not: only one batch is in memory.
@@ -73,7 +75,8 @@ def write_npz(
 
     Args:
         shape: (N,H,W,3).
-        made_by: JSON-serializable; stored as the archive's comment, which `read_made_by` reads and NumPy ignores.
+        made_by: JSON-serializable; stored as the archive's comment, or where that is too long as a member. `read_made_by` reads
+            it, and NumPy ignores it.
     """
     with written_beside(path) as beside, zipfile.ZipFile(beside, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
         with archive.open("arr_0.npy", "w", force_zip64=True) as entry:
@@ -87,14 +90,18 @@ def write_npz(
             assert written == shape[0]
         with archive.open("arr_1.npy", "w") as entry:
             np.lib.format.write_array(entry, labels)
-        archive.comment = json.dumps(made_by).encode()
+        record = json.dumps(made_by).encode()
+        if len(record) <= zipfile.ZIP_MAX_COMMENT:
+            archive.comment = record
+        else:
+            archive.writestr(MADE_BY, record)
 
 
 def read_made_by(path: Path) -> dict[str, Any] | None:
     """The record of `write_npz`; None for an npz from elsewhere, or another file."""
     try:
         with zipfile.ZipFile(path) as archive:
-            return json.loads(archive.comment)
+            return json.loads(archive.read(MADE_BY) if MADE_BY in archive.namelist() else archive.comment)
     except (OSError, ValueError, zipfile.BadZipFile):
         return None
 

@@ -25,6 +25,7 @@ from refocus_ext.sampling.sample_set import PngParts, npz_parts, write_npz_set, 
 from refocus_ext.sampling.student import load_student
 from refocus_ext.sampling.student_files import distill_runs, is_unfinished
 
+LARGEST_SEED = 2**64 - 1  # of a torch.Generator
 JOBS = ("npz", "folder", "steps_strip", "compare", "edit")
 
 
@@ -82,6 +83,8 @@ def check_options(options: SampleOptions) -> str:
         raise UsageError(f"--out is for pictures; --{job.replace('_', '-')} already names its file.")
     if options.rng == "batch" and job not in ("grid", "compare"):
         raise UsageError("--rng batch draws one batch as upstream does; use it with a grid or --compare only.")
+    if options.rng == "batch" and options.seed > LARGEST_SEED:
+        raise UsageError(f"--seed {options.seed} is too large for --rng batch; give at most {LARGEST_SEED}.")
     if options.compare and options.student:
         raise UsageError("--compare A B names both students; omit --student.")
     return job

@@ -5,6 +5,7 @@ Batch b holds images b*B .. b*B + B-1 whatever the number of processes, which ta
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import shutil
@@ -209,6 +210,14 @@ def npz_parts(path: Path, plan: Plan) -> NpyParts | None:
     return None
 
 
+def remove_parts(path: Path, plan: Plan) -> None:
+    """Removes the parts of a set that is joined already, if its command was killed before it could."""
+    folder = path.with_name(f"{path.name}.parts")
+    with contextlib.suppress(UsageError):  # another set's
+        if (folder / NpyParts.CONFIG).is_file():
+            shutil.rmtree(NpyParts(folder, plan).folder)
+
+
 def write_npz_set(path: Path, plan: Plan, draw: Draw, world: World) -> int:
     """The whole set as `path`; its parts are in `path`.parts until then.
 
@@ -217,6 +226,8 @@ def write_npz_set(path: Path, plan: Plan, draw: Draw, world: World) -> int:
     """
     parts = npz_parts(path, plan)
     if parts is None:
+        if world.main:
+            remove_parts(path, plan)
         world.say(f"{path} already exists, drawn with these options; nothing to do")
         return 0
     code = draw_set(parts, draw, world)

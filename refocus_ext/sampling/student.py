@@ -19,6 +19,7 @@ from refocus_ext.errors import UsageError
 from refocus_ext.images.class_names import choose_class_names, labels_of, name_of
 from refocus_ext.optics.pyramid import FocusPyramid
 from refocus_ext.sampling.student_files import Files, _check_sums, find_files, training_left
+from refocus_ext.storage.atomic import sha256
 from refocus_ext.storage.upstream_weights import (
     VARGeometry,
     read_vae,
@@ -36,7 +37,7 @@ class Student:
     """A vanilla VAR with its VAE, both frozen, in eval mode and unpatched.
 
     `classes` are names by label, fewer than `num_classes` if some have no name. `pyramid` is the one the VAE was
-    trained with; None if the files do not record it, and the VAE then encodes as in upstream.
+    trained with; None if the files do not record it, or the VAE is another, and it then encodes as in upstream.
     """
 
     var: VAR
@@ -58,8 +59,9 @@ class Student:
 
     @property
     def is_demo(self) -> bool:
-        """Whether its run was one of preset demo."""
-        return bool(self.config.get("options", {}).get("preset") == "demo")
+        """Whether its run was one of preset demo; an export says so too."""
+        options = self.config.get("options") or self.config.get("training") or {}
+        return bool(options.get("preset") == "demo")
 
     @property
     def num_classes(self) -> int:
@@ -139,7 +141,12 @@ def load_student(
     shape = _geometry(files, var_state, vae_state)
     names = Path(class_names) if class_names else None
     classes = choose_class_names(names, files.var.parent / "classes.json", shape.num_classes)
-    pyramid = _pyramid(files, shape) if vae is None else None
+    pyramid = _pyramid(files, shape)
+    notes = [f"{read.path}: {note}" for read in (var_read, vae_read) for note in read.notes]
+    if vae is not None and pyramid and sha256(files.vae) not in files.config.get("weights", {}).values():
+        if pyramid.refocuses:
+            notes.append(f"{files.vae} is not the VAE of its run: images are encoded without the run's focus pyramid")
+        pyramid = None
     vae_net = _build_vae(files.vae, vae_state, shape.patch_nums, device)
     var = load_upstream().build_var(
         vae_net,
@@ -152,10 +159,9 @@ def load_student(
         device=device,
     )
     load_strictly(var, var_state, f"{files.var} is not an upstream VAR ({{reason}}).")
-    notes = tuple(f"{read.path}: {note}" for read in (var_read, vae_read) for note in read.notes)
     if done := training_left(files.var.parent, files.config):
-        notes += (f"its training is not finished: these are its weights after {done}",)
-    return Student(var.requires_grad_(False).eval(), vae_net, shape, classes, pyramid, files, notes)
+        notes.append(f"its training is not finished: these are its weights after {done}")
+    return Student(var.requires_grad_(False).eval(), vae_net, shape, classes, pyramid, files, tuple(notes))
 
 
 def _build_vae(path: Path, state: dict[str, Tensor], patch_nums: Sequence[int], device: torch.device | str) -> Any:

@@ -90,7 +90,7 @@ def _run_files(run: Path, config: dict[str, Any], vae: Path | None) -> Files:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    """config.json of a distill run; empty if the folder has none.
+    """config.json of a distill run; empty if the folder has none, or another program's.
 
     Raises:
         UsageError: it belongs to another command, or is unreadable.
@@ -100,6 +100,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
         return {}
     try:
         config = json.loads(file.read_text())
+        if isinstance(config, dict) and config and "command" not in config:
+            return {}
         command = config["command"]
         if command == "distill" and isinstance(config["student"]["file"], str):
             return config

@@ -13,7 +13,7 @@ from typing import Any
 import huggingface_hub
 import pytest
 import torch
-from conftest import WITHOUT_SUBMODULE
+from conftest import WITHOUT_SUBMODULE, small_vae
 from safetensors import safe_open
 from safetensors.torch import load_file
 from students import CLASSES, lively_var, write_run
@@ -96,6 +96,15 @@ def test_an_export_is_a_student_with_its_pyramid(run: Path, exported: Path, imag
     torch.save(state | {"head.bias": state["head.bias"] + 1}, exported / VAR)
     with pytest.raises(UsageError, match="its sha256 differs"):
         load_student(exported)
+
+
+def test_an_exported_demo_is_one(tmp_path: Path) -> None:
+    """Its pictures are drawn with less guidance, as those of its run."""
+    run = write_run(tmp_path / "demo", preset="demo")
+    assert export_to(tmp_path / "x", run) == 0 and export_to(tmp_path / "again", tmp_path / "x") == 0
+    assert [load_student(tmp_path / name).is_demo for name in ("demo", "x", "again")] == [True] * 3
+    plain = write_run(tmp_path / "plain")
+    assert export_to(tmp_path / "y", plain) == 0 and not load_student(tmp_path / "y").is_demo
 
 
 def test_training_checkpoints_and_exports_can_be_exported(run: Path, exported: Path, tmp_path: Path) -> None:
@@ -340,6 +349,21 @@ def test_pull_takes_the_offline_cache(exported: Path, tmp_path: Path) -> None:
     missing = pull(tmp_path / "cache", "me/other", "--to", str(tmp_path / "no"))
     assert missing.returncode == 1 and "me/other is not in the Hub's cache" in missing.stderr
     assert len(missing.stderr.strip().splitlines()) == 1 and not (tmp_path / "no").exists()
+
+
+def test_pull_keeps_students_apart(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A deeper student on another VAE does not take the place of the first one's VAE and geometry."""
+    upstream = load_upstream()
+    deeper = lively_var(upstream, vae=small_vae(upstream, seed=5).requires_grad_(False).eval(), depth=3)
+    assert export_to(tmp_path / "y", write_run(tmp_path / "deeper", var=deeper)) == 0
+    to = tmp_path / "to"
+    for source, code in ((exported, 0), (tmp_path / "y", 2), (exported, 0)):
+        capsys.readouterr()
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, source=source, **__: str(source))
+        assert main(["pull", "me/student", "--to", str(to)]) == code
+    assert names(to) == NAMES and load_student(to).pyramid is not None
 
 
 def test_pull_sees_damage_and_wrong_usage(

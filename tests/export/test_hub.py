@@ -57,6 +57,43 @@ def test_copies_are_files_of_their_own(tmp_path: Path) -> None:
         hub.copy(tmp_path / "snapshot", tmp_path / "to", ["var_d2.pth"])
 
 
+def write(folder: Path, **files: str) -> Path:
+    """Files by their names, with underscores for the dots before their extensions."""
+    folder.mkdir(exist_ok=True)
+    for name, content in files.items():
+        (folder / ".".join(name.rsplit("_", 1))).write_text(content)
+    return folder
+
+
+def test_a_folder_holds_one_student_or_several_of_one_vae(tmp_path: Path) -> None:
+    ours = {"vae_ch160v4096z32_pth": "vae", "geometry_json": "{}", "classes_json": "[]"}
+    first = write(tmp_path / "first", var_d2_pth="2", README_md="first", **ours)
+    write(tmp_path / "to", var_d2_pth="2", verified_json="{}", README_md="first", **ours)
+    names = [path.name for path in first.iterdir()]
+    assert hub.left_over(first, tmp_path / "nothing there", names) == []
+    assert hub.left_over(first, tmp_path / "to", names) == [], "the same again; its verification still holds"
+
+    # other depths of a repository that describes none, as upstream's
+    plain = write(tmp_path / "plain", var_d2_pth="2", vae_ch160v4096z32_pth="vae")
+    deeper = write(tmp_path / "deeper", var_d3_pth="3", vae_ch160v4096z32_pth="vae", README_md="of all depths")
+    assert hub.left_over(deeper, plain, [path.name for path in deeper.iterdir()]) == []
+
+    for name, content in (("vae_ch160v4096z32_pth", "another"), ("geometry_json", "{1}"), ("classes_json", "[1]")):
+        other = write(tmp_path / name, **{"var_d3_pth": "3", **ours, name: content})
+        there = {path: path.read_bytes() for path in (tmp_path / "to").iterdir()}
+        where = r"to holds var_d2\.pth of another student, to which this repository's "
+        with pytest.raises(UsageError, match=where + ".".join(name.rsplit("_", 1)) + " does not belong; choose"):
+            hub.left_over(other, tmp_path / "to", [path.name for path in other.iterdir()])
+        assert there == {path: path.read_bytes() for path in (tmp_path / "to").iterdir()}
+
+    # a new version of the same student, without what the old one had beside it
+    newer = write(tmp_path / "newer", var_d2_pth="better", vae_ch32v4096z32_pth="vae")
+    gone = hub.left_over(newer, tmp_path / "to", [path.name for path in newer.iterdir()])
+    assert [path.name for path in gone] == [
+        "README.md", "classes.json", "geometry.json", "vae_ch160v4096z32.pth", "verified.json",
+    ]  # fmt: skip
+
+
 def test_checksums_are_compared_where_an_export_has_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "var_d2.pth").write_bytes(b"weights")
     hub.check_sums(tmp_path)  # upstream's own files have none

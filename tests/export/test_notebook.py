@@ -94,7 +94,7 @@ def test_another_geometry_is_told_what_to_change(tmp_path: Path, capsys: pytest.
 def test_what_to_change_for_other_presets() -> None:
     assert changes_for_notebook(NOTEBOOK) == []
     assert changes_for_notebook(NOTEBOOK | {"patch_nums": list(NOTEBOOK["patch_nums"])}) == []
-    assert changes_for_notebook(NOTEBOOK | {"V": 8192}) == ["V=8192"]
+    assert changes_for_notebook(NOTEBOOK | {"V": 8192}) == ["V=8192", "vae_ckpt='vae_ch160v8192z32.pth'"]
     assert changes_for_notebook(NOTEBOOK | {"depth": 20}) == ["MODEL_DEPTH=20"]
     assert changes_for_notebook(NOTEBOOK | {"depth": 12})[1].startswith("the assert below MODEL_DEPTH")
 

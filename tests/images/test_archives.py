@@ -148,8 +148,9 @@ def test_the_index_is_made_once_and_again_when_a_file_changes(
         with pytest.raises(AssertionError, match="read again"):
             find_split(str(imagenet), "train")
     for stored in cache_folder.glob("refocus-var/*"):
-        stored.write_bytes(b"damaged")
-    assert find_split(str(imagenet), "train").identity() == first.identity()
+        for damaged in (b"damaged", b"", stored.read_bytes()[:300]):
+            stored.write_bytes(damaged)
+            assert find_split(str(imagenet), "train").identity() == first.identity()
 
 
 def test_shards_have_the_labels_of_their_files(folder: Path, shards: Path) -> None:
@@ -196,13 +197,48 @@ def test_a_json_without_a_label_does_no_harm_beside_a_cls(tmp_path: Path) -> Non
     assert [images.label(index) for index in range(4)] == [1, 1, 1, 1]
 
 
+def test_pictures_of_shards_that_are_left_out_are_counted(tmp_path: Path) -> None:
+    """A key ends at the first dot; a key has one picture; files of no picture need no label."""
+    for number, keys in enumerate((("n01.5", "ok"), ("fine",))):
+        with tarfile.open(tmp_path / f"train-{number}.tar", "w") as archive:
+            for key in keys:
+                add(archive, f"{key}.jpg", b"image")
+                add(archive, f"{key}.cls", b"0")
+            add(archive, "fine.seg.png", b"mask")
+            add(archive, "ok.png", b"image")
+            add(archive, "ok.cls", b"0")
+            add(archive, "dataset_info.json", b"{}")
+    for _ in range(2):  # of the tar files, and of the stored index
+        images = find_split(str(tmp_path), "train")
+        assert [Path(images.name(index)).name for index in range(len(images))] == ["ok.png", "fine.jpg", "ok.png"]
+        (note,) = images.notes()
+        assert note.startswith(
+            "4 pictures of the shards left out, such as train-0.tar/n01.5.jpg: the key of a WebDataset"
+        )
+    for file in tmp_path.glob("*.tar"):
+        file.unlink()
+    with tarfile.open(tmp_path / "train-0.tar", "w") as archive:
+        add(archive, "n01.5.jpg", b"image")
+    with pytest.raises(UsageError, match=r"hold no images; the key of .* so that train-0\.tar/n01\.5\.jpg is none\.$"):
+        find_split(str(tmp_path), "train")
+
+
+def test_class_names_beside_shards_are_a_list(shards: Path) -> None:
+    for content in (b'{"0": "tench"}', b'["tench", ', b'"\xff"'):
+        (shards / "classes.json").write_bytes(content)
+        with pytest.raises(UsageError, match=r"classes\.json .*give a JSON list"):
+            find_split(str(shards), "train")
+
+
 def test_what_is_missing_or_damaged_is_one_sentence(imagenet: Path, shards: Path) -> None:
     (imagenet / DEVKIT).rename(imagenet / "devkit")
     with pytest.raises(UsageError, match=f"has {TRAIN_TAR} but not {DEVKIT}"):
         find_split(str(imagenet), "val")
-    (imagenet / DEVKIT).write_bytes(b"no archive")
-    with pytest.raises(UsageError, match="is not ImageNet's development kit, or is damaged"):
-        find_split(str(imagenet), "val")
+    whole = (imagenet / "devkit").read_bytes()
+    for damaged in (b"no archive", whole[: len(whole) // 2]):
+        (imagenet / DEVKIT).write_bytes(damaged)
+        with pytest.raises(UsageError, match="is not ImageNet's development kit, or is damaged"):
+            find_split(str(imagenet), "val")
     write_devkit(imagenet / DEVKIT, [1, 2])
     with pytest.raises(UsageError, match=r"has 6 images, but .* has labels for 2"):
         find_split(str(imagenet), "val")

@@ -26,6 +26,7 @@ from patches.sampling import Guidance
 from refocus_ext.commands import main
 from refocus_ext.errors import RunFailed, UsageError
 from refocus_ext.export.folder import Export
+from refocus_ext.images.npz import read_made_by, write_npz
 from refocus_ext.images.photographs import load_square
 from refocus_ext.images.picture import image_bytes
 from refocus_ext.optics.pyramid import FocusPyramid
@@ -310,12 +311,28 @@ def test_a_finished_set_is_left_alone(here: Path, capsys: pytest.CaptureFixture[
         assert main([*preflight, "sample", "--npz", "set.npz", *SET, "--seed", "8"]) == 2
         assert "was started with seed = 7, not 8" in capsys.readouterr().err
     assert Path("set.npz").read_bytes() == before
+    parts = Path("set.npz.parts")
+    for seed, left in (("7", False), ("8", True)):  # of this set, by a command killed when it was joined; of another
+        parts.mkdir(exist_ok=True)
+        identity = read_made_by(Path("set.npz")) or {}
+        (parts / "sample.json").write_text(json.dumps(identity | {"seed": int(seed)}))
+        assert main(["sample", "--npz", "set.npz", *SET]) == 0 and parts.exists() == left
     np.savez("other.npz", arr_0=np.zeros(1))
     assert main(["sample", "--npz", "other.npz", *SET]) == 2
     assert "was not drawn by this command" in capsys.readouterr().err
     write_images(here / "photographs", 1)
     assert main(["sample", "--folder", "photographs", *SET]) == 2
     assert "holds files but no set of images" in capsys.readouterr().err
+
+
+def test_a_set_of_many_classes_is_known_again(tmp_path: Path) -> None:
+    """ImageNet-21k's class names do not fit into an archive's comment."""
+    made_by = {"classes": [f"n{number:08d}" for number in range(21_841)]}
+    images = np.zeros((2, 8, 8, 3), np.uint8)
+    write_npz(tmp_path / "a.npz", images, images.shape, np.arange(2), made_by)
+    assert read_made_by(tmp_path / "a.npz") == made_by
+    with np.load(tmp_path / "a.npz") as arrays:
+        assert np.array_equal(arrays["arr_0"], images) and np.array_equal(arrays["arr_1"], np.arange(2))
 
 
 def test_a_full_disk_leaves_whole_parts(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -431,6 +448,7 @@ def test_edit_writes_pictures(here: Path, capsys: pytest.CaptureFixture[str]) ->
         (["--per-class", "3"], "--per-class needs --npz or --folder"),
         (["--npz", "a.npz", "--out", "b.png"], "--out is for pictures"),
         (["--npz", "a.npz", "--rng", "batch"], "--rng batch draws one batch"),
+        (["--rng", "batch", "--seed", str(2**64)], "--seed 18446744073709551616 is too large for --rng batch"),
         (["--compare", "a", "b", "--student", "c"], "omit --student"),
         (["--classes", "tosater"], "did you mean toaster?"),
         (["--top-p", "1.5"], "1.5 is not between 0 and 1"),

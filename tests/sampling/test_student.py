@@ -121,6 +121,28 @@ def test_tokens_follow_the_runs_pyramid_and_leave_the_vae_stock(run: Path, tmp_p
     assert any(not torch.equal(a, b) for a, b in zip(focus, plain, strict=True))
 
 
+def test_the_pyramid_goes_with_the_vae_of_the_run(run: Path, tmp_path: Path, images: Tensor) -> None:
+    own = load_student(run)
+    elsewhere = tmp_path / "elsewhere.pth"
+    elsewhere.write_bytes((run / "vae.pth").read_bytes())
+    (run / "vae.pth").unlink()
+    given = load_student(run, vae=elsewhere)
+    assert given.pyramid == own.pyramid and not given.notes
+    assert all(torch.equal(a, b) for a, b in zip(given.tokens(images), own.tokens(images), strict=True))
+    other = torch.load(elsewhere, weights_only=True)
+    other["quantize.embedding.weight"] += 1
+    torch.save(other, elsewhere)
+    another = load_student(run, vae=elsewhere)
+    assert another.pyramid is None and "is not the VAE of its run: images are encoded without" in another.notes[0]
+
+
+def test_a_configuration_of_another_program_does_not_matter(run: Path, tmp_path: Path) -> None:
+    folder = as_published(run, tmp_path / "published")
+    (folder / "config.json").write_text('{"model_type": "var"}')
+    for source in (folder, folder / "var_d2.pth"):
+        assert torch.equal(sampled(load_student(source)), sampled(load_student(run)))
+
+
 # ------------------------------------------------------------------------------------------------ what does not fit
 
 

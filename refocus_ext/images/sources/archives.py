@@ -13,6 +13,8 @@ import os
 import re
 import sys
 import tarfile
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +23,10 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from refocus_ext.counting import counted
 from refocus_ext.errors import UsageError
 from refocus_ext.images.checks import SMALL_DATA_SET
+from refocus_ext.images.class_names import read_class_names
 from refocus_ext.images.order import spread
 from refocus_ext.images.sources.files import EXTENSIONS
 from refocus_ext.images.sources.folder import NoValidation
@@ -32,6 +36,7 @@ from refocus_ext.storage.atomic import written_beside
 TRAIN_TAR, VAL_TAR = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
 SEPARATOR = "\x1e"  # between names in the stored index
+KEYS = "the key of a WebDataset sample ends at the first dot, and it has one picture"
 SHARD = re.compile(r"(?:^|[-_.])(train|val|validation)(?:ing)?(?:[-_.].*)?\.tar$", re.IGNORECASE)
 
 
@@ -52,6 +57,7 @@ class TarImages(ImageSource):
         names: name of each image, starting with a slash, as it would be in an ImageFolder's split.
         file_N, offset_N, size_N: where each image lies: number of its tar file, first byte, bytes.
         label_N: of each image.
+        left_out: number of pictures in the tar files that are none of these images, and the first one's name.
     """
 
     files: tuple[str, ...]
@@ -61,6 +67,7 @@ class TarImages(ImageSource):
     size_N: np.ndarray
     label_N: np.ndarray
     classes: tuple[str, ...]
+    left_out: tuple[int, str] = (0, "")
     square: bool = False
     names_parts = True
 
@@ -76,6 +83,10 @@ class TarImages(ImageSource):
 
     def label(self, index: int) -> int:
         return int(self.label_N[index])
+
+    def notes(self) -> tuple[str, ...]:
+        count, first = self.left_out
+        return (f"{counted(count, 'picture')} of the shards left out, such as {first}: {KEYS}",) if count else ()
 
     def open(self, index: int) -> BinaryIO:
         size = int(self.size_N[index])
@@ -164,7 +175,7 @@ def _validation_wnids(devkit: Path) -> list[str]:
             leaf = synsets["num_children"] == 0
             wnid_of = dict(zip(synsets["ILSVRC2012_ID"][leaf].tolist(), synsets["WNID"][leaf].tolist(), strict=True))
             return [str(wnid_of[number]) for number in numbers]
-    except (OSError, KeyError, ValueError, tarfile.TarError) as error:
+    except (OSError, EOFError, KeyError, ValueError, tarfile.TarError, zlib.error) as error:
         raise UsageError(f"{devkit} is not ImageNet's development kit, or is damaged ({error!r}).") from None
 
 
@@ -191,7 +202,8 @@ def webdataset(data: str, split: str) -> TarImages:
     index = _cached(paths, lambda: _index_shards(paths))
     count = int(index.label_N.max()) + 1 if len(index.label_N) else 0
     if not count:
-        raise UsageError(f"{paths[0]} and the shards after it hold no images ({', '.join(EXTENSIONS)}).")
+        why = f"; {KEYS}, so that {index.first_left} is none" if index.left else f" ({', '.join(EXTENSIONS)})"
+        raise UsageError(f"{paths[0]} and the shards after it hold no images{why}.")
     names = _class_names(folder)
     if names and len(names) < count:
         raise UsageError(f"{folder} names {len(names)} classes, but its shards have labels up to {count - 1}.")
@@ -205,7 +217,7 @@ def _shards(folder: Path, split: str) -> list[Path]:
 
 
 def _index_shards(paths: list[Path]) -> _Index:
-    rows, numbers, labels = [], [], []
+    rows, numbers, labels, left_out = [], [], [], []
     for number, path in enumerate(tqdm(paths, unit="shard", desc="indexing", disable=not sys.stderr.isatty())):
         images: dict[str, Entry] = {}
         labels_of: dict[str, dict[str, Entry]] = {"cls": {}, "json": {}}
@@ -213,11 +225,16 @@ def _index_shards(paths: list[Path]) -> _Index:
             key, _, extension = entry.name.rpartition("/")[2].partition(".")
             key = f"{entry.name.rpartition('/')[0]}/{key}"
             if f".{extension.lower()}" in EXTENSIONS:
+                if key in images:
+                    left_out.append(f"{path.name}/{images[key].name}")
                 images[key] = entry
+            elif _is_image(entry.name):
+                left_out.append(f"{path.name}/{entry.name}")
             elif extension.lower() in labels_of:
                 labels_of[extension.lower()][key] = entry
         # KEY.json often holds other things, and is read only where there is no KEY.cls
-        found = {key: _label_in(path, entry) for key, entry in (labels_of["json"] | labels_of["cls"]).items()}
+        files = labels_of["json"] | labels_of["cls"]
+        found = {key: _label_in(path, entry) for key, entry in files.items() if key in images}
         if missing := sorted(images.keys() - found.keys()):
             raise UsageError(
                 f'{path} has no label for {images[missing[0]].name}; it takes KEY.cls or KEY.json with "label".'
@@ -227,7 +244,9 @@ def _index_shards(paths: list[Path]) -> _Index:
             numbers.append(number)
             labels.append(found[key])
     index = _Index.of(rows)
-    return index._replace(file_N=np.asarray(numbers, np.uint16), label_N=np.asarray(labels, np.int32))
+    file_N, label_N = np.asarray(numbers, np.uint16), np.asarray(labels, np.int32)
+    first = left_out[0] if left_out else ""
+    return index._replace(file_N=file_N, label_N=label_N, left=np.asarray(len(left_out)), first_left=first)
 
 
 def _label_in(path: Path, entry: Entry) -> int:
@@ -246,9 +265,7 @@ def _label_in(path: Path, entry: Entry) -> int:
 def _class_names(folder: Path) -> tuple[str, ...]:
     for name in ("classes.json", "classes.txt"):
         if (file := folder / name).is_file():
-            text = file.read_text(encoding="utf-8")
-            names = json.loads(text) if name.endswith("json") else text.splitlines()
-            return tuple(str(entry).strip() for entry in names)
+            return read_class_names(file)
     return ()
 
 
@@ -256,7 +273,7 @@ def _class_names(folder: Path) -> tuple[str, ...]:
 
 
 class _Index(NamedTuple):
-    """Where the images of some tar files lie; `label_N` counts `classes`, which may be empty."""
+    """Where the images of some tar files lie; `label_N` counts `classes`, which may be empty; `left` other pictures are there."""
 
     names: tuple[str, ...]
     classes: tuple[str, ...]
@@ -264,6 +281,8 @@ class _Index(NamedTuple):
     offset_N: np.ndarray
     size_N: np.ndarray
     label_N: np.ndarray
+    left: np.ndarray = np.asarray(0)
+    first_left: str = ""
 
     @classmethod
     def of(cls, rows: list[tuple[str, int, int, str]]) -> _Index:
@@ -283,7 +302,8 @@ class _Index(NamedTuple):
 
 def _source(paths: list[Path], index: _Index, classes: tuple[str, ...] = ()) -> TarImages:
     arrays = index.file_N, index.offset_N, index.size_N, index.label_N
-    return TarImages(tuple(map(str, paths)), index.names, *arrays, classes or index.classes)
+    left_out = int(index.left), index.first_left
+    return TarImages(tuple(map(str, paths)), index.names, *arrays, classes or index.classes, left_out)
 
 
 def _entries(path: Path, within: Entry | None = None) -> Iterator[Entry]:
@@ -344,16 +364,16 @@ def _cached(paths: list[Path], build: Callable[[], _Index]) -> _Index:
     try:
         with np.load(cache, allow_pickle=False) as stored:
             names, classes = (str(stored[name][()]).split(SEPARATOR) for name in ("names", "classes"))
-            arrays = [stored[name] for name in ("file_N", "offset_N", "size_N", "label_N")]
-            return _Index(tuple(names), tuple(filter(None, classes)), *arrays)
-    except (OSError, ValueError, KeyError):
+            arrays = [stored[name] for name in ("file_N", "offset_N", "size_N", "label_N", "left")]
+            first_left = str(stored["first_left"])
+            return _Index(tuple(names), tuple(filter(None, classes)), *arrays)._replace(first_left=first_left)
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error):
         index = build()
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
         with written_beside(cache) as beside, open(beside, "wb") as file:
             entries: dict[str, Any] = {name: SEPARATOR.join(getattr(index, name)) for name in ("names", "classes")}
-            entries |= {name: getattr(index, name) for name in index._fields if name.endswith("_N")}
-            np.savez(file, **entries)
+            np.savez(file, **(index._asdict() | entries))
     except OSError:
         pass  # without a cache folder the index is made again next time
     return index
